@@ -1,0 +1,101 @@
+// HqqConfig: how a model is quantized; LayerConfig: the settings of one layer after matching.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "hqq/bitpack.hpp"
+#include "hqq/dtype.hpp"
+
+namespace hqq {
+
+// kMinMax: round to nearest from min/max. kHqq: upstream's algorithm (zero only). kJoint: half-quadratic
+// in scale and zero (docs/solver.md).
+enum class Solver { kMinMax, kHqq, kJoint };
+// kAuto: sinkhorn, but none when the layer has importance weights (they serve the same end better).
+enum class Balance { kAuto, kNone, kSinkhorn };
+
+std::string to_string(Solver solver);
+std::string to_string(Balance balance);
+
+// All settings of one layer.
+struct LayerConfig {
+  BitWidth nbits = BitWidth::k4;
+  // Weights a group has; nullopt: one group per row (axis 1) or per column (axis 0).
+  std::optional<std::int64_t> group_size = 64;
+  int axis = 1;
+  Solver solver = Solver::kJoint;
+  Balance balance = Balance::kAuto;
+  // Norm of the error that is minimised: |x|^lp_norm. Unset: 2 for joint, 0.7 for hqq.
+  std::optional<double> lp_norm;
+  // Unset: 20 for hqq; for joint the number of refits that docs/solver.md derives.
+  std::optional<int> iterations;
+  // Half-quadratic penalty and its growth a step (used when lp_norm < 2).
+  double beta = 10.0;
+  double kappa = 1.01;
+  // Round the zero point before solver "hqq" starts. Unset: upstream's rule, only at 4 bits.
+  std::optional<bool> round_zero;
+  // Store zero / scale as 8-bit codes.
+  bool quant_zero = false;
+  bool quant_scale = false;
+  // Type of stored scale, zero and col_scale: float16, bfloat16 or float32.
+  DType meta_dtype = DType::kF16;
+
+  double effective_lp_norm() const { return lp_norm.value_or(solver == Solver::kHqq ? 0.7 : 2.0); }
+  bool effective_round_zero() const { return round_zero.value_or(nbits == BitWidth::k4); }
+
+  // Throws std::invalid_argument naming the field, its value and what is allowed.
+  void validate() const;
+
+  friend bool operator==(const LayerConfig&, const LayerConfig&) = default;
+};
+
+// Names of a layer: "model.layers.3.self_attn.q_proj" has the tag "self_attn.q_proj": the path
+// without the components "model", "layers" and numbers.
+std::string layer_tag(const std::string& layer_name);
+
+
+class HqqConfig {
+ public:
+  // Settings of every layer that no rule names.
+  LayerConfig defaults;
+  // Rules, in the order they were given: layer tag, glob ("*.mlp.experts.*") or regex ("re:...") of the
+  // full layer name -> settings for the matching layers (a full LayerConfig: defaults with the rule's
+  // fields replaced). nullopt as the value: leave these layers unquantized. A full-name or tag match
+  // wins over patterns; among patterns the first wins.
+  std::vector<std::pair<std::string, std::optional<LayerConfig>>> dynamic_config;
+  // Tags, last path components, globs or "re:" patterns of layers that stay as they are.
+  std::vector<std::string> skip_modules = {"lm_head"};
+  // Upstream's rule for per-tag configs: a layer that no key of dynamic_config names stays unquantized.
+  bool dynamic_only = false;
+
+  HqqConfig() = default;
+  explicit HqqConfig(const LayerConfig& defaults) : defaults(defaults) {}
+
+  // The settings of a layer ("model.layers.0.mlp.down_proj", no ".weight"), or nullopt if it is skipped.
+  std::optional<LayerConfig> layer(const std::string& layer_name) const;
+
+  // Throws std::invalid_argument when a field or rule is invalid.
+  void validate() const;
+
+  // Reads our own form, Transformers' HqqConfig form ({"quant_config": {"weight_quant_params": ...},
+  // "skip_modules", "quant_method"}) and upstream's BaseQuantizeConfig form. An unknown key throws
+  // std::invalid_argument naming it and the nearest known key.
+  static HqqConfig from_json(const nlohmann::json& json);
+  static HqqConfig from_json_text(const std::string& text);
+  // Our own form; from_json(to_json()) gives an equal config.
+  nlohmann::json to_json() const;
+
+  friend bool operator==(const HqqConfig&, const HqqConfig&) = default;
+};
+
+// LayerConfig in our own JSON form (all fields) and back, starting from `base`.
+nlohmann::json layer_config_to_json(const LayerConfig& config);
+LayerConfig layer_config_from_json(const nlohmann::json& json, const LayerConfig& base,
+                                   const std::string& where);
+
+}  // namespace hqq

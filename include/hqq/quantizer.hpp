@@ -1,0 +1,69 @@
+// hqq::Quantizer: matrices in, quantized matrices out.
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "hqq/config.hpp"
+#include "hqq/device.hpp"
+#include "hqq/quantized_tensor.hpp"
+#include "hqq/tensor.hpp"
+
+namespace hqq {
+
+using RowMajorMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// Errors of W_r against W over all weights.
+struct QuantizeStats {
+  double mean_abs_error = 0;  // mean |W - W_r|
+  double rms_error = 0;       // sqrt(mean (W - W_r)^2)
+  double max_abs_error = 0;   // max |W - W_r|
+  double relative_error = 0;  // ||W - W_r|| / ||W|| (Frobenius), 0 when W is all zeros
+};
+
+struct QuantizeOptions {
+  // Weight of the squared error of each input column, [in_features], finite and >= 0, not all zero;
+  // empty: all columns alike.
+  std::span<const float> importance;
+  // CPU threads; 0: default_threads().
+  int threads = 0;
+  // Filled when not null.
+  QuantizeStats* stats = nullptr;
+};
+
+class Quantizer {
+ public:
+  // Throws std::invalid_argument if the config is invalid.
+  explicit Quantizer(HqqConfig config = {}, Device device = Device::cpu());
+
+  const HqqConfig& config() const { return config_; }
+  const Device& device() const { return device_; }
+
+  // Quantizes W [out_features, in_features] with the settings of `layer_name` (the defaults when it is
+  // empty). Throws std::invalid_argument when the layer is one the config skips, when W is empty, holds
+  // NaN or Inf (naming the layer, the first index and the count), or when a scale or zero does not fit
+  // config.meta_dtype. The result does not depend on the number of threads or the CPU.
+  QuantizedTensor quantize(const TensorView& W, const std::string& layer_name = "",
+                           const QuantizeOptions& options = {}) const;
+  QuantizedTensor quantize(const Eigen::Ref<const RowMajorMatrix>& W,
+                           const std::string& layer_name = "",
+                           const QuantizeOptions& options = {}) const;
+
+  // The same with explicit settings.
+  QuantizedTensor quantize(const TensorView& W, const LayerConfig& config,
+                           const std::string& layer_name,
+                           const QuantizeOptions& options) const;
+
+ private:
+  HqqConfig config_;
+  Device device_;
+};
+
+// W_r as float32, bfloat16, float16 or float64 [out_features, in_features].
+Tensor dequantize(const QuantizedTensor& q, DType dtype = DType::kF32, int threads = 0);
+RowMajorMatrix dequantize_matrix(const QuantizedTensor& q, int threads = 0);
+
+}  // namespace hqq

@@ -1,0 +1,37 @@
+// What every backend implements: hqq::cpu (src/cpu) and hqq::cuda (cuda/, or src/cuda_stub.cpp when the
+// library is built without it). Callers validate; backends trust their arguments.
+#pragma once
+
+#include <string>
+
+#include "hqq/quantizer.hpp"
+
+namespace hqq {
+
+// One matrix to quantize. `config` is validated and resolved (group_size set, no kAuto left).
+struct QuantizeTask {
+  TensorView W;
+  LayerConfig config;
+  std::span<const float> importance;
+  std::string name;
+  int threads = 1;
+  QuantizeStats* stats = nullptr;
+};
+
+#define HQQ_BACKEND_FUNCTIONS                                                   \
+  /* Fills the (allocated) tensors of `out`. */                                 \
+  void quantize(const QuantizeTask& task, QuantizedTensor& out);                \
+  /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */    \
+  void dequantize(const QuantizedTensor& q, Tensor& out, int threads);
+
+namespace cpu {
+HQQ_BACKEND_FUNCTIONS
+}
+namespace cuda {
+HQQ_BACKEND_FUNCTIONS
+bool is_available();
+}
+
+#undef HQQ_BACKEND_FUNCTIONS
+
+}  // namespace hqq
