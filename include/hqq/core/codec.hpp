@@ -1,0 +1,221 @@
+// Packing of codes into rows, for every bit width (docs/format.md, "Packed rows"). A new width is a new
+// row of kRowFormats and an entry of the enumeration BitWidth.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "hqq/bitpack.hpp"
+
+#ifndef HQQ_HD
+#ifdef __CUDACC__
+#define HQQ_HD __host__ __device__ __forceinline__
+#else
+#define HQQ_HD inline
+#endif
+#endif
+
+namespace hqq::core {
+
+// A code is split into planes of primitive widths (8, 4, 2, 1 bits), low bits first. A row is a sequence
+// of blocks of `block` codes; a block stores its planes one after the other.
+struct RowFormat {
+  int low_bits;   // first plane; 0: ternary
+  int high_bits;  // second plane, 0: none
+  int block;      // codes a block has; the last block of a row may be shorter
+  int max_code;
+};
+
+inline constexpr int kTernaryBlock = 64;        // codes
+inline constexpr int kTernaryBlockBytes = 13;   // 12 bytes of five codes, one of four
+inline constexpr int kTernaryDigits = 5;        // 3^5 = 243 fits a byte
+inline constexpr int kTernaryMaxByte = 242;
+
+// In the order of the enumeration BitWidth.
+inline constexpr RowFormat kRowFormats[] = {
+    {8, 0, 8, 255},              // 8
+    {4, 2, 32, 63},              // 6 = 4 + 2
+    {4, 1, 32, 31},              // 5 = 4 + 1
+    {4, 0, 8, 15},               // 4
+    {2, 1, 32, 7},               // 3 = 2 + 1
+    {2, 0, 8, 3},                // 2
+    {0, 0, kTernaryBlock, 2},    // 1.58
+    {1, 0, 8, 1},                // 1
+};
+
+HQQ_HD constexpr RowFormat row_format(BitWidth width) {
+  return kRowFormats[static_cast<int>(width)];
+}
+
+// Bytes n codes of one plane take.
+HQQ_HD constexpr std::int64_t plane_bytes(int bits, std::int64_t n) { return (n * bits + 7) / 8; }
+
+// Bytes one block of n codes takes (n <= block).
+HQQ_HD constexpr std::int64_t block_bytes(RowFormat format, std::int64_t n) {
+  if (format.low_bits == 0) return (n + kTernaryDigits - 1) / kTernaryDigits;
+  return plane_bytes(format.low_bits, n) + plane_bytes(format.high_bits, n);
+}
+
+HQQ_HD constexpr std::int64_t row_bytes(RowFormat format, std::int64_t cols) {
+  return cols / format.block * block_bytes(format, format.block) +
+         block_bytes(format, cols % format.block);
+}
+
+// Eight codes, one a byte in `codes` (the first in the lowest), each below 2^bits -> `bits` bytes in the low
+// end of the result. Every step halves the distance between neighbours.
+HQQ_HD std::uint64_t gather_bits(int bits, std::uint64_t codes) {
+  if (bits == 8) return codes;
+  if (bits == 1) {
+    codes |= codes >> 7;  // pairs in bits 0-1 of every second byte
+    codes &= 0x0003000300030003u;
+    codes |= codes >> 14;
+    codes &= 0x0000000F0000000Fu;
+    return (codes | codes >> 28) & 0xFFu;
+  }
+  if (bits == 2) {
+    codes |= codes >> 6;
+    codes &= 0x000F000F000F000Fu;
+    codes |= codes >> 12;
+    codes &= 0x000000FF000000FFu;
+    return (codes | codes >> 24) & 0xFFFFu;
+  }
+  codes |= codes >> 4;
+  codes &= 0x00FF00FF00FF00FFu;
+  codes |= codes >> 8;
+  codes &= 0x0000FFFF0000FFFFu;
+  return (codes | codes >> 16) & 0xFFFFFFFFu;
+}
+
+// The inverse of gather_bits.
+HQQ_HD std::uint64_t scatter_bits(int bits, std::uint64_t packed) {
+  if (bits == 8) return packed;
+  if (bits == 1) {
+    packed = (packed | packed << 28) & 0x0000000F0000000Fu;
+    packed = (packed | packed << 14) & 0x0003000300030003u;
+    return (packed | packed << 7) & 0x0101010101010101u;
+  }
+  if (bits == 2) {
+    packed = (packed | packed << 24) & 0x000000FF000000FFu;
+    packed = (packed | packed << 12) & 0x000F000F000F000Fu;
+    return (packed | packed << 6) & 0x0303030303030303u;
+  }
+  packed = (packed | packed << 16) & 0x0000FFFF0000FFFFu;
+  packed = (packed | packed << 8) & 0x00FF00FF00FF00FFu;
+  return (packed | packed << 4) & 0x0F0F0F0F0F0F0F0Fu;
+}
+
+// The mask of the low `bits` bits of every byte.
+HQQ_HD constexpr std::uint64_t byte_mask(int bits) {
+  return 0x0101010101010101u * ((std::uint64_t{1} << bits) - 1);
+}
+
+// memcpy of up to eight bytes: little-endian by definition of the format.
+HQQ_HD std::uint64_t load_bytes(const std::uint8_t* p, std::int64_t n) {
+  std::uint64_t word = 0;
+  if (n >= 8) {
+    std::memcpy(&word, p, 8);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) word |= static_cast<std::uint64_t>(p[i]) << (8 * i);
+  }
+  return word;
+}
+HQQ_HD void store_bytes(std::uint64_t word, std::uint8_t* p, std::int64_t n) {
+  if (n >= 8) {
+    std::memcpy(p, &word, 8);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) p[i] = static_cast<std::uint8_t>(word >> (8 * i));
+  }
+}
+
+// One plane of n codes (any n >= 0): bits [shift, shift + bits) of every code.
+HQQ_HD void pack_plane(int bits, int shift, const std::uint8_t* codes, std::int64_t n,
+                       std::uint8_t* out) {
+  const std::uint64_t mask = byte_mask(bits);
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const std::uint64_t packed = gather_bits(bits, (load_bytes(codes + i, 8) >> shift) & mask);
+    std::memcpy(out + i / 8 * bits, &packed, static_cast<std::size_t>(bits));
+  }
+  if (i < n) {
+    const std::uint64_t packed = gather_bits(bits, (load_bytes(codes + i, n - i) >> shift) & mask);
+    store_bytes(packed, out + i / 8 * bits, plane_bytes(bits, n - i));
+  }
+}
+
+// Adds the plane to `codes` (which the caller has cleared or filled with the lower plane).
+HQQ_HD void unpack_plane(int bits, int shift, const std::uint8_t* packed, std::int64_t n,
+                         std::uint8_t* codes) {
+  for (std::int64_t i = 0; i < n; i += 8) {
+    const std::int64_t count = n - i < 8 ? n - i : 8;
+    std::uint64_t word = load_bytes(packed + i / 8 * bits, plane_bytes(bits, count));
+    word = scatter_bits(bits, word) << shift;
+    if (shift > 0) word |= load_bytes(codes + i, count);
+    store_bytes(word, codes + i, count);
+  }
+}
+
+HQQ_HD void pack_ternary(const std::uint8_t* codes, std::int64_t n, std::uint8_t* out) {
+  for (std::int64_t i = 0; i < n; i += kTernaryDigits) {
+    const std::int64_t count = n - i < kTernaryDigits ? n - i : kTernaryDigits;
+    int value = 0;
+    for (std::int64_t d = count - 1; d >= 0; --d) value = value * 3 + codes[i + d];
+    out[i / kTernaryDigits] = static_cast<std::uint8_t>(value);
+  }
+}
+
+HQQ_HD void unpack_ternary(const std::uint8_t* packed, std::int64_t n, std::uint8_t* codes) {
+  for (std::int64_t i = 0; i < n; i += kTernaryDigits) {
+    const std::int64_t count = n - i < kTernaryDigits ? n - i : kTernaryDigits;
+    int value = packed[i / kTernaryDigits];
+    for (std::int64_t d = 0; d < count; ++d) {
+      codes[i + d] = static_cast<std::uint8_t>(value % 3);
+      value /= 3;
+    }
+  }
+}
+
+// One block of n codes (n <= format.block).
+HQQ_HD void pack_block(RowFormat format, const std::uint8_t* codes, std::int64_t n,
+                       std::uint8_t* out) {
+  if (format.low_bits == 0) return pack_ternary(codes, n, out);
+  pack_plane(format.low_bits, 0, codes, n, out);
+  if (format.high_bits > 0) {
+    pack_plane(format.high_bits, format.low_bits, codes, n,
+               out + plane_bytes(format.low_bits, n));
+  }
+}
+
+HQQ_HD void unpack_block(RowFormat format, const std::uint8_t* packed, std::int64_t n,
+                         std::uint8_t* codes) {
+  if (format.low_bits == 0) return unpack_ternary(packed, n, codes);
+  unpack_plane(format.low_bits, 0, packed, n, codes);
+  if (format.high_bits > 0) {
+    unpack_plane(format.high_bits, format.low_bits, packed + plane_bytes(format.low_bits, n), n,
+                 codes);
+  }
+}
+
+// A whole row. Formats of one plane need no blocks.
+HQQ_HD void pack_row(RowFormat format, const std::uint8_t* codes, std::int64_t cols,
+                     std::uint8_t* out) {
+  if (format.low_bits > 0 && format.high_bits == 0) {
+    return pack_plane(format.low_bits, 0, codes, cols, out);
+  }
+  const std::int64_t full = block_bytes(format, format.block);
+  for (std::int64_t i = 0; i < cols; i += format.block, out += full) {
+    pack_block(format, codes + i, cols - i < format.block ? cols - i : format.block, out);
+  }
+}
+
+HQQ_HD void unpack_row(RowFormat format, const std::uint8_t* packed, std::int64_t cols,
+                       std::uint8_t* codes) {
+  if (format.low_bits > 0 && format.high_bits == 0) {
+    return unpack_plane(format.low_bits, 0, packed, cols, codes);
+  }
+  const std::int64_t full = block_bytes(format, format.block);
+  for (std::int64_t i = 0; i < cols; i += format.block, packed += full) {
+    unpack_block(format, packed, cols - i < format.block ? cols - i : format.block, codes + i);
+  }
+}
+
+}  // namespace hqq::core
