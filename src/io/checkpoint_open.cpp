@@ -1,0 +1,191 @@
+// class Checkpoint: finds, opens and checks the files of a checkpoint folder.
+#include <algorithm>
+#include <set>
+#include <system_error>
+
+#include "hqq/checkpoint.hpp"
+#include "hqq/error.hpp"
+#include "src/io/atomic_file.hpp"
+#include "src/io/json.hpp"
+
+namespace hqq {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kWhere = "checkpoint";
+constexpr const char* kSingleName = "model.safetensors";
+constexpr const char* kIndexName = "model.safetensors.index.json";
+
+// Tensor -> shard, as the index says.
+using WeightMap = std::map<std::string, std::string>;
+
+// Names in the index are file names, never paths: whatever they say, no other folder is read.
+void check_shard_name(const std::string& index, const std::string& tensor,
+                      const std::string& shard) {
+  const std::string entry =
+      index + ": tensor " + quote_text(tensor) + " is in shard " + quote_text(shard);
+  if (shard.empty()) throw_format(kWhere, entry + ", but the name is empty");
+  if (shard.front() == '/' || shard.front() == '\\' || (shard.size() > 1 && shard[1] == ':')) {
+    throw_format(kWhere, entry + ", but an absolute path is not allowed");
+  }
+  if (shard == "." || shard == ".." || shard.starts_with("../") || shard.starts_with("..\\") ||
+      shard.find("/..") != std::string::npos || shard.find("\\..") != std::string::npos) {
+    throw_format(kWhere, entry + ", but the path leaves the folder");
+  }
+  if (shard.find_first_of("/\\") != std::string::npos) {
+    throw_format(kWhere, entry + ", but shards must lie in the folder of the index itself");
+  }
+  if (!shard.ends_with(".safetensors")) {
+    throw_format(kWhere, entry + ", but a name ending in .safetensors is needed");
+  }
+}
+
+// A link may not smuggle in a file from elsewhere. The one exception is the cache of
+// huggingface_hub, whose snapshots/<revision>/ folders hold links into ../../blobs/.
+void check_link(const fs::path& folder, const std::string& shard) {
+  std::error_code error;
+  const fs::path real = fs::canonical(folder / shard, error);
+  if (error) {
+    throw_format(kWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
+                             ", which the index lists, is missing");
+  }
+  const fs::path real_folder = fs::canonical(folder);
+  if (real.parent_path() == real_folder) return;
+  const fs::path snapshots = real_folder.parent_path();
+  if (snapshots.filename() == "snapshots" &&
+      real.parent_path() == snapshots.parent_path() / "blobs") {
+    return;
+  }
+  throw_format(kWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
+                           " is a link that leaves the folder, to " + quote_text(real.string()));
+}
+
+WeightMap read_index(const fs::path& path) {
+  const std::string index = quote_text(path.string());
+  const nlohmann::json json = parse_json(read_text_file(path), std::string(kWhere) + " " + index);
+  if (!json.is_object()) throw_format(kWhere, index + ": the index must be a JSON object");
+  const auto map = json.find("weight_map");
+  if (map == json.end()) throw_format(kWhere, index + ": the index has no weight_map");
+  if (!map->is_object()) {
+    throw_format(kWhere, index + ": weight_map must be an object, but it is " + map->type_name());
+  }
+  if (map->empty()) throw_format(kWhere, index + ": weight_map lists no tensor");
+  WeightMap result;
+  for (const auto& [tensor, shard] : map->items()) {
+    if (!shard.is_string()) {
+      throw_format(kWhere, index + ": the shard of tensor " + quote_text(tensor) +
+                               " must be a string, but it is " + shard.type_name());
+    }
+    check_shard_name(index, tensor, shard.get_ref<const std::string&>());
+    result.emplace(tensor, shard.get<std::string>());
+  }
+  return result;
+}
+
+[[noreturn]] void throw_no_model(const fs::path& folder) {
+  std::string found;
+  int count = 0;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    const bool other = name.ends_with(".safetensors") || name.ends_with(".bin") ||
+                       name.ends_with(".pt") || name.ends_with(".gguf");
+    if (other && ++count <= 3) found += (count == 1 ? "; it has " : ", ") + quote_text(name);
+  }
+  throw_format(kWhere, quote_text(folder.string()) + " has neither " + kSingleName + " nor " +
+                           kIndexName + found);
+}
+
+std::string read_config(const fs::path& path) {
+  if (!fs::exists(path)) return {};
+  std::string text = read_text_file(path);
+  const std::string file = quote_text(path.string());
+  if (!parse_json(text, std::string(kWhere) + " " + file).is_object()) {
+    throw_format(kWhere, file + ": config.json must hold a JSON object");
+  }
+  return text;
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const fs::path& path) : path_(path) {
+  const fs::file_status status = fs::status(path);
+  if (!fs::exists(status)) {
+    throw std::system_error(ENOENT, std::generic_category(),
+                            "[checkpoint] cannot open " + quote_text(path.string()));
+  }
+  fs::path folder = path;
+  WeightMap weight_map;
+  if (!fs::is_directory(status)) {
+    if (path.extension() != ".safetensors") {
+      throw_format(kWhere, quote_text(path.string()) +
+                               " is neither a checkpoint folder nor a .safetensors file");
+    }
+    shard_names_ = {path.filename().string()};
+    folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  } else if (fs::exists(path / kSingleName)) {
+    shard_names_ = {kSingleName};
+  } else if (fs::exists(path / kIndexName)) {
+    sharded_ = true;
+    weight_map = read_index(path / kIndexName);
+    std::set<std::string> names;
+    for (const auto& [tensor, shard] : weight_map) names.insert(shard);
+    shard_names_.assign(names.begin(), names.end());
+    for (const std::string& name : shard_names_) check_link(path, name);
+  } else {
+    throw_no_model(path);
+  }
+  config_json_ = read_config(folder / "config.json");
+
+  for (std::size_t s = 0; s < shard_names_.size(); ++s) {
+    shards_.push_back(std::make_shared<SafetensorsFile>(folder / shard_names_[s]));
+    const std::vector<TensorInfo>& tensors = shards_.back()->tensors();
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      const auto [place, inserted] = where_.emplace(tensors[t].name, std::pair(s, t));
+      if (!inserted) {
+        throw_format(kWhere, quote_text(path.string()) + ": tensor " + quote_text(tensors[t].name) +
+                                 " is in two shards, " +
+                                 quote_text(shard_names_[place->second.first]) + " and " +
+                                 quote_text(shard_names_[s]));
+      }
+    }
+  }
+  if (!sharded_) return;
+  for (const auto& [tensor, shard] : weight_map) {
+    const auto place = where_.find(tensor);
+    if (place == where_.end()) {
+      throw_format(kWhere, quote_text(path.string()) + ": the index puts tensor " +
+                               quote_text(tensor) + " into " + quote_text(shard) +
+                               ", but no shard holds it");
+    }
+    const std::string& real = shard_names_[place->second.first];
+    if (real != shard) {
+      throw_format(kWhere, quote_text(path.string()) + ": the index puts tensor " +
+                               quote_text(tensor) + " into " + quote_text(shard) +
+                               ", but it is in " + quote_text(real));
+    }
+  }
+  for (const auto& [tensor, place] : where_) {
+    if (!weight_map.contains(tensor)) {
+      throw_format(kWhere, quote_text(path.string()) + ": shard " +
+                               quote_text(shard_names_[place.first]) + " holds tensor " +
+                               quote_text(tensor) + ", which the index does not list");
+    }
+  }
+}
+
+std::pair<const TensorInfo*, std::size_t> Checkpoint::find(const std::string& name) const {
+  const auto place = where_.find(name);
+  if (place == where_.end()) return {nullptr, 0};
+  const auto [shard, tensor] = place->second;
+  return {&shards_[shard]->tensors()[tensor], shard};
+}
+
+std::uint64_t Checkpoint::total_bytes() const {
+  std::uint64_t total = 0;
+  for (const auto& shard : shards_) {
+    for (const TensorInfo& info : shard->tensors()) total += info.nbytes();
+  }
+  return total;
+}
+
+}  // namespace hqq
