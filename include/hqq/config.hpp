@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hqq/bitpack.hpp"
@@ -58,17 +58,17 @@ struct LayerConfig {
 // without the components "model", "layers" and numbers.
 std::string layer_tag(const std::string& layer_name);
 
-
 class HqqConfig {
  public:
   // Settings of every layer that no rule names.
   LayerConfig defaults;
-  // Rules, in the order they were given: layer tag, glob ("*.mlp.experts.*") or regex ("re:...") of the
-  // full layer name -> settings for the matching layers (a full LayerConfig: defaults with the rule's
-  // fields replaced). nullopt as the value: leave these layers unquantized. A full-name or tag match
-  // wins over patterns; among patterns the first wins.
+  // Rules, in the order they were given: layer name or tag, glob ("*.mlp.experts.*") or regex ("re:...",
+  // ECMAScript without back-references) of the full layer name -> settings for the matching layers (a
+  // full LayerConfig: defaults with the rule's fields replaced). nullopt as the value: leave these layers
+  // unquantized. A full name wins over skip_modules, that over a tag, that over patterns; among
+  // patterns the first wins.
   std::vector<std::pair<std::string, std::optional<LayerConfig>>> dynamic_config;
-  // Tags, last path components, globs or "re:" patterns of layers that stay as they are.
+  // Full names, tags, last path components, globs or "re:" patterns of layers that stay as they are.
   std::vector<std::string> skip_modules = {"lm_head"};
   // Upstream's rule for per-tag configs: a layer that no key of dynamic_config names stays unquantized.
   bool dynamic_only = false;
@@ -82,20 +82,22 @@ class HqqConfig {
   // Throws std::invalid_argument when a field or rule is invalid.
   void validate() const;
 
-  // Reads our own form, Transformers' HqqConfig form ({"quant_config": {"weight_quant_params": ...},
-  // "skip_modules", "quant_method"}) and upstream's BaseQuantizeConfig form. An unknown key throws
-  // std::invalid_argument naming it and the nearest known key.
-  static HqqConfig from_json(const nlohmann::json& json);
+  // Reads our own form (every key optional), Transformers' HqqConfig forms (keywords, or
+  // {"quant_config": {"weight_quant_params": ...}, "skip_modules", "quant_method"}) and upstream's
+  // BaseQuantizeConfig form, alone or per tag. The last two mean balance none, and settings per tag mean
+  // dynamic_only. An unknown key throws std::invalid_argument naming it and the nearest known key. The
+  // order of dynamic_config counts: an nlohmann::json, which converts, has its keys sorted already.
+  static HqqConfig from_json(const nlohmann::ordered_json& json);
   static HqqConfig from_json_text(const std::string& text);
   // Our own form; from_json(to_json()) gives an equal config.
-  nlohmann::json to_json() const;
+  nlohmann::ordered_json to_json() const;
 
   friend bool operator==(const HqqConfig&, const HqqConfig&) = default;
 };
 
 // LayerConfig in our own JSON form (all fields) and back, starting from `base`.
-nlohmann::json layer_config_to_json(const LayerConfig& config);
-LayerConfig layer_config_from_json(const nlohmann::json& json, const LayerConfig& base,
+nlohmann::ordered_json layer_config_to_json(const LayerConfig& config);
+LayerConfig layer_config_from_json(const nlohmann::ordered_json& json, const LayerConfig& base,
                                    const std::string& where);
 
 }  // namespace hqq

@@ -1,0 +1,143 @@
+#include "hqq/config.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <sstream>
+
+#include "hqq/error.hpp"
+#include "src/config_rules.hpp"
+#include "src/layer_match.hpp"
+
+namespace hqq {
+namespace {
+
+template <class T>
+std::string text_of(const T& value) {
+  std::ostringstream out;
+  out << value;
+  return out.str();
+}
+
+}  // namespace
+
+std::string to_string(Solver solver) {
+  switch (solver) {
+    case Solver::kMinMax:
+      return "minmax";
+    case Solver::kHqq:
+      return "hqq";
+    case Solver::kJoint:
+      return "joint";
+  }
+  throw_invalid("config", "there is no solver number " + text_of(static_cast<int>(solver)));
+}
+
+std::string to_string(Balance balance) {
+  switch (balance) {
+    case Balance::kAuto:
+      return "auto";
+    case Balance::kNone:
+      return "none";
+    case Balance::kSinkhorn:
+      return "sinkhorn";
+  }
+  throw_invalid("config", "there is no balance number " + text_of(static_cast<int>(balance)));
+}
+
+void validate_layer_config(const LayerConfig& config, const std::string& where) {
+  if (config.group_size && (*config.group_size < 8 || *config.group_size % 8 != 0)) {
+    throw_invalid(where,
+                  "group_size is " + text_of(*config.group_size) +
+                      "; it must be a multiple of 8 from 8 up, or null for one group per row");
+  }
+  if (config.axis != 0 && config.axis != 1) {
+    throw_invalid(where, "axis is " + text_of(config.axis) + "; it must be 0 or 1");
+  }
+  if (config.lp_norm) {
+    const double most = config.solver == Solver::kHqq ? 1.0 : 2.0;
+    // Written so that NaN fails.
+    if (!(*config.lp_norm > 0 && *config.lp_norm <= most)) {
+      throw_invalid(where, "lp_norm is " + text_of(*config.lp_norm) +
+                               "; it must be above 0 and at most " + text_of(most) +
+                               " for solver " + to_string(config.solver));
+    }
+  }
+  if (config.iterations && (*config.iterations < 1 || *config.iterations > 1000)) {
+    throw_invalid(where,
+                  "iterations is " + text_of(*config.iterations) + "; it must be from 1 to 1000");
+  }
+  if (!(config.beta > 0) || !std::isfinite(config.beta)) {
+    throw_invalid(where,
+                  "beta is " + text_of(config.beta) + "; it must be a finite number above 0");
+  }
+  if (!(config.kappa >= 1) || !std::isfinite(config.kappa)) {
+    throw_invalid(where,
+                  "kappa is " + text_of(config.kappa) + "; it must be a finite number, 1 or more");
+  }
+  if (config.meta_dtype != DType::kF16 && config.meta_dtype != DType::kBF16 &&
+      config.meta_dtype != DType::kF32) {
+    throw_invalid(where, "meta_dtype is " + std::string(dtype_name(config.meta_dtype)) +
+                             "; it must be float16, bfloat16 or float32");
+  }
+  // Enumerations can hold any number when they come from a cast.
+  if (std::find(std::begin(kAllBitWidths), std::end(kAllBitWidths), config.nbits) ==
+      std::end(kAllBitWidths)) {
+    throw_invalid(where, "nbits must be one of " + supported_nbits());
+  }
+  to_string(config.solver);
+  to_string(config.balance);
+}
+
+std::string rule_where(const std::string& key) {
+  return "config, rule '" + (key.size() <= 80 ? key : key.substr(0, 80) + "...") + "'";
+}
+
+void LayerConfig::validate() const { validate_layer_config(*this, "config"); }
+
+std::string layer_tag(const std::string& layer_name) {
+  std::string tag;
+  for (std::size_t begin = 0; begin <= layer_name.size();) {
+    const std::size_t end = std::min(layer_name.find('.', begin), layer_name.size());
+    const std::string component = layer_name.substr(begin, end - begin);
+    const bool is_number =
+        !component.empty() && component.find_first_not_of("0123456789") == std::string::npos;
+    if (!is_number && component != "model" && component != "layers") {
+      if (!tag.empty()) tag += '.';
+      tag += component;
+    }
+    begin = end + 1;
+  }
+  return tag;
+}
+
+std::optional<LayerConfig> HqqConfig::layer(const std::string& layer_name) const {
+  for (const auto& [key, rule] : dynamic_config) {
+    if (key == layer_name) return rule;
+  }
+  for (const std::string& entry : skip_modules) {
+    if (skip_matches(entry, layer_name)) return std::nullopt;
+  }
+  const std::string tag = layer_tag(layer_name);
+  for (const auto& [key, rule] : dynamic_config) {
+    if (key == tag) return rule;
+  }
+  for (const auto& [key, rule] : dynamic_config) {
+    if (pattern_matches(key, layer_name)) return rule;
+  }
+  if (dynamic_only) return std::nullopt;
+  return defaults;
+}
+
+void HqqConfig::validate() const {
+  defaults.validate();
+  std::set<std::string> seen;
+  for (const auto& [key, rule] : dynamic_config) {
+    validate_pattern(key, "config");
+    if (!seen.insert(key).second) throw_invalid(rule_where(key), "given twice in dynamic_config");
+    if (rule) validate_layer_config(*rule, rule_where(key));
+  }
+  for (const std::string& entry : skip_modules) validate_pattern(entry, "config");
+}
+
+}  // namespace hqq

@@ -1,0 +1,192 @@
+#include "src/layer_match.hpp"
+
+#include <algorithm>
+#include <regex>
+#include <string_view>
+#include <unordered_map>
+
+#include "hqq/config.hpp"
+#include "hqq/error.hpp"
+
+namespace hqq {
+namespace {
+
+constexpr std::string_view kRegexPrefix = "re:";
+// The work of a match grows with the product of the two.
+constexpr std::size_t kMaxRegexLength = 500;
+constexpr std::size_t kMaxMatchedName = 1000;
+
+std::regex compile(const std::string& pattern) {
+  auto flags = std::regex::ECMAScript;
+#ifdef __GLIBCXX__
+  // The default executor of libstdc++ backtracks: exponential time and one stack frame per
+  // character.
+  flags |= std::regex_constants::__polynomial;
+#endif
+  return std::regex(pattern.substr(kRegexPrefix.size()), flags);
+}
+
+// Models have thousands of layers and configs few patterns: compile each pattern once a thread.
+const std::regex& compiled(const std::string& pattern) {
+  constexpr std::size_t kMaxCached = 64;
+  thread_local std::unordered_map<std::string, std::regex> cache;
+  const auto found = cache.find(pattern);
+  if (found != cache.end()) return found->second;
+  if (cache.size() >= kMaxCached) cache.clear();
+  return cache.emplace(pattern, compile(pattern)).first->second;
+}
+
+// Index of the ']' that closes the set opened at `open`, npos if none does. A ']' that comes first
+// belongs to the set.
+std::size_t set_end(const std::string& glob, std::size_t open) {
+  std::size_t at = open + 1;
+  if (at < glob.size() && glob[at] == '!') ++at;
+  return glob.find(']', at + 1);
+}
+
+bool set_contains(std::string_view set, char c) {
+  const bool negated = !set.empty() && set[0] == '!';
+  if (negated) set.remove_prefix(1);
+  bool found = false;
+  for (std::size_t i = 0; i < set.size(); ++i) {
+    if (i + 2 < set.size() && set[i + 1] == '-') {
+      found = found || (set[i] <= c && c <= set[i + 2]);
+      i += 2;
+    } else {
+      found = found || set[i] == c;
+    }
+  }
+  return found != negated;
+}
+
+std::string last_component(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
+}  // namespace
+
+PatternKind pattern_kind(const std::string& pattern) {
+  if (std::string_view(pattern).starts_with(kRegexPrefix)) return PatternKind::kRegex;
+  const bool is_glob = pattern.find_first_of("*?[") != std::string::npos;
+  return is_glob ? PatternKind::kGlob : PatternKind::kExact;
+}
+
+void validate_pattern(const std::string& pattern, const std::string& where) {
+  if (pattern.empty()) throw_invalid(where, "a layer name or pattern must not be empty");
+  switch (pattern_kind(pattern)) {
+    case PatternKind::kExact:
+      return;
+    case PatternKind::kGlob:
+      for (std::size_t i = 0; i < pattern.size(); ++i) {
+        if (pattern[i] != '[') continue;
+        i = set_end(pattern, i);
+        if (i == std::string::npos) {
+          throw_invalid(where, "glob '" + pattern + "' has a '[' without its ']'");
+        }
+      }
+      return;
+    case PatternKind::kRegex:
+      if (pattern.size() > kMaxRegexLength) {
+        throw_invalid(where, "a regex may have " + std::to_string(kMaxRegexLength) +
+                                 " characters, this one has " + std::to_string(pattern.size()) +
+                                 ": '" + pattern.substr(0, 40) + "...'");
+      }
+      try {
+        compile(pattern);
+      } catch (const std::regex_error& error) {
+        throw_invalid(where, "'" + pattern + "' is not a valid regex (ECMAScript without " +
+                                 "back-references): " + error.what());
+      }
+  }
+}
+
+bool pattern_matches(const std::string& pattern, const std::string& layer_name) {
+  switch (pattern_kind(pattern)) {
+    case PatternKind::kExact:
+      return false;
+    case PatternKind::kGlob:
+      return glob_matches(pattern, layer_name);
+    case PatternKind::kRegex:
+      break;
+  }
+  if (layer_name.size() > kMaxMatchedName) {
+    throw_invalid("config", "cannot match '" + pattern + "': layer name '" +
+                                layer_name.substr(0, 40) + "...' has " +
+                                std::to_string(layer_name.size()) + " characters, the limit is " +
+                                std::to_string(kMaxMatchedName));
+  }
+  return std::regex_match(layer_name, compiled(pattern));
+}
+
+// Going back to the last '*' alone is enough, so this needs no recursion and at most
+// |glob| * |text| steps.
+bool glob_matches(const std::string& glob, const std::string& text) {
+  std::size_t g = 0, t = 0;
+  std::size_t star = std::string::npos, star_text = 0;
+  while (t < text.size()) {
+    std::size_t next = std::string::npos;
+    if (g < glob.size()) {
+      if (glob[g] == '*') {
+        star = g++;
+        star_text = t;
+        continue;
+      }
+      const std::size_t end = glob[g] == '[' ? set_end(glob, g) : std::string::npos;
+      if (end != std::string::npos) {
+        const std::string_view set(glob.data() + g + 1, end - g - 1);
+        if (set_contains(set, text[t])) next = end + 1;
+      } else if (glob[g] == '?' || glob[g] == text[t]) {
+        next = g + 1;
+      }
+    }
+    if (next != std::string::npos) {
+      g = next;
+      ++t;
+    } else if (star != std::string::npos) {
+      g = star + 1;
+      t = ++star_text;
+    } else {
+      return false;
+    }
+  }
+  return glob.find_first_not_of('*', g) == std::string::npos;
+}
+
+bool skip_matches(const std::string& entry, const std::string& layer_name) {
+  if (pattern_kind(entry) != PatternKind::kExact) return pattern_matches(entry, layer_name);
+  return entry == layer_name || entry == last_component(layer_name) ||
+         entry == layer_tag(layer_name);
+}
+
+std::size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+std::string unknown_name_message(const std::string& what, const std::string& name,
+                                 const std::vector<std::string>& known) {
+  // A hostile file may hold a key of megabytes.
+  const std::string shown = name.size() <= 80 ? name : name.substr(0, 80) + "...";
+  std::string message = "unknown " + what + " '" + shown + "'";
+  const auto nearest =
+      std::min_element(known.begin(), known.end(), [&](const auto& a, const auto& b) {
+        return edit_distance(shown, a) < edit_distance(shown, b);
+      });
+  if (nearest == known.end()) return message;
+  message += "; did you mean '" + *nearest + "'?";
+  if (edit_distance(shown, *nearest) * 2 > nearest->size()) {
+    message += " Known are:";
+    for (std::size_t i = 0; i < known.size(); ++i) message += (i == 0 ? " " : ", ") + known[i];
+  }
+  return message;
+}
+
+}  // namespace hqq

@@ -1,0 +1,158 @@
+#include "src/layer_match.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+
+#include "hqq/config.hpp"
+#include "hqq/error.hpp"
+
+namespace hqq {
+namespace {
+
+using ::testing::HasSubstr;
+
+template <class Function>
+std::string message_of(Function&& function) {
+  try {
+    function();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(LayerTagTest, DropsModelLayersAndNumbers) {
+  EXPECT_EQ(layer_tag("model.layers.3.self_attn.q_proj"), "self_attn.q_proj");
+  EXPECT_EQ(layer_tag("model.layers.3.mlp.experts.17.down_proj"), "mlp.experts.down_proj");
+  EXPECT_EQ(layer_tag("lm_head"), "lm_head");
+  EXPECT_EQ(layer_tag("encoder.layer.0.attention.self.query"),
+            "encoder.layer.attention.self.query");
+  EXPECT_EQ(layer_tag("blocks.0.fc1"), "blocks.fc1");
+  EXPECT_EQ(layer_tag("model.layers.3"), "");
+  EXPECT_EQ(layer_tag(""), "");
+}
+
+HqqConfig config_of(const std::string& text) { return HqqConfig::from_json_text(text); }
+
+double nbits_at(const HqqConfig& config, const std::string& name) {
+  const auto layer = config.layer(name);
+  return layer ? nbits_of(layer->nbits) : 0;
+}
+
+TEST(LayerRuleTest, NameBeatsSkipBeatsTagBeatsPatternBeatsDefaults) {
+  const HqqConfig config =
+      config_of(R"({"nbits": 8, "skip_modules": ["lm_head", "*.1.mlp.down_proj"],
+    "dynamic_config": {"*down_proj": {"nbits": 2}, "re:.*proj": {"nbits": 1},
+      "mlp.down_proj": {"nbits": 3}, "model.layers.0.mlp.down_proj": {"nbits": 6},
+      "mlp.up_proj": null, "lm_head": {"nbits": 5}}})");
+  EXPECT_EQ(nbits_at(config, "model.layers.0.mlp.down_proj"), 6);
+  EXPECT_EQ(nbits_at(config, "model.layers.1.mlp.down_proj"), 0);
+  EXPECT_EQ(nbits_at(config, "model.layers.2.mlp.down_proj"), 3);
+  EXPECT_EQ(nbits_at(config, "model.layers.2.other.down_proj"), 2);
+  EXPECT_EQ(nbits_at(config, "model.layers.2.self_attn.q_proj"), 1);
+  EXPECT_EQ(nbits_at(config, "model.layers.2.mlp.up_proj"), 0);
+  EXPECT_EQ(nbits_at(config, "model.embed_tokens"), 8);
+  EXPECT_EQ(nbits_at(config, "lm_head"), 5);
+  EXPECT_EQ(nbits_at(config, "language_model.lm_head"), 0);
+}
+
+TEST(LayerRuleTest, FirstPatternWins) {
+  EXPECT_EQ(
+      nbits_at(config_of(R"({"dynamic_config": {"z*": {"nbits": 2}, "*a": {"nbits": 3}}})"), "za"),
+      2);
+  EXPECT_EQ(
+      nbits_at(config_of(R"({"dynamic_config": {"*a": {"nbits": 3}, "z*": {"nbits": 2}}})"), "za"),
+      3);
+}
+
+TEST(LayerRuleTest, DynamicOnlyLeavesTheRest) {
+  const HqqConfig config =
+      config_of(R"({"dynamic_only": true, "dynamic_config": {"mlp.*": {"nbits": 2}}})");
+  EXPECT_EQ(nbits_at(config, "mlp.up_proj"), 2);
+  EXPECT_EQ(nbits_at(config, "self_attn.q_proj"), 0);
+}
+
+TEST(LayerRuleTest, SkipMatchesNameTagComponentGlobAndRegex) {
+  const std::string name = "model.layers.12.mlp.down_proj";
+  for (const char* entry : {"model.layers.12.mlp.down_proj", "mlp.down_proj", "down_proj",
+                            "*.layers.1?.mlp.*", "re:.*\\.1[0-9]\\..*"}) {
+    EXPECT_TRUE(skip_matches(entry, name)) << entry;
+  }
+  for (const char* entry : {"model.layers.1.mlp.down_proj", "mlp", "proj",
+                            "layers.12.mlp.down_proj", "*.layers.1?", "re:down_proj", "re:model"}) {
+    EXPECT_FALSE(skip_matches(entry, name)) << entry;
+  }
+}
+
+TEST(GlobTest, Matches) {
+  EXPECT_TRUE(glob_matches("*", ""));
+  EXPECT_TRUE(glob_matches("a*b*c", "aXbbYc"));
+  EXPECT_TRUE(glob_matches("**a", "bba"));
+  EXPECT_TRUE(glob_matches("a?c", "abc"));
+  EXPECT_TRUE(glob_matches("layers.[0-3].q", "layers.2.q"));
+  EXPECT_TRUE(glob_matches("layers.[!0-3].q", "layers.7.q"));
+  EXPECT_TRUE(glob_matches("[]]", "]"));
+  EXPECT_TRUE(glob_matches("[!]]", "a"));
+  EXPECT_TRUE(glob_matches("[a-]", "-"));
+}
+
+TEST(GlobTest, DoesNotMatch) {
+  EXPECT_FALSE(glob_matches("", "a"));
+  EXPECT_FALSE(glob_matches("a?c", "ac"));
+  EXPECT_FALSE(glob_matches("a*b", "abc"));
+  EXPECT_FALSE(glob_matches("layers.[0-3].q", "layers.7.q"));
+  EXPECT_FALSE(glob_matches("layers.[!0-3].q", "layers.2.q"));
+  EXPECT_FALSE(glob_matches("a.c", "abc"));
+  EXPECT_FALSE(glob_matches("[ab", "a"));
+}
+
+TEST(GlobTest, ManyStarsStayFast) {
+  std::string glob;
+  for (int i = 0; i < 100; ++i) glob += "*a";
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_FALSE(glob_matches(glob + "b", std::string(5000, 'a')));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+}
+
+TEST(RegexTest, BadOnesAreRefused) {
+  const auto refused = [](const std::string& pattern) {
+    return message_of([&] { validate_pattern(pattern, "config"); });
+  };
+  EXPECT_THAT(refused("re:[a"), HasSubstr("[config] 're:[a' is not a valid regex"));
+  EXPECT_THAT(refused("re:*"), HasSubstr("not a valid regex"));
+  EXPECT_THAT(refused("re:(a{900}){900}"), HasSubstr("not a valid regex"));
+  EXPECT_THAT(refused("re:" + std::string(600, 'a')),
+              HasSubstr("may have 500 characters, this one"));
+  EXPECT_EQ(refused("re:(a|b)+[0-9]*"), "nothing was thrown");
+  EXPECT_EQ(refused("re:" + std::string(200, '(') + "a" + std::string(200, ')')),
+            "nothing was thrown");
+}
+
+TEST(RegexTest, LongNamesAreRefused) {
+  EXPECT_THAT(message_of([] { pattern_matches("re:a*", std::string(5000, 'a')); }),
+              HasSubstr("has 5000 characters, the limit is 1000"));
+  EXPECT_TRUE(pattern_matches("re:a*", std::string(1000, 'a')));
+}
+
+#ifdef __GLIBCXX__
+// Other standard libraries report error_complexity instead.
+TEST(RegexTest, CatastrophicPatternsStayFast) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_FALSE(pattern_matches("re:(a*)*(a*)*b", std::string(300, 'a')));
+  EXPECT_FALSE(pattern_matches("re:(a|a|aa)+$b", std::string(300, 'a')));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+}
+#endif
+
+TEST(EditDistanceTest, CountsEdits) {
+  EXPECT_EQ(edit_distance("", "abc"), 3u);
+  EXPECT_EQ(edit_distance("abc", ""), 3u);
+  EXPECT_EQ(edit_distance("nbit", "nbits"), 1u);
+  EXPECT_EQ(edit_distance("kitten", "sitting"), 3u);
+  EXPECT_EQ(edit_distance("same", "same"), 0u);
+}
+
+}  // namespace
+}  // namespace hqq
