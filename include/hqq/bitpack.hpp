@@ -32,7 +32,8 @@ std::int64_t slice_alignment(BitWidth width);
 
 // Packs one row. `codes` holds values 0..max_code; `packed` has packed_row_bytes() bytes.
 void pack_row(BitWidth width, std::span<const std::uint8_t> codes, std::span<std::uint8_t> packed);
-// The inverse. Bytes no packer writes (ternary above 242) give codes above max_code.
+// The inverse. Ternary bytes above 242, which no packer writes, are read modulo 243 codes' digits;
+// QuantizedTensor::validate and `hqq-cpp verify` report them.
 void unpack_row(BitWidth width, std::span<const std::uint8_t> packed, std::span<std::uint8_t> codes);
 
 }  // namespace hqq

@@ -13,7 +13,8 @@ namespace hqq {
 
 // W_r = (W_q - zero) * scale * col_scale, a matrix [out_features, in_features].
 struct QuantizedTensor {
-  // How it was quantized; nbits, group_size, axis, quant_* and meta_dtype say how to read it.
+  // How it was quantized; nbits, group_size, axis, quant_*, meta_dtype and balance (resolved: never kAuto)
+  // say how to read it.
   LayerConfig config;
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
@@ -28,7 +29,13 @@ struct QuantizedTensor {
 
   static constexpr std::int64_t kMetadataBlock = 128;
 
+  // Shape of scale and zero: [out, ceil(in / group_size)] for axis 1; [out / group_size, in] for axis 0, or
+  // [1, groups] when group_size does not divide out.
   std::vector<std::int64_t> metadata_shape() const;
+  // Blocks of kMetadataBlock groups.
+  std::int64_t metadata_blocks() const;
+  // Allocates every tensor that config and the features call for. config.balance must be resolved.
+  void allocate();
   // All present tensors with their format-1 names: {"W_q", &W_q}, {"scale", &scale}, ...
   std::vector<std::pair<std::string, const Tensor*>> tensors() const;
   // All possible names with their (maybe absent) tensors, in the order of the file.

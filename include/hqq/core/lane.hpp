@@ -61,6 +61,17 @@ HQQ_HD float round(float x) { return std::rint(x); }
 HQQ_HD float select(bool mask, float yes, float no) { return mask ? yes : no; }
 HQQ_HD bool both(bool a, bool b) { return a && b; }
 HQQ_HD bool any(bool mask) { return mask; }
+HQQ_HD float sqrt(float x) { return std::sqrt(x); }
+// An integral x in [0, 255] as a byte.
+HQQ_HD void store_code(float x, std::uint8_t* p) {
+  *p = static_cast<std::uint8_t>(static_cast<std::int32_t>(x));
+}
+template <class V>
+HQQ_HD V load_code(const std::uint8_t* p);
+template <>
+HQQ_HD float load_code<float>(const std::uint8_t* p) {
+  return static_cast<float>(*p);
+}
 
 HQQ_HD std::int32_t float_bits(float x) {
   std::int32_t bits;

@@ -8,14 +8,7 @@
 #endif
 
 #include "hqq/core/lane.hpp"
-
-#ifndef HQQ_CORE_META_TYPE
-#define HQQ_CORE_META_TYPE
-namespace hqq::core {
-// What scale and zero are rounded to when they are stored.
-enum class MetaType : int { kF32, kF16, kBF16 };
-}  // namespace hqq::core
-#endif
+#include "hqq/core/params.hpp"
 
 namespace hqq::core {
 namespace HQQ_CORE_TARGET {

@@ -1,0 +1,353 @@
+// The solvers: scale and zero of the groups in the lanes of V (docs/solver.md has the derivations).
+//
+// A group is given by two callables: w(i) returns its i-th weights, one a lane; h(i) the importance of
+// their columns (UnitWeight: all 1). W_r = (q - zero) * scale, q = clamp(round(w / scale + zero)).
+#if defined(HQQ_CORE_SOLVER_TOGGLE) == defined(HWY_TARGET_TOGGLE)
+#ifdef HQQ_CORE_SOLVER_TOGGLE
+#undef HQQ_CORE_SOLVER_TOGGLE
+#else
+#define HQQ_CORE_SOLVER_TOGGLE
+#endif
+
+#include "hqq/core/lane.hpp"
+#include "hqq/core/math.hpp"
+#include "hqq/core/params.hpp"
+
+namespace hqq::core {
+namespace HQQ_CORE_TARGET {
+
+template <class V>
+struct ScaleZero {
+  V scale;
+  V zero;
+};
+
+// Stands for "no importance": the products with it are not even emitted.
+struct UnitWeight {};
+
+template <class V, class H>
+HQQ_HD V weighted(const H& h, std::int64_t i, V x) {
+  return h(i) * x;
+}
+template <class V>
+HQQ_HD V weighted(const UnitWeight&, std::int64_t, V x) {
+  return x;
+}
+
+template <class V>
+struct Range {
+  V low;
+  V high;
+};
+
+template <class V, class W>
+HQQ_HD Range<V> group_range(const W& w, std::int64_t n) {
+  Range<V> range{w(0), w(0)};
+  for (std::int64_t i = 1; i < n; ++i) {
+    range.low = min(w(i), range.low);
+    range.high = max(w(i), range.high);
+  }
+  return range;
+}
+
+template <class V>
+HQQ_HD V encode(V w, V inv_scale, V zero, V max_code) {
+  return round(min(max(w * inv_scale + zero, set<V>(0.0f)), max_code));
+}
+
+// Scale and zero that reproduce a constant group exactly up to the rounding of |c|: q is 1 (c > 0) or 0.
+template <class V>
+HQQ_HD ScaleZero<V> constant_params(const SolverParams& params, V c) {
+  const V zero = set<V>(0.0f);
+  const V one = set<V>(1.0f);
+  const V magnitude = abs(c);
+  const V scale = select(magnitude == zero, one,
+                         max(round_to_lanes(params.scale_type, magnitude),
+                             set<V>(min_scale(params.scale_type))));
+  return {scale, select(c < zero, one, zero)};
+}
+
+// Round to nearest from the group's range, as stored. A group whose zero cannot be stored, because its range
+// is tiny beside its mean, is represented as the constant in the middle of the range.
+template <class V>
+HQQ_HD ScaleZero<V> minmax_params(const SolverParams& params, Range<V> range) {
+  const V raw = (range.high - range.low) / set<V>(params.max_code);
+  const V scale = max(round_to_lanes(params.scale_type, raw), set<V>(min_scale(params.scale_type)));
+  const V zero = round_to_lanes(params.zero_type, (set<V>(0.0f) - range.low) / scale);
+  const ScaleZero<V> constant =
+      constant_params(params, range.low * set<V>(0.5f) + range.high * set<V>(0.5f));
+  const auto usable = both(set<V>(0.0f) < raw, abs(zero) < set<V>(max_zero(params.zero_type)));
+  return {select(usable, scale, constant.scale), select(usable, zero, constant.zero)};
+}
+
+// Sums over a group for codes q: what the closed form of (scale, zero) needs.
+template <class V>
+struct Moments {
+  V q, qq, qt;   // sum h q, sum h q^2, sum h q t; t is the target (w, or w - shrink(residual))
+  V t, error;    // sum h t; sum h |w - W_r|^p, where asked for
+};
+
+// What a pass over the group computes besides the sums of q.
+enum class Pass {
+  kCodes,     // t = w, whose sum is known: q, qq, qt only
+  kResidual,  // and the squared error of the given (scale, zero)
+  kShrink,    // t = w - shrink(residual), and the p-norm error
+};
+
+template <Pass kPass, class V, class W, class H>
+HQQ_HD void accumulate(const W& w, const H& h, std::int64_t i, V inv_scale, ScaleZero<V> sz,
+                       V max_code, const SolverParams& params, Moments<V>& sums) {
+  const V x = w(i);
+  const V q = encode(x, inv_scale, sz.zero, max_code);
+  const V hq = weighted(h, i, q);
+  sums.q = sums.q + hq;
+  sums.qq = sums.qq + hq * q;
+  if constexpr (kPass == Pass::kCodes) {
+    sums.qt = sums.qt + hq * x;
+  } else {
+    const V r = x - (q - sz.zero) * sz.scale;
+    if constexpr (kPass == Pass::kResidual) {
+      sums.qt = sums.qt + hq * x;
+      sums.error = sums.error + weighted(h, i, r * r);
+    } else {
+      const V t = x - shrink(r, params.lp_norm, params.inv_beta, params.shrink_threshold);
+      sums.qt = sums.qt + hq * t;
+      sums.t = sums.t + weighted(h, i, t);
+      sums.error = sums.error + weighted(h, i, pow_nonnegative(abs(r), params.lp_norm));
+    }
+  }
+}
+
+template <class V>
+HQQ_HD Moments<V> add(const Moments<V>& a, const Moments<V>& b) {
+  return {a.q + b.q, a.qq + b.qq, a.qt + b.qt, a.t + b.t, a.error + b.error};
+}
+
+// One pass. Two interleaved accumulators hide the latency of addition; their order is part of the result.
+template <Pass kPass, class V, class W, class H>
+HQQ_HD Moments<V> moments(const W& w, const H& h, std::int64_t n, ScaleZero<V> sz,
+                          const SolverParams& params) {
+  const V zero = set<V>(0.0f);
+  const V inv_scale = set<V>(1.0f) / sz.scale;
+  const V max_code = set<V>(params.max_code);
+  const Moments<V> none{zero, zero, zero, zero, zero};
+  Moments<V> total = none;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    Moments<V> even = none;
+    Moments<V> odd = none;
+    std::int64_t i = begin;
+    for (; i + 2 <= end; i += 2) {
+      accumulate<kPass>(w, h, i, inv_scale, sz, max_code, params, even);
+      accumulate<kPass>(w, h, i + 1, inv_scale, sz, max_code, params, odd);
+    }
+    if (i < end) accumulate<kPass>(w, h, i, inv_scale, sz, max_code, params, even);
+    total = add(total, add(even, odd));
+  }
+  return total;
+}
+
+// The error of stored (scale, zero) in the norm of the solver.
+template <class V, class W, class H>
+HQQ_HD V group_error(const W& w, const H& h, std::int64_t n, ScaleZero<V> sz,
+                     const SolverParams& params) {
+  if (params.lp_norm == 2.0f) return moments<Pass::kResidual>(w, h, n, sz, params).error;
+  return moments<Pass::kShrink>(w, h, n, sz, params).error;
+}
+
+// Sums that do not depend on the codes.
+template <class V>
+struct Totals {
+  V h, w;  // sum h, sum h w
+};
+
+template <class V, class W, class H>
+HQQ_HD Totals<V> totals(const W& w, const H& h, std::int64_t n) {
+  const V zero = set<V>(0.0f);
+  Totals<V> total{zero, zero};
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    Totals<V> part{zero, zero};
+    for (std::int64_t i = begin; i < end; ++i) {
+      part.h = part.h + weighted(h, i, set<V>(1.0f));
+      part.w = part.w + weighted(h, i, w(i));
+    }
+    total.h = total.h + part.h;
+    total.w = total.w + part.w;
+  }
+  return total;
+}
+
+// Least squares of t over (scale, zero) for given codes: the slope of t against q and its intercept.
+template <class V>
+struct Fit {
+  V scale;
+  V mean_q;
+  V mean_t;
+  V gain;     // decrease of the squared error against the best constant: larger is better
+  HQQ_HD V zero() const { return mean_q - mean_t / scale; }
+};
+
+template <class V>
+HQQ_HD Fit<V> fit(const Moments<V>& m, V sum_h, V sum_t, V fallback_scale) {
+  const V zero = set<V>(0.0f);
+  const V mean_q = m.q / sum_h;
+  const V var_q = m.qq - m.q * mean_q;
+  const V cov = m.qt - mean_q * sum_t;
+  // All codes equal, or a slope of the wrong sign: no information about the scale.
+  const auto usable = both(zero < var_q, zero < cov);
+  const V safe_var = select(usable, var_q, set<V>(1.0f));
+  const V slope = cov / safe_var;
+  return {select(usable, slope, fallback_scale), mean_q, sum_t / sum_h,
+          select(usable, cov * slope, zero)};
+}
+
+// (scale, zero) of a fit as stored: the zero is refitted to the scale that rounding left.
+template <class V>
+HQQ_HD ScaleZero<V> stored(const SolverParams& params, const Fit<V>& f) {
+  const V scale =
+      max(round_to_lanes(params.scale_type, f.scale), set<V>(min_scale(params.scale_type)));
+  return {scale, round_to_lanes(params.zero_type, f.mean_q - f.mean_t / scale)};
+}
+
+template <class V, class M>
+HQQ_HD Fit<V> select_fit(M mask, const Fit<V>& a, const Fit<V>& b) {
+  return {select(mask, a.scale, b.scale), select(mask, a.mean_q, b.mean_q),
+          select(mask, a.mean_t, b.mean_t), select(mask, a.gain, b.gain)};
+}
+
+// Clipping ratios of [min, max] from which the search starts; 1 is the minmax pass itself.
+inline constexpr float kClipRatios[] = {0.92f, 0.84f, 0.76f};
+
+// Squared error, up to 5 bits: the error of a refit follows from the sums, so a pass needs three of them.
+template <class V, class W, class H>
+HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V> range,
+                                 const Moments<V>& first, const SolverParams& params) {
+  const Totals<V> sums = totals<V>(w, h, n);
+  const V full = max((range.high - range.low) / set<V>(params.max_code), set<V>(1.17549435e-38f));
+  const V zero = (set<V>(0.0f) - range.low) / full;
+  Fit<V> best = fit(first, sums.h, sums.w, full);
+  for (float ratio : kClipRatios) {
+    const ScaleZero<V> start{full * set<V>(ratio), zero};
+    const Fit<V> next = fit(moments<Pass::kCodes>(w, h, n, start, params), sums.h, sums.w, start.scale);
+    best = select_fit(best.gain < next.gain, next, best);
+  }
+  Fit<V> current = best;
+  for (int k = 0; k < params.iterations; ++k) {
+    const ScaleZero<V> sz{current.scale, current.zero()};
+    current = fit(moments<Pass::kCodes>(w, h, n, sz, params), sums.h, sums.w, current.scale);
+    best = select_fit(best.gain < current.gain, current, best);
+  }
+  return best;
+}
+
+// The same search with the error of every candidate summed from its residuals: for 6 and 8 bits, where the
+// closed form cancels, and for lp_norm < 2, where the target is w - shrink(residual).
+template <class V, class W, class H>
+HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> range,
+                              const SolverParams& params) {
+  const bool lp = params.lp_norm != 2.0f;
+  const Totals<V> sums = totals<V>(w, h, n);
+  const V full = max((range.high - range.low) / set<V>(params.max_code), set<V>(1.17549435e-38f));
+  const V zero = (set<V>(0.0f) - range.low) / full;
+  Fit<V> best{full, zero, set<V>(0.0f), set<V>(0.0f)};
+  V best_error = set<V>(3.0e38f);
+  for (int start = 0; start < 2; ++start) {
+    Fit<V> current{full * set<V>(start == 0 ? 1.0f : kClipRatios[1]), zero, set<V>(0.0f), set<V>(0.0f)};
+    for (int k = 0; k <= params.iterations; ++k) {
+      const ScaleZero<V> sz{current.scale, current.zero()};
+      const Moments<V> m = lp ? moments<Pass::kShrink>(w, h, n, sz, params)
+                              : moments<Pass::kResidual>(w, h, n, sz, params);
+      const auto better = m.error < best_error;
+      best = select_fit(better, current, best);
+      best_error = select(better, m.error, best_error);
+      current = fit(m, sums.h, lp ? m.t : sums.w, current.scale);
+    }
+  }
+  return best;
+}
+
+// Half-quadratic in both scale and zero; never worse, group by group, than minmax as stored.
+template <class V, class W, class H>
+HQQ_HD ScaleZero<V> solve_joint(const W& w, const H& h, std::int64_t n, const SolverParams& params) {
+  const Range<V> range = group_range<V>(w, n);
+  const ScaleZero<V> baseline = minmax_params(params, range);
+  V baseline_error = set<V>(0.0f);
+  Fit<V> best{};
+  if (params.precise || params.lp_norm != 2.0f) {
+    baseline_error = group_error(w, h, n, baseline, params);
+    best = search_residual(w, h, n, range, params);
+  } else {
+    const Moments<V> first = moments<Pass::kResidual>(w, h, n, baseline, params);
+    baseline_error = first.error;
+    best = search_closed_form(w, h, n, range, first, params);
+  }
+  const ScaleZero<V> candidate = stored(params, best);
+  const auto better = both(group_error(w, h, n, candidate, params) < baseline_error,
+                           abs(candidate.zero) < set<V>(max_zero(params.zero_type)));
+  return {select(better, candidate.scale, baseline.scale),
+          select(better, candidate.zero, baseline.zero)};
+}
+
+template <class V, class W>
+HQQ_HD ScaleZero<V> solve_minmax(const W& w, std::int64_t n, const SolverParams& params) {
+  return minmax_params(params, group_range<V>(w, n));
+}
+
+// ---- hqq: upstream's solver (hqq 0.2.8, core/optimize.py, optimize_weights_proximal_legacy) ----------
+
+template <class V>
+struct HqqState {
+  V inv_scale;
+  V zero;
+};
+
+// Upstream's start: no scale for a range up to 1e-4, at most 2e4.
+template <class V, class W>
+HQQ_HD HqqState<V> hqq_start(const W& w, std::int64_t n, const SolverParams& params) {
+  const Range<V> range = group_range<V>(w, n);
+  const V width = range.high - range.low;
+  const V one = set<V>(1.0f);
+  V inv_scale = select(set<V>(1e-4f) < width, set<V>(params.max_code) / width, one);
+  inv_scale = min(inv_scale, set<V>(2e4f));
+  const V zero = (set<V>(0.0f) - range.low) * inv_scale;
+  return {inv_scale, params.round_zero ? round(zero) : zero};
+}
+
+// One step: codes, residual, shrink, and the (weighted) mean that is the new zero. Returns sum |w - W_r| of
+// the state before the step.
+template <class V, class W, class H>
+HQQ_HD V hqq_step(const W& w, const H& h, std::int64_t n, const SolverParams& params,
+                  HqqState<V>& state) {
+  const V zero = set<V>(0.0f);
+  const V scale = set<V>(1.0f) / state.inv_scale;
+  const V max_code = set<V>(params.max_code);
+  V error = zero;
+  V sum = zero;
+  V sum_h = zero;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    V part_error = zero;
+    V part_sum = zero;
+    V part_h = zero;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const V x = w(i);
+      const V q = encode(x, state.inv_scale, state.zero, max_code);
+      const V r = x - (q - state.zero) * scale;
+      const V target = x - shrink(r, params.lp_norm, params.inv_beta, params.shrink_threshold);
+      part_error = part_error + abs(r);
+      part_sum = part_sum + weighted(h, i, q - target * state.inv_scale);
+      part_h = part_h + weighted(h, i, set<V>(1.0f));
+    }
+    error = error + part_error;
+    sum = sum + part_sum;
+    sum_h = sum_h + part_h;
+  }
+  state.zero = sum / sum_h;
+  return error;
+}
+
+}  // namespace HQQ_CORE_TARGET
+}  // namespace hqq::core
+
+#endif  // per-target include guard

@@ -1,0 +1,231 @@
+#include "src/cpu/balance.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "src/cpu/parallel.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/cpu/balance.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "src/cpu/dispatch.hpp"
+#include "src/cpu/lane-inl.h"
+#include "src/cpu/load-inl.h"
+
+#ifndef HQQ_CPU_BALANCE_TYPES
+#define HQQ_CPU_BALANCE_TYPES
+namespace hqq::cpu {
+
+// Rows are summed in this many slots (row r in slot r % kRowSlots), so that sums do not depend on the lane
+// count.
+constexpr int kRowSlots = 16;
+
+// One tile of columns, transposed: values[c * padded_rows + r]. Rows past the end are 0.
+struct SinkhornTile {
+  std::int64_t rows = 0;
+  std::int64_t padded_rows = 0;
+  std::int64_t cols = 0;
+  std::vector<float> values;
+  std::vector<float> inv_factor;   // 1 / t, [cols]
+  std::vector<float> row_scale;    // s, [padded_rows]
+  std::vector<float> row_deviation;  // std of the rows of u / t / s, [padded_rows]
+  std::vector<float> sum, square;  // of the columns of u / t / s, [cols * kRowSlots]
+};
+
+}  // namespace hqq::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace hqq::cpu {
+namespace HWY_NAMESPACE {
+
+namespace lanes = core::HWY_NAMESPACE;
+
+template <class V>
+HWY_INLINE void load_tile_lanes(const GroupSource& source, std::int64_t col, SinkhornTile& tile) {
+  constexpr int kBlock = kRowSlots;
+  std::vector<float> rows(static_cast<std::size_t>(kBlock * tile.cols));
+  std::vector<float> block(static_cast<std::size_t>(kBlock * tile.cols));
+  for (std::int64_t row = 0; row < tile.rows; row += kBlock) {
+    const std::int64_t count = std::min<std::int64_t>(kBlock, tile.rows - row);
+    std::fill(rows.begin(), rows.end(), 0.0f);
+    for (std::int64_t l = 0; l < count; ++l) {
+      load_segment(source, row + l, col, tile.cols, &rows[static_cast<std::size_t>(l * tile.cols)]);
+    }
+    transpose(rows.data(), tile.cols, tile.cols, kBlock, block.data());
+    for (std::int64_t c = 0; c < tile.cols; ++c) {
+      std::copy_n(&block[static_cast<std::size_t>(c * kBlock)], kBlock,
+                  &tile.values[static_cast<std::size_t>(c * tile.padded_rows + row)]);
+    }
+  }
+}
+
+// One round over the rows: updates s so that rows of u / t / s have deviation 1 (by at most a factor of 2),
+// leaves their deviations, and sums the columns of u / t / s.
+template <class V>
+HWY_INLINE void sinkhorn_round_lanes(SinkhornTile& tile) {
+  constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
+  const V zero = lanes::set<V>(0.0f);
+  const V one = lanes::set<V>(1.0f);
+  const V n = lanes::set<V>(static_cast<float>(tile.cols));
+  const V degrees = lanes::set<V>(static_cast<float>(tile.cols > 1 ? tile.cols - 1 : 1));
+  std::fill(tile.sum.begin(), tile.sum.end(), 0.0f);
+  std::fill(tile.square.begin(), tile.square.end(), 0.0f);
+  for (std::int64_t row = 0; row < tile.padded_rows; row += kLanes) {
+    const float* values = tile.values.data() + row;
+    V sum = zero;
+    V square = zero;
+    for (std::int64_t c = 0; c < tile.cols; ++c) {
+      const V x = lanes::load<V>(values + c * tile.padded_rows) *
+                  lanes::set<V>(tile.inv_factor[static_cast<std::size_t>(c)]);
+      sum = sum + x;
+      square = square + x * x;
+    }
+    const V variance = lanes::max((square - sum * sum / n) / degrees, zero);
+    const V deviation = lanes::sqrt(variance);
+    const V old_scale = lanes::load<V>(&tile.row_scale[static_cast<std::size_t>(row)]);
+    V step = lanes::min(lanes::max(deviation / old_scale, lanes::set<V>(0.5f)), lanes::set<V>(2.0f));
+    step = lanes::select(zero < deviation, step, one);
+    const V scale = old_scale * step;
+    const V inv_scale = one / scale;
+    lanes::store(scale, &tile.row_scale[static_cast<std::size_t>(row)]);
+    lanes::store(deviation * inv_scale, &tile.row_deviation[static_cast<std::size_t>(row)]);
+    const std::int64_t slot = row % kRowSlots;
+    for (std::int64_t c = 0; c < tile.cols; ++c) {
+      const V v = lanes::load<V>(values + c * tile.padded_rows) *
+                  lanes::set<V>(tile.inv_factor[static_cast<std::size_t>(c)]) * inv_scale;
+      float* s = &tile.sum[static_cast<std::size_t>(c * kRowSlots + slot)];
+      float* q = &tile.square[static_cast<std::size_t>(c * kRowSlots + slot)];
+      lanes::store(lanes::load<V>(s) + v, s);
+      lanes::store(lanes::load<V>(q) + v * v, q);
+    }
+  }
+}
+
+void load_tile_simd(const GroupSource& source, std::int64_t col, SinkhornTile& tile) {
+  load_tile_lanes<lanes::Vector>(source, col, tile);
+}
+void sinkhorn_round_simd(SinkhornTile& tile) { sinkhorn_round_lanes<lanes::Vector>(tile); }
+
+#if HWY_TARGET == HWY_STATIC_TARGET
+void load_tile_simd_scalar(const GroupSource& source, std::int64_t col, SinkhornTile& tile) {
+  load_tile_lanes<float>(source, col, tile);
+}
+void sinkhorn_round_simd_scalar(SinkhornTile& tile) { sinkhorn_round_lanes<float>(tile); }
+#endif
+
+}  // namespace HWY_NAMESPACE
+}  // namespace hqq::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace hqq::cpu {
+
+HWY_EXPORT(load_tile_simd);
+HWY_EXPORT(sinkhorn_round_simd);
+
+namespace {
+
+constexpr int kMaxRounds = 16;
+// Rounds without a smaller imbalance after which the search ends.
+constexpr int kPatience = 2;
+
+float slots_sum(const std::vector<float>& slots, std::int64_t c) {
+  float total = 0.0f;
+  for (int slot = 0; slot < kRowSlots; ++slot) {
+    total += slots[static_cast<std::size_t>(c * kRowSlots + slot)];
+  }
+  return total;
+}
+
+// Standard deviations of the columns; 0 for a constant column.
+std::vector<float> column_deviations(const SinkhornTile& tile) {
+  const auto n = static_cast<float>(tile.rows);
+  const float degrees = tile.rows > 1 ? n - 1.0f : 1.0f;
+  std::vector<float> deviations(static_cast<std::size_t>(tile.cols));
+  for (std::int64_t c = 0; c < tile.cols; ++c) {
+    const float sum = slots_sum(tile.sum, c);
+    const float variance = (slots_sum(tile.square, c) - sum * sum / n) / degrees;
+    deviations[static_cast<std::size_t>(c)] = std::sqrt(std::max(variance, 0.0f));
+  }
+  return deviations;
+}
+
+// Largest over smallest deviation; rows and columns of zeros do not count.
+float spread_of(const float* deviations, std::int64_t count) {
+  float low = 3e38f;
+  float high = 0.0f;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (deviations[i] <= 1e-8f) continue;
+    low = std::min(low, deviations[i]);
+    high = std::max(high, deviations[i]);
+  }
+  return high == 0.0f ? 1.0f : high / low;
+}
+
+// The tile's overall deviation as the first s of every row: SINQ's clamped steps then start near 1.
+void start_at_overall_deviation(SinkhornTile& tile) {
+  double square = 0.0;
+  for (float x : tile.values) square += static_cast<double>(x) * static_cast<double>(x);
+  const auto count = static_cast<double>(tile.rows * tile.cols);
+  const auto deviation = static_cast<float>(std::sqrt(square / count));
+  std::fill(tile.row_scale.begin(), tile.row_scale.end(), deviation > 1e-30f ? deviation : 1.0f);
+}
+
+void balance_tile(const GroupSource& source, std::int64_t col, std::int64_t cols, float* factors) {
+  SinkhornTile tile;
+  tile.rows = source.W.rows;
+  tile.padded_rows = (tile.rows + kRowSlots - 1) / kRowSlots * kRowSlots;
+  tile.cols = cols;
+  tile.values.resize(static_cast<std::size_t>(tile.padded_rows * cols));
+  tile.inv_factor.assign(static_cast<std::size_t>(cols), 1.0f);
+  tile.row_scale.resize(static_cast<std::size_t>(tile.padded_rows));
+  tile.row_deviation.resize(static_cast<std::size_t>(tile.padded_rows));
+  tile.sum.resize(static_cast<std::size_t>(cols * kRowSlots));
+  tile.square.resize(static_cast<std::size_t>(cols * kRowSlots));
+  HQQ_DISPATCH(load_tile_simd)(source, col, tile);
+  start_at_overall_deviation(tile);
+
+  std::vector<float> factor(static_cast<std::size_t>(cols), 1.0f);
+  std::vector<float> best = factor;
+  float best_imbalance = 3e38f;
+  int stale = 0;
+  for (int round = 0; round <= kMaxRounds && stale < kPatience; ++round) {
+    HQQ_DISPATCH(sinkhorn_round_simd)(tile);
+    const std::vector<float> deviations = column_deviations(tile);
+    const float imbalance = std::max(spread_of(deviations.data(), cols),
+                                     spread_of(tile.row_deviation.data(), tile.rows));
+    if (imbalance < best_imbalance) {
+      best_imbalance = imbalance;
+      best = factor;
+      stale = 0;
+    } else {
+      ++stale;
+    }
+    for (std::size_t c = 0; c < factor.size(); ++c) {
+      if (deviations[c] > 1e-8f) factor[c] *= std::clamp(deviations[c], 0.5f, 2.0f);
+      tile.inv_factor[c] = 1.0f / factor[c];
+    }
+  }
+  float sum = 0.0f;
+  for (float f : best) sum += f;
+  const float inv_mean = static_cast<float>(cols) / sum;
+  for (std::int64_t c = 0; c < cols; ++c) factors[c] = best[static_cast<std::size_t>(c)] * inv_mean;
+}
+
+}  // namespace
+
+std::vector<float> sinkhorn_factors(const GroupSource& source, std::int64_t tile_cols,
+                                    int threads) {
+  const std::int64_t cols = source.W.cols;
+  std::vector<float> factors(static_cast<std::size_t>(cols));
+  parallel_for((cols + tile_cols - 1) / tile_cols, threads, [&](std::int64_t tile) {
+    const std::int64_t col = tile * tile_cols;
+    balance_tile(source, col, std::min(tile_cols, cols - col), factors.data() + col);
+  });
+  return factors;
+}
+
+}  // namespace hqq::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,262 @@
+// hqq::cpu::quantize and dequantize: the order of work over a matrix.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "hqq/core/codec.hpp"
+#include "hqq/core/math.hpp"
+#include "hqq/error.hpp"
+#include "src/backend.hpp"
+#include "src/cpu/balance.hpp"
+#include "src/cpu/encode.hpp"
+#include "src/cpu/parallel.hpp"
+#include "src/cpu/solve.hpp"
+#include "src/metadata.hpp"
+
+namespace hqq::cpu {
+namespace {
+
+// Columns a tile of the balancing has when groups do not run along rows.
+constexpr std::int64_t kDefaultTileCols = 64;
+// Tiles are never wider: a whole row of a large layer would leave the cache and gain nothing.
+constexpr std::int64_t kMaxTileCols = 256;
+// Importance below this fraction of the mean counts as it: a column that was never active keeps a say.
+constexpr float kMinImportance = 1e-4f;
+
+core::MetaType meta_type(DType dtype) {
+  if (dtype == DType::kF16) return core::MetaType::kF16;
+  return dtype == DType::kBF16 ? core::MetaType::kBF16 : core::MetaType::kF32;
+}
+
+core::SolverParams solver_params(const LayerConfig& config) {
+  core::SolverParams params;
+  params.max_code = static_cast<float>(max_code(config.nbits));
+  // 8-bit metadata is made from unrounded values afterwards.
+  params.scale_type = config.quant_scale ? core::MetaType::kF32 : meta_type(config.meta_dtype);
+  params.zero_type = config.quant_zero ? core::MetaType::kF32 : meta_type(config.meta_dtype);
+  params.lp_norm = static_cast<float>(config.effective_lp_norm());
+  params.round_zero = config.effective_round_zero();
+  params.precise = nbits_of(config.nbits) >= 6;
+  params.iterations = config.effective_iterations();
+  return params;
+}
+
+// |r| up to this has shrink(r) = 0; the margin keeps rounding on the safe side.
+float shrink_threshold(double beta, double lp_norm) {
+  return static_cast<float>(std::pow(beta, -1.0 / (2.0 - lp_norm)) * 0.999);
+}
+
+void set_beta(core::SolverParams& params, double beta) {
+  params.inv_beta = static_cast<float>(1.0 / beta);
+  params.shrink_threshold = params.lp_norm < 2.0f
+                                ? shrink_threshold(beta, static_cast<double>(params.lp_norm))
+                                : 0.0f;
+}
+
+std::string group_name(const core::GroupLayout& layout, std::int64_t group) {
+  if (layout.axis == 0) return "group " + std::to_string(group);
+  return "row " + std::to_string(group / layout.groups_per_row()) + ", group " +
+         std::to_string(group % layout.groups_per_row());
+}
+
+void refuse_nonfinite(const QuantizeTask& task, const GroupSource& source) {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(source.W.rows));
+  std::vector<std::int64_t> firsts(counts.size());
+  parallel_for(num_units({source.W.rows, source.W.cols, 1, 1}), task.threads,
+               [&](std::int64_t unit) {
+                 const std::int64_t end = std::min(source.W.rows, (unit + 1) * kUnitRows);
+                 for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
+                   const auto r = static_cast<std::size_t>(row);
+                   counts[r] = count_nonfinite(source, row, &firsts[r]);
+                 }
+               });
+  std::int64_t total = 0;
+  std::size_t first_row = 0;
+  for (std::size_t r = counts.size(); r-- > 0;) {
+    total += counts[r];
+    if (counts[r] > 0) first_row = r;
+  }
+  if (total == 0) return;
+  throw_invalid(task.name, "W holds " + std::to_string(total) + " values that are NaN or Inf" +
+                               " (or overflow float32), the first at [" + std::to_string(first_row) +
+                               ", " + std::to_string(firsts[first_row]) +
+                               "]; weights must be finite");
+}
+
+// Importance relative to its mean, in the space of the balanced weights (their error is multiplied by
+// col_scale on the way back).
+std::vector<float> column_weights(std::span<const float> importance,
+                                  std::span<const float> col_scale) {
+  double sum = 0.0;
+  for (float h : importance) sum += static_cast<double>(h);
+  const auto inv_mean = static_cast<float>(static_cast<double>(importance.size()) / sum);
+  std::vector<float> weights(importance.size());
+  for (std::size_t c = 0; c < weights.size(); ++c) {
+    const float t = col_scale.empty() ? 1.0f : col_scale[c];
+    weights[c] = std::max(importance[c] * inv_mean, kMinImportance) * t * t;
+  }
+  return weights;
+}
+
+// Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to stop.
+void solve_hqq(SolveArgs& args, const LayerConfig& config, int threads) {
+  const core::GroupLayout& layout = args.source.layout;
+  const std::int64_t units = num_units(layout);
+  std::vector<float> error(static_cast<std::size_t>(layout.num_groups()));
+  args.error = error.data();
+  args.step = SolveStep::kHqqStart;
+  parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
+  args.step = SolveStep::kHqqStep;
+  double best = 0.0;
+  double beta = config.beta;
+  for (int k = 0; k < args.params.iterations; ++k) {
+    set_beta(args.params, beta);
+    parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
+    double total = 0.0;
+    for (float e : error) total += static_cast<double>(e);
+    // Upstream keeps the zero of the step that stopped it.
+    if (k > 0 && total >= best) break;
+    best = total;
+  }
+  for (std::size_t g = 0; g < error.size(); ++g) args.scale[g] = 1.0f / args.scale[g];
+}
+
+void refuse_unstorable(const QuantizeTask& task, const core::GroupLayout& layout,
+                       std::span<const float> scale, std::span<const float> zero) {
+  for (std::size_t g = 0; g < scale.size(); ++g) {
+    if (std::isfinite(scale[g]) && std::isfinite(zero[g])) continue;
+    throw_invalid(task.name,
+                  "the scale or zero of " + group_name(layout, static_cast<std::int64_t>(g)) +
+                      " does not fit " + std::string(dtype_name(task.config.meta_dtype)) +
+                      "; use meta_dtype bfloat16 or float32, or smaller weights");
+  }
+}
+
+// Keeps the middle code where it was when storing changed the scale.
+void refit_zeros(std::span<const float> solved, std::span<const float> stored, float middle,
+                 std::vector<float>& zero) {
+  for (std::size_t g = 0; g < zero.size(); ++g) {
+    if (stored[g] > 0.0f) zero[g] = middle - (middle - zero[g]) * (solved[g] / stored[g]);
+  }
+}
+
+std::vector<float> reciprocals(std::span<const float> values) {
+  std::vector<float> result(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) result[i] = 1.0f / values[i];
+  return result;
+}
+
+void sum_errors(std::span<const RowError> rows, std::int64_t numel, QuantizeStats& stats) {
+  RowError total{};
+  for (const RowError& row : rows) {
+    total.abs_sum += row.abs_sum;
+    total.square_sum += row.square_sum;
+    total.weight_square_sum += row.weight_square_sum;
+    total.max_abs = std::max(total.max_abs, row.max_abs);
+  }
+  const auto n = static_cast<double>(numel);
+  stats.mean_abs_error = total.abs_sum / n;
+  stats.rms_error = std::sqrt(total.square_sum / n);
+  stats.max_abs_error = total.max_abs;
+  stats.relative_error =
+      total.weight_square_sum > 0 ? std::sqrt(total.square_sum / total.weight_square_sum) : 0.0;
+}
+
+core::GroupLayout layout_of(const QuantizedTensor& q) {
+  const std::int64_t whole = q.config.axis == 1 ? q.in_features : q.out_features;
+  return {q.out_features, q.in_features, q.config.group_size.value_or(whole), q.config.axis};
+}
+
+}  // namespace
+
+void quantize(const QuantizeTask& task, QuantizedTensor& out) {
+  const LayerConfig& config = task.config;
+  GroupSource source{task.W, layout_of(out)};
+  refuse_nonfinite(task, source);
+
+  std::vector<float> col_scale;
+  std::vector<float> inv_col_scale;
+  if (config.balance == Balance::kSinkhorn) {
+    const std::int64_t tile_cols =
+        config.axis == 1 ? std::min(source.layout.group_size, kMaxTileCols) : kDefaultTileCols;
+    from_f32(sinkhorn_factors(source, tile_cols, task.threads), out.col_scale.dtype,
+             out.col_scale.buffer.data);
+    col_scale = to_f32(out.col_scale);
+    inv_col_scale = reciprocals(col_scale);
+    source.inv_col_scale = inv_col_scale.data();
+  }
+  std::vector<float> importance;
+  if (!task.importance.empty()) {
+    importance = column_weights(task.importance, col_scale);
+    source.importance = importance.data();
+  }
+
+  const auto groups = static_cast<std::size_t>(source.layout.num_groups());
+  std::vector<float> solved_scale(groups);
+  std::vector<float> solved_zero(groups);
+  SolveArgs solve{source, SolveStep::kMinMax, solver_params(config), solved_scale.data(),
+                  solved_zero.data(), nullptr};
+  set_beta(solve.params, config.beta);
+  if (config.solver == Solver::kHqq) {
+    solve_hqq(solve, config, task.threads);
+  } else {
+    solve.step = config.solver == Solver::kJoint ? SolveStep::kJoint : SolveStep::kMinMax;
+    parallel_for(num_units(source.layout), task.threads,
+                 [&](std::int64_t unit) { solve_unit(solve, unit); });
+  }
+
+  const std::vector<float> scale =
+      store_metadata(solved_scale, out.scale, out.scale_step, out.scale_offset);
+  if (config.quant_scale) {
+    refit_zeros(solved_scale, scale, solve.params.max_code * 0.5f, solved_zero);
+  }
+  const std::vector<float> zero =
+      store_metadata(solved_zero, out.zero, out.zero_step, out.zero_offset);
+  refuse_unstorable(task, source.layout, scale, zero);
+
+  const std::vector<float> inv_scale = reciprocals(scale);
+  std::vector<RowError> errors(task.stats != nullptr ? static_cast<std::size_t>(source.W.rows) : 0);
+  EncodeArgs encode{source,
+                    {scale.data(), inv_scale.data(), zero.data()},
+                    core::row_format(config.nbits),
+                    col_scale.empty() ? nullptr : col_scale.data(),
+                    out.W_q.data<std::uint8_t>(),
+                    packed_row_bytes(config.nbits, source.W.cols),
+                    errors.empty() ? nullptr : errors.data()};
+  parallel_for(num_units({source.W.rows, source.W.cols, 1, 1}), task.threads,
+               [&](std::int64_t unit) {
+                 const std::int64_t end = std::min(source.W.rows, (unit + 1) * kUnitRows);
+                 for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
+                   encode_row(encode, row);
+                 }
+               });
+  if (task.stats != nullptr) sum_errors(errors, source.W.numel(), *task.stats);
+}
+
+void dequantize(const QuantizedTensor& q, Tensor& out, int threads) {
+  const std::vector<float> scale = read_scale(q);
+  const std::vector<float> zero = read_zero(q);
+  const std::vector<float> col_scale = q.col_scale ? to_f32(q.col_scale) : std::vector<float>();
+  const DequantizeArgs args{layout_of(q),
+                            {scale.data(), nullptr, zero.data()},
+                            core::row_format(q.config.nbits),
+                            col_scale.empty() ? nullptr : col_scale.data(),
+                            q.W_q.data<std::uint8_t>(),
+                            packed_row_bytes(q.config.nbits, q.in_features)};
+  const auto cols = static_cast<std::size_t>(q.in_features);
+  parallel_for((q.out_features + kUnitRows - 1) / kUnitRows, threads, [&](std::int64_t unit) {
+    const std::int64_t end = std::min(q.out_features, (unit + 1) * kUnitRows);
+    std::vector<float> row_values(out.dtype == DType::kF32 ? 0 : cols);
+    for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
+      std::byte* target = out.buffer.data + static_cast<std::size_t>(row) * cols * dtype_size(out.dtype);
+      if (out.dtype == DType::kF32) {
+        dequantize_row(args, row, reinterpret_cast<float*>(target));
+      } else {
+        dequantize_row(args, row, row_values.data());
+        from_f32(row_values, out.dtype, target);
+      }
+    }
+  });
+}
+
+}  // namespace hqq::cpu
