@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Sets everything up and runs all tests.
+#
+#   scripts/test.sh            everything (about half an hour on two cores from nothing)
+#   scripts/test.sh --quick    without the sanitizer build and the consumer projects
+#   scripts/test.sh --long     also the soak tests and fuzzers (HQQ_LONG_TESTS=1)
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+quick=false
+for argument in "$@"; do
+  case $argument in
+    --quick) quick=true ;;
+    --long) export HQQ_LONG_TESTS=1 ;;
+    *) die "unknown argument $argument (there are --quick and --long)" ;;
+  esac
+done
+trap 'code=$?; [ $code -eq 0 ] || printf "\nFAILED in step: %s\n" "${current:-set-up}" >&2; exit $code' EXIT
+begin() {
+  current=$1
+  step "$1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
+}
+
+begin "System packages"
+bash "$root/scripts/install-system-packages.sh" --tests
+
+begin "Python environment"
+make_venv
+pip_install -q -r "$root/scripts/requirements-test.txt"
+pip_install -q --no-deps -r "$root/scripts/requirements-oracles.txt"
+
+configure=(-G Ninja -DHQQ_PYTHON=OFF -DHQQ_BUILD_TESTS=ON)
+if command -v ccache >/dev/null; then
+  # Relative paths, so that all build folders share results.
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+fi
+for linker in mold lld; do
+  if echo 'int main() {}' | "${CXX:-c++}" -fuse-ld=$linker -x c++ - -o /dev/null 2>/dev/null; then
+    configure+=(-DCMAKE_EXE_LINKER_FLAGS=-fuse-ld=$linker)
+    break
+  fi
+done
+
+build=$root/build/test
+begin "C++: build"
+cmake -S "$root" -B "$build" "${configure[@]}" -DCMAKE_BUILD_TYPE=Release
+cmake --build "$build"
+begin "C++: tests"
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" | tee "$build/ctest.txt"
+
+if ! $quick; then
+  sanitized=$root/build/sanitize
+  begin "C++ with address and undefined-behaviour sanitizers: build"
+  # -O1 -g1: stack traces with lines, at half the compile time of -O2 -g.
+  cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined \
+    -DHQQ_BUILD_CLI=OFF -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"
+  cmake --build "$sanitized"
+  begin "C++ with address and undefined-behaviour sanitizers: tests"
+  ctest --test-dir "$sanitized" --output-on-failure -j "$(nproc)" | tee "$sanitized/ctest.txt"
+
+  begin "Consumer projects: installed package and subdirectory"
+  bash "$root/tests/install/run.sh" "$build" "$root/build/consumer"
+fi
+
+begin "Python: wheel"
+rm -rf "$root/build/dist"
+SKBUILD_BUILD_DIR="$root/build/wheel" "$python" -m pip wheel --disable-pip-version-check -q \
+  --no-deps --wheel-dir "$root/build/dist" "$root"
+pip_install -q --force-reinstall --no-deps "$root"/build/dist/hqq_cpp-*.whl
+"$venv/bin/hqq-cpp" --version
+
+begin "Summaries"
+for log in "$build/ctest.txt" "${sanitized:-$build}/ctest.txt"; do
+  echo "$log:"
+  grep -E 'tests passed|Total Test time' "$log"
+done
+begin "Python: tests and the examples in docstrings"
+cd "$root"
+PATH=$venv/bin:$PATH "$python" -m pytest tests/python
