@@ -18,6 +18,21 @@ constexpr const char* kIndexName = "model.safetensors.index.json";
 
 // Tensor -> shard, as the index says.
 using WeightMap = std::map<std::string, std::string>;
+// Tensor -> number of its shard, and its own number in there.
+using TensorPlaces = std::map<std::string, std::pair<std::size_t, std::size_t>>;
+
+[[noreturn]] void throw_system(const std::error_code& error, const std::string& action,
+                               const fs::path& path) {
+  throw std::system_error(error, "[checkpoint] cannot " + action + " " + quote_text(path.string()));
+}
+
+// True also for a dangling link, so that opening it reports the link instead of passing over it.
+bool has_entry(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(path, error);
+  if (status.type() == fs::file_type::none) throw_system(error, "open", path);
+  return fs::exists(status);
+}
 
 // Names in the index are file names, never paths: whatever they say, no other folder is read.
 void check_shard_name(const std::string& index, const std::string& tensor,
@@ -25,6 +40,10 @@ void check_shard_name(const std::string& index, const std::string& tensor,
   const std::string entry =
       index + ": tensor " + quote_text(tensor) + " is in shard " + quote_text(shard);
   if (shard.empty()) throw_format(kWhere, entry + ", but the name is empty");
+  // A NUL would end the name early inside the system call.
+  if (std::any_of(shard.begin(), shard.end(), [](char c) { return c >= 0 && c < 0x20; })) {
+    throw_format(kWhere, entry + ", but control characters are not allowed");
+  }
   if (shard.front() == '/' || shard.front() == '\\' || (shard.size() > 1 && shard[1] == ':')) {
     throw_format(kWhere, entry + ", but an absolute path is not allowed");
   }
@@ -85,7 +104,10 @@ WeightMap read_index(const fs::path& path) {
 [[noreturn]] void throw_no_model(const fs::path& folder) {
   std::string found;
   int count = 0;
-  for (const auto& entry : fs::directory_iterator(folder)) {
+  std::error_code error;
+  fs::directory_iterator entries(folder, error);
+  if (error) throw_system(error, "list", folder);
+  for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
     const bool other = name.ends_with(".safetensors") || name.ends_with(".bin") ||
                        name.ends_with(".pt") || name.ends_with(".gguf");
@@ -96,7 +118,7 @@ WeightMap read_index(const fs::path& path) {
 }
 
 std::string read_config(const fs::path& path) {
-  if (!fs::exists(path)) return {};
+  if (!has_entry(path)) return {};
   std::string text = read_text_file(path);
   const std::string file = quote_text(path.string());
   if (!parse_json(text, std::string(kWhere) + " " + file).is_object()) {
@@ -105,13 +127,40 @@ std::string read_config(const fs::path& path) {
   return text;
 }
 
+// Index and shards must agree on every tensor, in both directions.
+void check_index(const fs::path& folder, const WeightMap& weight_map,
+                 const std::vector<std::string>& shard_names, const TensorPlaces& places) {
+  for (const auto& [tensor, shard] : weight_map) {
+    const auto place = places.find(tensor);
+    if (place == places.end()) {
+      throw_format(kWhere, quote_text(folder.string()) + ": the index puts tensor " +
+                               quote_text(tensor) + " into " + quote_text(shard) +
+                               ", but no shard holds it");
+    }
+    const std::string& real = shard_names[place->second.first];
+    if (real != shard) {
+      throw_format(kWhere, quote_text(folder.string()) + ": the index puts tensor " +
+                               quote_text(tensor) + " into " + quote_text(shard) +
+                               ", but it is in " + quote_text(real));
+    }
+  }
+  for (const auto& [tensor, place] : places) {
+    if (!weight_map.contains(tensor)) {
+      throw_format(kWhere, quote_text(folder.string()) + ": shard " +
+                               quote_text(shard_names[place.first]) + " holds tensor " +
+                               quote_text(tensor) + ", which the index does not list");
+    }
+  }
+}
+
 }  // namespace
 
 Checkpoint::Checkpoint(const fs::path& path) : path_(path) {
-  const fs::file_status status = fs::status(path);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) {
-    throw std::system_error(ENOENT, std::generic_category(),
-                            "[checkpoint] cannot open " + quote_text(path.string()));
+    if (!error) error = std::make_error_code(std::errc::no_such_file_or_directory);
+    throw_system(error, "open", path);
   }
   fs::path folder = path;
   WeightMap weight_map;
@@ -122,9 +171,9 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(path) {
     }
     shard_names_ = {path.filename().string()};
     folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  } else if (fs::exists(path / kSingleName)) {
+  } else if (has_entry(path / kSingleName)) {
     shard_names_ = {kSingleName};
-  } else if (fs::exists(path / kIndexName)) {
+  } else if (has_entry(path / kIndexName)) {
     sharded_ = true;
     weight_map = read_index(path / kIndexName);
     std::set<std::string> names;
@@ -149,28 +198,7 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(path) {
       }
     }
   }
-  if (!sharded_) return;
-  for (const auto& [tensor, shard] : weight_map) {
-    const auto place = where_.find(tensor);
-    if (place == where_.end()) {
-      throw_format(kWhere, quote_text(path.string()) + ": the index puts tensor " +
-                               quote_text(tensor) + " into " + quote_text(shard) +
-                               ", but no shard holds it");
-    }
-    const std::string& real = shard_names_[place->second.first];
-    if (real != shard) {
-      throw_format(kWhere, quote_text(path.string()) + ": the index puts tensor " +
-                               quote_text(tensor) + " into " + quote_text(shard) +
-                               ", but it is in " + quote_text(real));
-    }
-  }
-  for (const auto& [tensor, place] : where_) {
-    if (!weight_map.contains(tensor)) {
-      throw_format(kWhere, quote_text(path.string()) + ": shard " +
-                               quote_text(shard_names_[place.first]) + " holds tensor " +
-                               quote_text(tensor) + ", which the index does not list");
-    }
-  }
+  if (sharded_) check_index(path, weight_map, shard_names_, where_);
 }
 
 std::pair<const TensorInfo*, std::size_t> Checkpoint::find(const std::string& name) const {

@@ -1,5 +1,6 @@
 #include "src/io/json.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <unordered_set>
@@ -28,6 +29,18 @@ std::size_t utf8_length(std::string_view text) {
     return 0;
   }
   return length;
+}
+
+// Python's json module writes these words, which no JSON parser has to know.
+std::string hint(const std::string& text, std::size_t byte) {
+  const std::size_t from = std::min(byte, text.size());
+  const std::size_t start = text.find_last_of(" ,:[{\n\t", from == 0 ? 0 : from - 1);
+  const std::string_view token =
+      std::string_view(text).substr(start == std::string::npos ? 0 : start + 1);
+  for (const std::string_view word : {"NaN", "Infinity", "-Infinity"}) {
+    if (token.starts_with(word)) return " (" + std::string(word) + " is not a JSON number)";
+  }
+  return "";
 }
 
 }  // namespace
@@ -116,7 +129,7 @@ nlohmann::json parse_json(const std::string& text, const std::string& where) {
     return json::parse(text, callback);
   } catch (const json::parse_error& error) {
     throw_format(where, "not JSON at byte " + std::to_string(error.byte) + ": " +
-                            json_error_reason(error.what()));
+                            json_error_reason(error.what()) + hint(text, error.byte));
   } catch (const json::exception& error) {
     throw_format(where, "not JSON: " + json_error_reason(error.what()));
   }

@@ -1,7 +1,9 @@
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <unordered_map>
@@ -27,6 +29,12 @@ struct SafetensorsFile::Impl {
     if (fd >= 0) ::close(fd);
   }
 
+  [[noreturn]] void truncated(std::uint64_t position) const {
+    throw_format("safetensors", file + ": the file ends at byte " + std::to_string(position) +
+                                    ", but it had " + std::to_string(file_size) +
+                                    " bytes when it was opened");
+  }
+
   // Fills `out` from byte `position` of the file.
   void read_exactly(std::uint64_t position, std::span<std::byte> out) const {
     while (!out.empty()) {
@@ -35,11 +43,7 @@ struct SafetensorsFile::Impl {
         if (errno == EINTR) continue;
         throw_errno("safetensors", "read", path);
       }
-      if (count == 0) {
-        throw_format("safetensors", file + ": the file ends at byte " + std::to_string(position) +
-                                        ", but it had " + std::to_string(file_size) +
-                                        " bytes when it was opened");
-      }
+      if (count == 0) truncated(position);
       position += static_cast<std::uint64_t>(count);
       out = out.subspan(static_cast<std::size_t>(count));
     }
@@ -113,6 +117,12 @@ Tensor SafetensorsFile::map(const TensorInfo& info) const {
   const std::uint64_t position = impl_->data_begin + info.begin;
   // An empty range cannot be mapped, and a misaligned one cannot be read through a typed pointer.
   if (info.nbytes() == 0 || position % dtype_size(info.dtype) != 0) return read(info);
+  // Touching a page beyond the end would kill the process.
+  struct stat status = {};
+  if (::fstat(impl_->fd, &status) != 0) throw_errno("safetensors", "stat", impl_->path);
+  if (static_cast<std::uint64_t>(status.st_size) < impl_->file_size) {
+    impl_->truncated(static_cast<std::uint64_t>(status.st_size));
+  }
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::uint64_t start = position / page * page;
   const std::size_t length = position - start + info.nbytes();
