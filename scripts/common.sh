@@ -8,16 +8,17 @@ die() {
   exit 1
 }
 
-# Prints the Python to use: $PYTHON, or the first one on the PATH that is new enough.
+# Prints the Python to use: $PYTHON if set, else the first one on the PATH that is new enough.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
+  local candidates=(python3 python3.13 python3.12 python3.11 python3.10) candidate
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
       "$candidate" -c 'import sys; print(sys.executable)'
       return
     fi
   done
-  die "no Python >= 3.10 found; install one or name it: PYTHON=/path/to/python3 $0"
+  die "none of these is a Python >= 3.10: ${candidates[*]}; name one: PYTHON=/path/to/python3 $0"
 }
 
 # Creates the virtual environment unless it is there and works. Sets $python.
