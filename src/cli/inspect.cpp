@@ -1,11 +1,14 @@
 // hqq-cpp inspect
+#include <algorithm>
+#include <map>
 #include <set>
+#include <string_view>
 
-#include "hqq/version.hpp"
 #include "src/cli/cli.hpp"
 #include "src/cli/commands.hpp"
 #include "src/cli/table.hpp"
 #include "src/io/layer_store.hpp"
+#include "src/io/upstream.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -17,36 +20,81 @@ struct Options {
   std::string path;
 };
 
-struct Contents {
-  std::vector<StoredLayer> layers;
-  std::vector<const TensorInfo*> others;  // tensors of no layer
-  std::uint64_t weights = 0, layer_bytes = 0, other_bytes = 0;
+struct Layer {
+  std::string name;
+  std::string format;  // "hqq_cpp" or "upstream"
+  LayerConfig config;
+  std::vector<std::int64_t> shape;
+  std::uint64_t weights = 0, bytes = 0;
+  std::size_t shard = 0;
 
-  double bits_per_weight() const {
-    return weights == 0 ? 0.0
-                        : 8.0 * static_cast<double>(layer_bytes) / static_cast<double>(weights);
+  double bits() const {
+    return 8.0 * static_cast<double>(bytes) /
+           static_cast<double>(std::max<std::uint64_t>(weights, 1));
   }
 };
 
-std::uint64_t bytes_of(const StoredLayer& layer) {
-  std::uint64_t bytes = 0;
-  for (const auto& [field, info] : layer.fields) bytes += info->nbytes();
-  return bytes;
+struct Contents {
+  std::vector<Layer> layers;
+  std::vector<const TensorInfo*> others;  // tensors of no layer
+  Layer total;                            // the sum of all layers
+  std::uint64_t other_bytes = 0;
+};
+
+using Used = std::set<const TensorInfo*>;
+
+void add_own_layers(const Checkpoint& checkpoint, Contents& contents, Used& used) {
+  for (const StoredLayer& stored : read_stored_layers(checkpoint)) {
+    Layer layer{stored.description.name, "hqq_cpp", stored.description.config,
+                stored.description.shape};
+    layer.weights = static_cast<std::uint64_t>(stored.description.numel());
+    layer.shard = stored.shard;
+    for (const auto& [field, info] : stored.fields) {
+      layer.bytes += info->nbytes();
+      used.insert(info);
+    }
+    contents.layers.push_back(layer);
+  }
 }
 
-double bits_of(const StoredLayer& layer) {
-  return 8.0 * static_cast<double>(bytes_of(layer)) /
-         static_cast<double>(std::max<std::int64_t>(layer.description.numel(), 1));
+// A layer as the package hqq writes it: its settings are in small tensors beside W_q.
+Layer upstream_layer(const Checkpoint& checkpoint, const std::string& name, std::size_t shard,
+                     Used& used) {
+  std::vector<std::string> keys = upstream_keys();
+  keys.push_back("zero_scale");
+  std::erase(keys, "bias");  // a plain tensor in both formats
+  std::map<std::string, Tensor> tensors;
+  std::uint64_t bytes = 0;
+  for (const std::string& key : keys) {
+    const auto [info, where] = checkpoint.find(name + "." + key);
+    if (info == nullptr) continue;
+    tensors.emplace(key, checkpoint.shard(where).map(*info));
+    used.insert(info);
+    bytes += info->nbytes();
+  }
+  const UpstreamLayer parsed = parse_upstream(tensors, name);
+  Layer layer{name, "upstream", parsed.config, {parsed.out_features, parsed.in_features}};
+  layer.weights = static_cast<std::uint64_t>(parsed.out_features * parsed.in_features);
+  layer.bytes = bytes;
+  layer.shard = shard;
+  return layer;
 }
 
 Contents contents_of(const Checkpoint& checkpoint) {
   Contents contents;
-  contents.layers = read_stored_layers(checkpoint);
-  std::set<const TensorInfo*> used;
-  for (const StoredLayer& layer : contents.layers) {
-    for (const auto& [field, info] : layer.fields) used.insert(info);
-    contents.weights += static_cast<std::uint64_t>(layer.description.numel());
-    contents.layer_bytes += bytes_of(layer);
+  Used used;
+  add_own_layers(checkpoint, contents, used);
+  constexpr std::string_view kCodes = ".W_q";
+  for (std::size_t shard = 0; shard < checkpoint.shard_count(); ++shard) {
+    for (const TensorInfo& info : checkpoint.shard(shard).tensors()) {
+      if (used.count(&info) > 0 || !info.name.ends_with(kCodes)) continue;
+      const std::string name = info.name.substr(0, info.name.size() - kCodes.size());
+      contents.layers.push_back(upstream_layer(checkpoint, name, shard, used));
+    }
+  }
+  for (const Layer& layer : contents.layers) {
+    contents.total.weights += layer.weights;
+    contents.total.bytes += layer.bytes;
   }
   for (std::size_t shard = 0; shard < checkpoint.shard_count(); ++shard) {
     for (const TensorInfo& info : checkpoint.shard(shard).tensors()) {
@@ -61,14 +109,12 @@ Contents contents_of(const Checkpoint& checkpoint) {
 void print_contents(std::ostream& out, const Checkpoint& checkpoint, const Contents& contents) {
   if (!contents.layers.empty()) {
     Table table(
-        {"quantized layer", "nbits", "group", "axis", "solver", "shape", "bytes", "bits/weight"});
-    for (const StoredLayer& layer : contents.layers) {
-      const LayerConfig& config = layer.description.config;
-      table.add_row({layer.description.name, general_text(nbits_of(config.nbits), 3),
-                     config.group_size ? std::to_string(*config.group_size) : "none",
-                     std::to_string(config.axis), to_string(config.solver),
-                     shape_string(layer.description.shape), bytes_text(bytes_of(layer)),
-                     fixed_text(bits_of(layer), 2)});
+        {"quantized layer", "format", "nbits", "group", "axis", "shape", "bytes", "bits/weight"});
+    for (const Layer& layer : contents.layers) {
+      table.add_row({layer.name, layer.format, general_text(nbits_of(layer.config.nbits), 3),
+                     layer.config.group_size ? std::to_string(*layer.config.group_size) : "none",
+                     std::to_string(layer.config.axis), shape_string(layer.shape),
+                     bytes_text(layer.bytes), fixed_text(layer.bits(), 2)});
     }
     table.print(out);
     out << '\n';
@@ -84,10 +130,10 @@ void print_contents(std::ostream& out, const Checkpoint& checkpoint, const Conte
   }
   out << checkpoint.shard_count() << (checkpoint.shard_count() == 1 ? " file: " : " files: ")
       << contents.layers.size() << " quantized layers, "
-      << count_text(static_cast<double>(contents.weights)) << " weights in "
-      << bytes_text(contents.layer_bytes);
-  if (contents.weights > 0) {
-    out << " (" << fixed_text(contents.bits_per_weight(), 2) << " bits a weight)";
+      << count_text(static_cast<double>(contents.total.weights)) << " weights in "
+      << bytes_text(contents.total.bytes);
+  if (contents.total.weights > 0) {
+    out << " (" << fixed_text(contents.total.bits(), 2) << " bits a weight)";
   }
   out << "; " << contents.others.size() << " other tensors, " << bytes_text(contents.other_bytes)
       << '\n';
@@ -98,29 +144,31 @@ Json contents_json(const Options& options, const Checkpoint& checkpoint, const C
   json["command"] = "inspect";
   json["path"] = options.path;
   json["files"] = checkpoint.shard_names();
-  json["weights"] = contents.weights;
-  json["bits_per_weight"] = contents.bits_per_weight();
-  json["quantized_bytes"] = contents.layer_bytes;
+  json["weights"] = contents.total.weights;
+  json["bits_per_weight"] = contents.total.weights == 0 ? 0.0 : contents.total.bits();
+  json["quantized_bytes"] = contents.total.bytes;
   json["other_bytes"] = contents.other_bytes;
   json["layers"] = Json::array();
-  for (const StoredLayer& layer : contents.layers) {
+  for (const Layer& layer : contents.layers) {
     Json one;
-    one["name"] = layer.description.name;
-    one["tag"] = layer_tag(layer.description.name);
-    one["shape"] = shape_json(layer.description.shape);
-    one["dtype"] = std::string(dtype_name(layer.description.dtype));
-    one["config"] = layer_config_to_json(layer.description.config);
-    one["bytes"] = bytes_of(layer);
-    one["bits_per_weight"] = bits_of(layer);
+    one["name"] = layer.name;
+    one["tag"] = layer_tag(layer.name);
+    one["format"] = layer.format;
+    one["shape"] = shape_json(layer.shape);
+    one["config"] = layer_config_to_json(layer.config);
+    one["bytes"] = layer.bytes;
+    one["bits_per_weight"] = layer.bits();
     one["file"] = checkpoint.shard_names()[layer.shard];
     json["layers"].push_back(one);
   }
   json["tensors"] = Json::array();
   for (const TensorInfo* info : contents.others) {
-    json["tensors"].push_back({{"name", info->name},
-                               {"dtype", std::string(dtype_name(info->dtype))},
-                               {"shape", shape_json(info->shape)},
-                               {"bytes", info->nbytes()}});
+    Json one;
+    one["name"] = info->name;
+    one["dtype"] = std::string(dtype_name(info->dtype));
+    one["shape"] = shape_json(info->shape);
+    one["bytes"] = info->nbytes();
+    json["tensors"].push_back(one);
   }
   return json;
 }
@@ -139,8 +187,7 @@ int run_inspect(const Options& options, Context& context) {
 }  // namespace
 
 void add_inspect(CLI::App& app, Context& context) {
-  CLI::App* command = app.add_subcommand(
-      "inspect", "List the layers and tensors of a checkpoint; reads headers only");
+  CLI::App* command = app.add_subcommand("inspect", "List the layers and tensors of a checkpoint");
   auto o = std::make_shared<Options>();
   command->add_option("PATH", o->path, "Checkpoint folder or .safetensors file")->required();
   add_output(*command, o->common);
