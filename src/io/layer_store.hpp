@@ -1,0 +1,72 @@
+// Quantized layers inside format-1 shards: the names of their tensors, their description in the
+// shard's metadata, and reading them matrix by matrix (docs/format.md, "Checkpoint folder").
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "hqq/checkpoint.hpp"
+
+namespace hqq {
+
+// The key of a shard's __metadata__ whose value is the JSON text that describes its layers.
+inline constexpr const char* kLayersMetadataKey = "hqq_cpp";
+
+// One tensor of a quantized matrix: "W_q", "scale", ... and what it must look like.
+struct FieldSpec {
+  std::string field;
+  DType dtype = DType::kU8;
+  std::vector<std::int64_t> shape;
+  std::uint64_t nbytes() const;
+};
+// All tensors of a matrix in the order of the file. `config` is resolved (no Balance::kAuto).
+std::vector<FieldSpec> field_specs(const LayerConfig& config, std::int64_t out_features,
+                                   std::int64_t in_features);
+
+// Bytes of all of them.
+std::uint64_t matrix_bytes(const std::vector<FieldSpec>& specs);
+
+// What the metadata of a shard says about a layer.
+struct LayerDescription {
+  std::string name;    // "model.layers.0.mlp.down_proj"
+  std::string tensor;  // the dense weight it stands for: the name with ".weight" or as it is
+  LayerConfig config;  // resolved
+  DType dtype = DType::kBF16;       // of the dense weight
+  std::vector<std::int64_t> shape;  // [out, in] or, for fused experts, [experts, out, in]
+
+  bool is_fused() const { return shape.size() == 3; }
+  std::int64_t matrices() const { return is_fused() ? shape[0] : 1; }
+  std::int64_t out_features() const { return shape[shape.size() - 2]; }
+  std::int64_t in_features() const { return shape[shape.size() - 1]; }
+  std::int64_t numel() const { return matrices() * out_features() * in_features(); }
+};
+// The JSON text for kLayersMetadataKey.
+std::string describe_layers(const std::vector<LayerDescription>& layers);
+
+// A layer of an open shard.
+struct StoredLayer {
+  LayerDescription description;
+  std::size_t shard = 0;
+  // The tensors that are there, in the order of the file: {"W_q", info}, ...
+  std::vector<std::pair<std::string, const TensorInfo*>> fields;
+};
+
+// Layers of one shard in file order; empty for a shard without our metadata. Throws FormatError
+// when the metadata is broken or names a layer whose tensors are missing or have other shapes.
+std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file, std::size_t shard);
+// Layers of all shards.
+std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint);
+
+// Reads matrix `expert` of a layer. With `map_codes` W_q is a view of the mapped file, for callers
+// that need little or nothing of it.
+QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& layer,
+                            std::int64_t expert, bool map_codes = false);
+
+// True if any shard describes quantized layers, or config.json names hqq_cpp as the quant_method.
+bool is_quantized_by_us(const Checkpoint& checkpoint);
+
+}  // namespace hqq

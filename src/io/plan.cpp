@@ -1,0 +1,309 @@
+#include "src/io/plan.hpp"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "hqq/error.hpp"
+#include "hqq/version.hpp"
+#include "src/io/json.hpp"
+#include "src/io/manifest.hpp"
+#include "src/io/pipeline.hpp"
+
+namespace hqq {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kWhere = "quantize";
+constexpr std::string_view kWeightSuffix = ".weight";
+
+std::string last_component(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
+std::string parent_component(const std::string& name) {
+  const std::size_t dot = name.rfind('.');
+  return dot == std::string::npos ? "" : last_component(name.substr(0, dot));
+}
+
+template <std::size_t N>
+bool is_one_of(const std::string& name, const std::array<std::string_view, N>& names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+std::string without_weight(const std::string& tensor) {
+  if (!tensor.ends_with(kWeightSuffix)) return tensor;
+  return tensor.substr(0, tensor.size() - kWeightSuffix.size());
+}
+
+// Tables of vectors: a lookup reads one row, so packing gains no speed, and every row is somebody's
+// token. Also output heads that go by such names (embed_out of GPT-NeoX).
+bool is_embedding(const std::string& layer) {
+  constexpr std::array<std::string_view, 7> kNames = {
+      "embed_tokens", "embed_in", "embed_out", "embed_positions", "wte", "wpe", "shared"};
+  constexpr std::array<std::string_view, 4> kSuffixes = {"embed", "embedder", "embedding",
+                                                         "embeddings"};
+  const std::string last = last_component(layer);
+  return is_one_of(last, kNames) || last.starts_with("embed_tokens_") ||
+         last == "relative_attention_bias" ||  // T5: a table [buckets, heads]
+         std::any_of(kSuffixes.begin(), kSuffixes.end(),
+                     [&](std::string_view suffix) { return last.ends_with(suffix); });
+}
+
+// They choose the experts of a token: tiny, and a wrong choice costs more than any rounding of
+// weights.
+bool is_router(const std::string& layer) {
+  constexpr std::array<std::string_view, 5> kBlocks = {"mlp", "block_sparse_moe", "feed_forward",
+                                                       "moe", "ffn"};
+  const std::string last = last_component(layer);
+  return last == "router" || parent_component(layer) == "router" || last == "shared_expert_gate" ||
+         (last == "gate" && is_one_of(parent_component(layer), kBlocks));
+}
+
+// Conv1D of the GPT-2 family keeps W as [in, out]; groups would run along the wrong dimension.
+bool is_transposed(const std::string& layer, const std::string& model_type) {
+  constexpr std::array<std::string_view, 4> kModels = {"gpt2", "openai-gpt", "imagegpt",
+                                                       "decision_transformer"};
+  constexpr std::array<std::string_view, 4> kLayers = {"c_attn", "c_proj", "c_fc", "q_attn"};
+  return is_one_of(model_type, kModels) && is_one_of(last_component(layer), kLayers);
+}
+
+// All experts of a layer in one tensor [experts, out, in].
+bool is_fused_experts(const std::string& layer) {
+  constexpr std::array<std::string_view, 4> kNames = {"gate_up_proj", "down_proj", "gate_proj",
+                                                      "up_proj"};
+  return is_one_of(last_component(layer), kNames) && parent_component(layer) == "experts";
+}
+
+std::string model_type_of(const Checkpoint& source) {
+  if (source.config_json().empty()) return "";
+  const Json config = parse_json(source.config_json(), "config.json");
+  const auto type = config.find("model_type");
+  return type != config.end() && type->is_string() ? type->get<std::string>() : "";
+}
+
+void check_not_quantized(const Checkpoint& source) {
+  const std::string shown = quote_text(source.path().string());
+  if (is_quantized_by_us(source)) {
+    throw_invalid(kWhere, shown + " is already quantized by hqq_cpp; dequantize it first");
+  }
+  if (source.config_json().empty()) return;
+  const Json config = parse_json(source.config_json(), "config.json");
+  const auto quantization = config.find("quantization_config");
+  if (quantization == config.end() || quantization->is_null()) return;
+  std::string method = "an unnamed method";
+  if (quantization->is_object() && quantization->contains("quant_method")) {
+    const Json& name = (*quantization)["quant_method"];
+    if (name.is_string()) method = "method " + quote_text(name.get<std::string>());
+  }
+  throw_invalid(kWhere, shown + " is already quantized: config.json has a quantization_config of " +
+                            method + "; an unquantized checkpoint is needed");
+}
+
+PlannedLayer plan_layer(const TensorInfo& tensor, const std::string& name,
+                        const LayerConfig& config, const ImportanceFile& importance) {
+  PlannedLayer layer;
+  layer.description = {name, tensor.name, config, tensor.dtype, tensor.shape};
+  layer.source = &tensor;
+  layer.has_importance = importance.has(name);
+  // The rule of Quantizer; run_quantization checks that the two agree.
+  LayerConfig& resolved = layer.description.config;
+  if (resolved.balance == Balance::kAuto) {
+    resolved.balance = layer.has_importance ? Balance::kNone : Balance::kSinkhorn;
+  }
+  if (layer.has_importance) importance.check(layer.description);
+  layer.fields =
+      field_specs(resolved, layer.description.out_features(), layer.description.in_features());
+  return layer;
+}
+
+void add_layer(QuantizePlan& plan, ShardPlan& shard, std::size_t shard_index, PlannedLayer layer) {
+  const LayerDescription& description = layer.description;
+  for (const FieldSpec& field : layer.fields) {
+    std::vector<std::int64_t> shape = field.shape;
+    if (description.is_fused()) shape.insert(shape.begin(), description.matrices());
+    shard.tensors.push_back({description.name + "." + field.field, field.dtype, shape, 0,
+                             field.nbytes() * static_cast<std::uint64_t>(description.matrices())});
+  }
+  const std::uint64_t size = layer.matrix_bytes_before();
+  for (std::int64_t expert = 0; expert < description.matrices(); ++expert) {
+    shard.steps.push_back({shard_index, plan.layers.size(), expert, layer.source,
+                           size * static_cast<std::uint64_t>(expert), size});
+  }
+  plan.layers.push_back(std::move(layer));
+}
+
+// Names across all shards: "X.scale" might have been there before.
+void check_unique(const std::vector<ShardPlan>& shards) {
+  std::set<std::string> names;
+  for (const ShardPlan& shard : shards) {
+    for (const TensorInfo& tensor : shard.tensors) {
+      if (names.insert(tensor.name).second) continue;
+      throw_invalid(kWhere, "the result would hold two tensors named " + quote_text(tensor.name) +
+                                "; the source already has one");
+    }
+  }
+}
+
+}  // namespace
+
+std::optional<std::string> linear_layer_of(const TensorInfo& tensor,
+                                           const std::string& model_type) {
+  if (!is_weight_dtype(tensor.dtype) || tensor.begin == tensor.end) return std::nullopt;
+  const std::string layer = without_weight(tensor.name);
+  if (tensor.shape.size() == 3) {
+    if (!is_fused_experts(layer)) return std::nullopt;  // a convolution
+    return layer;
+  }
+  // Other tensors of two dimensions (lora_A, rotary tables, class tokens) are not weights of a
+  // layer.
+  if (tensor.shape.size() != 2 || !tensor.name.ends_with(kWeightSuffix)) return std::nullopt;
+  if (is_embedding(layer) || is_router(layer) || is_transposed(layer, model_type)) {
+    return std::nullopt;
+  }
+  return layer;
+}
+
+void ShardPlan::copy(const TensorInfo& tensor, std::size_t shard) {
+  tensors.push_back(tensor);
+  for (std::uint64_t offset = 0; offset < tensor.nbytes(); offset += kCopyChunk) {
+    steps.push_back({shard, PlannedStep::kCopy, 0, &tensor, offset,
+                     std::min(kCopyChunk, tensor.nbytes() - offset)});
+  }
+}
+
+void ShardPlan::end_steps(std::size_t shard) {
+  // A shard without data still needs a step in which its file is written.
+  if (steps.empty()) steps.push_back({shard, PlannedStep::kCopy});
+  steps.back().last_of_shard = true;
+}
+
+std::uint64_t ShardPlan::data_bytes() const {
+  std::uint64_t total = 0;
+  for (const TensorInfo& tensor : tensors) total += tensor.nbytes();
+  return total;
+}
+
+std::uint64_t PlannedLayer::matrix_bytes_before() const {
+  return source->nbytes() / static_cast<std::uint64_t>(description.matrices());
+}
+
+QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config,
+                               const ImportanceFile& importance) {
+  config.validate();
+  check_not_quantized(source);
+  const std::string model_type = model_type_of(source);
+  importance.check_names([&](const std::string& name) {
+    return source.find(name + std::string(kWeightSuffix)).first != nullptr ||
+           source.find(name).first != nullptr;
+  });
+  QuantizePlan plan;
+  for (std::size_t s = 0; s < source.shard_count(); ++s) {
+    ShardPlan shard;
+    shard.name = output_shard_name(source, s);
+    const std::size_t first_layer = plan.layers.size();
+    for (const TensorInfo& tensor : source.shard(s).tensors()) {
+      const auto layer = linear_layer_of(tensor, model_type);
+      const auto layer_config = layer ? config.layer(*layer) : std::nullopt;
+      if (layer_config) {
+        add_layer(plan, shard, s, plan_layer(tensor, *layer, *layer_config, importance));
+        continue;
+      }
+      shard.copy(tensor, s);
+      if (tensor.shape.size() >= 2) plan.copied.push_back(tensor.name);
+    }
+    shard.metadata = source.shard(s).metadata();
+    shard.metadata.emplace("format", "pt");
+    std::vector<LayerDescription> descriptions;
+    for (std::size_t i = first_layer; i < plan.layers.size(); ++i) {
+      descriptions.push_back(plan.layers[i].description);
+    }
+    if (!descriptions.empty()) shard.metadata[kLayersMetadataKey] = describe_layers(descriptions);
+    shard.end_steps(s);
+    plan.shards.push_back(std::move(shard));
+  }
+  if (plan.layers.empty()) {
+    throw_invalid(kWhere, quote_text(source.path().string()) +
+                              " holds no linear layer that the config quantizes (" +
+                              std::to_string(plan.copied.size()) +
+                              " matrices are embeddings, routers or skipped)");
+  }
+  check_unique(plan.shards);
+  return plan;
+}
+
+std::uint64_t QuantizePlan::data_bytes() const {
+  std::uint64_t total = 0;
+  for (const ShardPlan& shard : shards) total += shard.data_bytes();
+  return total;
+}
+
+QuantizeReport QuantizePlan::report() const {
+  QuantizeReport report;
+  std::uint64_t quantized_bytes = 0;
+  for (const PlannedLayer& layer : layers) {
+    const LayerDescription& description = layer.description;
+    LayerReport one;
+    one.name = description.name;
+    one.tag = layer_tag(description.name);
+    one.config = description.config;
+    one.shape = description.shape;
+    one.bytes_before = layer.source->nbytes();
+    one.bytes_after =
+        layer.matrix_bytes_after() * static_cast<std::uint64_t>(description.matrices());
+    report.weights += static_cast<std::uint64_t>(description.numel());
+    quantized_bytes += one.bytes_after;
+    report.bytes_before += one.bytes_before;
+    report.layers.push_back(std::move(one));
+  }
+  for (const ShardPlan& shard : shards) {
+    for (const PlannedStep& step : shard.steps) {
+      if (step.layer == PlannedStep::kCopy) report.bytes_before += step.size;
+    }
+  }
+  report.copied = copied;
+  report.bytes_after = data_bytes();
+  report.bits_per_weight =
+      8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(report.weights);
+  return report;
+}
+
+std::string make_index(const std::vector<ShardPlan>& shards, const std::string& original) {
+  Json index = original.empty() ? Json::object()
+                                : parse_json_in_order(original, "model.safetensors.index.json");
+  std::uint64_t total = 0;
+  std::map<std::string, std::string> weight_map;
+  for (const ShardPlan& shard : shards) {
+    total += shard.data_bytes();
+    for (const TensorInfo& tensor : shard.tensors) weight_map[tensor.name] = shard.name;
+  }
+  if (!index.contains("metadata") || !index["metadata"].is_object()) {
+    index["metadata"] = Json::object();
+  }
+  index["metadata"]["total_size"] = total;
+  index["weight_map"] = weight_map;
+  return index.dump(2) + "\n";
+}
+
+std::string QuantizePlan::index_json(const std::string& original) const {
+  return make_index(shards, original);
+}
+
+std::string QuantizePlan::config_json(const std::string& original, const HqqConfig& config) const {
+  Json json = original.empty() ? Json::object() : parse_json_in_order(original, "config.json");
+  Json quantization = {{"quant_method", "hqq_cpp"}, {"format_version", kFormatVersion}};
+  const Json settings = config.to_json();
+  for (const auto& [key, value] : settings.items()) quantization[key] = value;
+  quantization["not_quantized"] = Json::array();
+  for (const std::string& tensor : copied) {
+    quantization["not_quantized"].push_back(without_weight(tensor));
+  }
+  json["quantization_config"] = quantization;
+  return json.dump(2) + "\n";
+}
+
+std::string output_shard_name(const Checkpoint& source, std::size_t index) {
+  if (!source.is_sharded()) return "model.safetensors";
+  return source.shard_names()[index];
+}
+
+}  // namespace hqq

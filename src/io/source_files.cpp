@@ -1,0 +1,186 @@
+#include "src/io/source_files.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <set>
+
+#include "hqq/error.hpp"
+#include "src/io/atomic_file.hpp"
+#include "src/io/json.hpp"
+
+namespace hqq {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+// Weights of the same model once more, of no use beside quantized ones; most are larger than the
+// result.
+constexpr std::array kOtherWeightFormats = {
+    ".bin",  ".pt",        ".pth",     ".ckpt",   ".pkl",  ".gguf", ".ggml", ".h5",
+    ".onnx", ".onnx_data", ".msgpack", ".tflite", ".nemo", ".pte",  ".ot",   ".mlmodel"};
+
+bool ends_with_any_weight_format(const std::string& name) {
+  return std::any_of(kOtherWeightFormats.begin(), kOtherWeightFormats.end(),
+                     [&](const char* suffix) { return name.ends_with(suffix); });
+}
+
+bool belongs_in_copy(const std::string& name, bool top_level) {
+  if (name.starts_with('.') || ends_with_any_weight_format(name)) return false;
+  // Also the index files of other formats.
+  if (name.ends_with(".index.json")) return false;
+  if (!top_level) return true;
+  // In subfolders safetensors are parts of their own (sentence-transformers' 2_Dense); beside the
+  // shards they are another copy of the weights.
+  return name != "config.json" && !name.ends_with(".safetensors") && !name.starts_with("hqq_cpp.");
+}
+
+void collect(const fs::path& folder, const std::string& prefix, std::vector<std::string>& names) {
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    // Links to files are how caches store models; links to folders may lead in circles.
+    if (entry.is_directory()) {
+      if (!entry.is_symlink() && !name.starts_with('.')) {
+        collect(entry.path(), prefix + name + "/", names);
+      }
+    } else if (entry.is_regular_file() && belongs_in_copy(name, prefix.empty())) {
+      names.push_back(prefix + name);
+    }
+  }
+}
+
+std::int64_t modification_time(const fs::path& path) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             fs::last_write_time(path).time_since_epoch())
+      .count();
+}
+
+// Hash of the first `size` bytes; the file is known to be that long.
+std::string hash_start(const fs::path& path, std::uint64_t size) {
+  std::uint64_t file_size = 0;
+  const int fd = open_regular_file(path, file_size);
+  Xxh3Stream hash;
+  std::vector<std::byte> chunk(std::size_t{1} << 20);
+  ssize_t count = 1;
+  while (size > 0 && count > 0) {
+    count = ::read(fd, chunk.data(), std::min<std::uint64_t>(size, chunk.size()));
+    if (count < 0 && errno == EINTR) {
+      count = 1;
+      continue;
+    }
+    if (count > 0) {
+      hash.update(std::span(chunk).first(static_cast<std::size_t>(count)));
+      size -= static_cast<std::uint64_t>(count);
+    }
+  }
+  const int error = count < 0 ? errno : 0;
+  ::close(fd);
+  errno = error;
+  if (error != 0) throw_errno("read", "read", path);
+  return hash.hex();
+}
+
+Json fingerprint_shard(const SafetensorsFile& file) {
+  std::uint64_t data = 0;
+  for (const TensorInfo& info : file.tensors()) data = std::max(data, info.end);
+  Json json;
+  json["size"] = file.file_size();
+  json["header_xxh3"] = hash_start(file.path(), file.file_size() - data);
+  json["mtime_ns"] = modification_time(file.path());
+  return json;
+}
+
+std::string shown(const Json& value) {
+  const std::string text = value.dump();
+  return text.size() <= 100 ? text : text.substr(0, 100) + "...";
+}
+
+}  // namespace
+
+std::vector<std::string> other_files(const fs::path& folder) {
+  std::vector<std::string> names;
+  collect(folder, "", names);
+  std::sort(names.begin(), names.end());
+  for (const std::string& name : names) {
+    try {
+      (void)Json(name).dump();
+    } catch (const Json::exception&) {
+      throw_format("checkpoint", "the name of file " + quote_text(name) + " in " +
+                                     quote_text(folder.string()) +
+                                     " is not UTF-8, so no manifest can list it");
+    }
+  }
+  return names;
+}
+
+std::optional<fs::path> checkpoint_folder(const Checkpoint& checkpoint) {
+  if (!fs::is_directory(checkpoint.path())) return std::nullopt;
+  return checkpoint.path();
+}
+
+Json fingerprint_file(const fs::path& path) {
+  Json json;
+  json["size"] = fs::file_size(path);
+  json["xxh3"] = hash_file(path);
+  return json;
+}
+
+Json fingerprint_source(const Checkpoint& checkpoint) {
+  Json files = Json::object();
+  for (std::size_t i = 0; i < checkpoint.shard_count(); ++i) {
+    files[checkpoint.shard_names()[i]] = fingerprint_shard(checkpoint.shard(i));
+  }
+  if (!checkpoint.config_json().empty()) {
+    const std::string& text = checkpoint.config_json();
+    files["config.json"] = {{"size", text.size()},
+                            {"xxh3", xxh3_hex(std::as_bytes(std::span(text)))}};
+  }
+  if (const auto folder = checkpoint_folder(checkpoint)) {
+    for (const std::string& name : other_files(*folder)) {
+      files[name] = fingerprint_file(*folder / name);
+    }
+  }
+  return files;
+}
+
+Json without_times(Json fingerprint) {
+  for (Json& file : fingerprint) file.erase("mtime_ns");
+  return fingerprint;
+}
+
+std::optional<Difference> first_difference(const Json& before, const Json& now) {
+  if (before.is_object() && now.is_object()) {
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : before.items()) keys.push_back(key);
+    for (const auto& [key, value] : now.items()) {
+      if (!before.contains(key)) keys.push_back(key);
+    }
+    for (const std::string& key : keys) {
+      const auto value_of = [&](const Json& json) {
+        return json.contains(key) ? json.at(key) : Json();
+      };
+      if (!before.contains(key) || !now.contains(key)) {
+        return Difference{key, before.contains(key) ? shown(value_of(before)) : "absent",
+                          now.contains(key) ? shown(value_of(now)) : "absent"};
+      }
+      auto difference = first_difference(before.at(key), now.at(key));
+      if (!difference) continue;
+      difference->path = difference->path.empty() ? key : key + "." + difference->path;
+      return difference;
+    }
+    // The order of rules counts: the first pattern that matches wins.
+    std::string names_before, names_now;
+    for (const auto& [key, value] : before.items()) names_before += key + " ";
+    for (const auto& [key, value] : now.items()) names_now += key + " ";
+    if (names_before == names_now) return std::nullopt;
+    return Difference{"order of keys", shown(names_before), shown(names_now)};
+  }
+  if (before == now) return std::nullopt;
+  return Difference{"", shown(before), shown(now)};
+}
+
+}  // namespace hqq

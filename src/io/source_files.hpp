@@ -1,0 +1,42 @@
+// What a run reads: the other files of a checkpoint folder, and fingerprints that tell whether
+// anything changed since an interrupted run.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "hqq/checkpoint.hpp"
+
+namespace hqq {
+
+// Names of the files in a model folder that belong into every copy of it (tokenizer,
+// generation_config, README, subfolders), relative to it with '/', sorted. Left out: the weights
+// and their index (rewritten by the caller), config.json (likewise), weights in other formats
+// (kOtherWeightFormats), hidden files, and our own manifest.
+std::vector<std::string> other_files(const std::filesystem::path& folder);
+
+// The folder of a checkpoint if it was opened as a folder; nullopt for a bare .safetensors file,
+// beside which nothing belongs to it.
+std::optional<std::filesystem::path> checkpoint_folder(const Checkpoint& checkpoint);
+
+// {"<file>": {"size", "mtime_ns", "header_xxh3" or "xxh3"}} of every file that a run uses. Shards
+// are known by their header: hashing their data would take as long as the run itself.
+nlohmann::ordered_json fingerprint_source(const Checkpoint& checkpoint);
+// The same of a fingerprint without times, which differ between copies of the same files.
+nlohmann::ordered_json without_times(nlohmann::ordered_json fingerprint);
+// {"size", "xxh3"} of a whole file.
+nlohmann::ordered_json fingerprint_file(const std::filesystem::path& path);
+
+// Path of the first value that differs, "config.nbits", and both values; nullopt when they are
+// equal.
+struct Difference {
+  std::string path;
+  std::string before;
+  std::string now;
+};
+std::optional<Difference> first_difference(const nlohmann::ordered_json& before,
+                                           const nlohmann::ordered_json& now);
+
+}  // namespace hqq
