@@ -62,29 +62,53 @@ HWY_INLINE void spread(const core::GroupLayout& layout, const float* values, std
   }
 }
 
+// Codes of n weights; scale and zero advance by `step` values a weight (0: shared by all).
+template <class V>
+HWY_INLINE void encode_span(const float* weights, std::int64_t n, const float* inv_scale,
+                            const float* zero, std::int64_t step, int max_code,
+                            std::uint8_t* codes) {
+  constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
+  const auto encode = [&](auto tag, std::int64_t i) HWY_ATTR {
+    using L = decltype(tag);
+    const L inv = step == 0 ? lanes::set<L>(*inv_scale) : lanes::load<L>(inv_scale + i);
+    const L z = step == 0 ? lanes::set<L>(*zero) : lanes::load<L>(zero + i);
+    lanes::store_code(lanes::encode(lanes::load<L>(weights + i), inv, z,
+                                    lanes::set<L>(static_cast<float>(max_code))),
+                      codes + i);
+  };
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) encode(lanes::set<V>(0.0f), i);
+  for (; i < n; ++i) encode(0.0f, i);
+}
+
 template <class V>
 HWY_INLINE void encode_row_lanes(const EncodeArgs& args, std::int64_t row) {
   constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
   const std::int64_t cols = args.source.W.cols;
   RowBuffers& b = row_buffers(cols);
-  load_segment(args.source, row, 0, cols, b.balanced.data());
-  spread(args.source.layout, args.values.inv_scale, row, b.inv_scale.data());
-  spread(args.source.layout, args.values.zero, row, b.zero.data());
-  const V max_code = lanes::set<V>(static_cast<float>(args.format.max_code));
-  // The padding holds stale values: their codes are computed and never read.
-  for (std::int64_t i = 0; i < cols; i += kLanes) {
-    const V q = lanes::encode(lanes::load<V>(&b.balanced[i]), lanes::load<V>(&b.inv_scale[i]),
-                              lanes::load<V>(&b.zero[i]), max_code);
-    lanes::store_code(q, &b.codes[i]);
+  const float* balanced = segment(args.source, row, 0, cols, b.balanced.data());
+  const core::GroupLayout& layout = args.source.layout;
+  if (layout.axis == 1) {
+    const std::int64_t first = row * layout.groups_per_row();
+    for (std::int64_t gi = 0; gi < layout.groups_per_row(); ++gi) {
+      const std::int64_t col = gi * layout.group_size;
+      encode_span<V>(balanced + col, layout.length_in_row(gi), args.values.inv_scale + first + gi,
+                     args.values.zero + first + gi, 0, args.format.max_code, &b.codes[col]);
+    }
+  } else {
+    spread(layout, args.values.inv_scale, row, b.inv_scale.data());
+    spread(layout, args.values.zero, row, b.zero.data());
+    encode_span<V>(balanced, cols, b.inv_scale.data(), b.zero.data(), 1, args.format.max_code,
+                   b.codes.data());
   }
   core::pack_row(args.format, b.codes.data(), cols, args.packed + row * args.row_bytes);
   if (args.errors == nullptr) return;
 
-  spread(args.source.layout, args.values.scale, row, b.scale.data());
+  spread(layout, args.values.scale, row, b.scale.data());
+  spread(layout, args.values.zero, row, b.zero.data());
   GroupSource plain = args.source;
   plain.inv_col_scale = nullptr;
-  if (args.col_scale != nullptr) load_segment(plain, row, 0, cols, b.weights.data());
-  const float* weights = args.col_scale != nullptr ? b.weights.data() : b.balanced.data();
+  const float* weights = segment(plain, row, 0, cols, b.weights.data());
   float abs_sum[kSlots] = {};
   float square_sum[kSlots] = {};
   float weight_square[kSlots] = {};
@@ -144,23 +168,23 @@ HWY_INLINE std::int64_t count_nonfinite_lanes(const GroupSource& source, std::in
   constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
   const std::int64_t cols = source.W.cols;
   RowBuffers& b = row_buffers(cols);
-  load_segment(source, row, 0, cols, b.weights.data());
+  const float* weights = segment(source, row, 0, cols, b.weights.data());
   // x - x is 0 for finite x, NaN otherwise: one comparison for the whole row.
   V sum = lanes::set<V>(0.0f);
   std::int64_t i = 0;
   for (; i + kLanes <= cols; i += kLanes) {
-    const V x = lanes::load<V>(&b.weights[i]);
+    const V x = lanes::load<V>(weights + i);
     sum = sum + (x - x);
   }
   float parts[kLanes];
   lanes::store(sum, parts);
   bool finite = true;
   for (float part : parts) finite = finite && part == 0.0f;
-  for (std::int64_t k = i; k < cols; ++k) finite = finite && b.weights[k] - b.weights[k] == 0.0f;
+  for (std::int64_t k = i; k < cols; ++k) finite = finite && weights[k] - weights[k] == 0.0f;
   if (finite) return 0;
   std::int64_t count = 0;
   for (std::int64_t k = 0; k < cols; ++k) {
-    if (b.weights[k] - b.weights[k] == 0.0f) continue;
+    if (weights[k] - weights[k] == 0.0f) continue;
     if (count == 0) *first = k;
     ++count;
   }

@@ -76,6 +76,30 @@ HWY_INLINE Vector load_code<Vector>(const std::uint8_t* p) {
 }  // namespace hqq::core
 
 #include "hqq/core/math.hpp"
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+namespace hqq::core {
+namespace HWY_NAMESPACE {
+
+// F16C rounds half to even like f32_to_f16_bits.
+template <>
+HWY_INLINE Vector round_to_lanes<Vector>(MetaType type, Vector x) {
+  if (type == MetaType::kF32) return x;
+  if (type == MetaType::kF16) {
+    const hn::Rebind<hwy::float16_t, FloatTag> halves;
+    return hn::PromoteTo(FloatTag(), hn::DemoteTo(halves, x));
+  }
+  const hn::RebindToUnsigned<IntTag> words;
+  const auto bits = hn::BitCast(words, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7FFF)));
+  return hn::BitCast(FloatTag(), hn::And(rounded, hn::Set(words, 0xFFFF0000u)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace hqq::core
+#endif
+
 #include "hqq/core/solver.hpp"
 HWY_AFTER_NAMESPACE();
 

@@ -72,9 +72,19 @@ HWY_INLINE void load_segment(const GroupSource& source, std::int64_t row, std::i
   }
 }
 
-// rows[l * stride + i] -> tile[i * lanes + l], in blocks of 4 x 4.
+// The same without a copy where the matrix already holds it; else through `buffer`.
+HWY_INLINE const float* segment(const GroupSource& source, std::int64_t row, std::int64_t col,
+                                std::int64_t n, float* buffer) {
+  if (source.W.dtype == DType::kF32 && source.inv_col_scale == nullptr) {
+    return static_cast<const float*>(source.W.data) + row * source.W.row_stride + col;
+  }
+  load_segment(source, row, col, n, buffer);
+  return buffer;
+}
+
+// rows[l * stride + i] -> tile[i * tile_stride + l] for l < lanes, i < n, in blocks of 4 x 4.
 HWY_INLINE void transpose(const float* rows, std::int64_t stride, std::int64_t n, int lanes,
-                          float* tile) {
+                          float* tile, std::int64_t tile_stride) {
   std::int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<float, 4> four;
@@ -88,16 +98,16 @@ HWY_INLINE void transpose(const float* rows, std::int64_t stride, std::int64_t n
       const auto ab_hi = hn::InterleaveUpper(four, a, b);
       const auto cd_lo = hn::InterleaveLower(four, c, d);
       const auto cd_hi = hn::InterleaveUpper(four, c, d);
-      float* out = tile + i * lanes + l;
+      float* out = tile + i * tile_stride + l;
       hn::StoreU(hn::ConcatLowerLower(four, cd_lo, ab_lo), four, out);
-      hn::StoreU(hn::ConcatUpperUpper(four, cd_lo, ab_lo), four, out + lanes);
-      hn::StoreU(hn::ConcatLowerLower(four, cd_hi, ab_hi), four, out + 2 * lanes);
-      hn::StoreU(hn::ConcatUpperUpper(four, cd_hi, ab_hi), four, out + 3 * lanes);
+      hn::StoreU(hn::ConcatUpperUpper(four, cd_lo, ab_lo), four, out + tile_stride);
+      hn::StoreU(hn::ConcatLowerLower(four, cd_hi, ab_hi), four, out + 2 * tile_stride);
+      hn::StoreU(hn::ConcatUpperUpper(four, cd_hi, ab_hi), four, out + 3 * tile_stride);
     }
   }
 #endif
   for (; i < n; ++i) {
-    for (int l = 0; l < lanes; ++l) tile[i * lanes + l] = rows[l * stride + i];
+    for (int l = 0; l < lanes; ++l) tile[i * tile_stride + l] = rows[l * stride + i];
   }
 }
 
@@ -109,11 +119,17 @@ HWY_INLINE void load_row_tile(const GroupSource& source, std::int64_t row, std::
     load_segment(source, row, col, n, tile);
     return;
   }
+  if (source.W.dtype == DType::kF32 && source.inv_col_scale == nullptr &&
+      row + lanes <= source.W.rows) {
+    const float* rows = static_cast<const float*>(source.W.data) + row * source.W.row_stride + col;
+    transpose(rows, source.W.row_stride, n, lanes, tile, lanes);
+    return;
+  }
   for (int l = 0; l < lanes; ++l) {
     const std::int64_t r = row + l < source.W.rows ? row + l : source.W.rows - 1;
     load_segment(source, r, col, n, scratch + l * n);
   }
-  transpose(scratch, n, n, lanes, tile);
+  transpose(scratch, n, n, lanes, tile, lanes);
 }
 
 // The flat positions [position, position + n), across row ends.

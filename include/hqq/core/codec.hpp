@@ -61,18 +61,20 @@ HQQ_HD constexpr std::int64_t row_bytes(RowFormat format, std::int64_t cols) {
          block_bytes(format, cols % format.block);
 }
 
-// Eight codes, one a byte in `codes` (the first in the lowest), each below 2^bits -> `bits` bytes in the low
+// Eight codes, one a byte in `codes` (the first in the lowest), each below 2^kBits -> kBits bytes in the low
 // end of the result. Every step halves the distance between neighbours.
-HQQ_HD std::uint64_t gather_bits(int bits, std::uint64_t codes) {
-  if (bits == 8) return codes;
-  if (bits == 1) {
+template <int kBits>
+HQQ_HD std::uint64_t gather_bits(std::uint64_t codes) {
+  static_assert(kBits == 8 || kBits == 4 || kBits == 2 || kBits == 1);
+  if constexpr (kBits == 8) return codes;
+  if constexpr (kBits == 1) {
     codes |= codes >> 7;  // pairs in bits 0-1 of every second byte
     codes &= 0x0003000300030003u;
     codes |= codes >> 14;
     codes &= 0x0000000F0000000Fu;
     return (codes | codes >> 28) & 0xFFu;
   }
-  if (bits == 2) {
+  if constexpr (kBits == 2) {
     codes |= codes >> 6;
     codes &= 0x000F000F000F000Fu;
     codes |= codes >> 12;
@@ -87,14 +89,15 @@ HQQ_HD std::uint64_t gather_bits(int bits, std::uint64_t codes) {
 }
 
 // The inverse of gather_bits.
-HQQ_HD std::uint64_t scatter_bits(int bits, std::uint64_t packed) {
-  if (bits == 8) return packed;
-  if (bits == 1) {
+template <int kBits>
+HQQ_HD std::uint64_t scatter_bits(std::uint64_t packed) {
+  if constexpr (kBits == 8) return packed;
+  if constexpr (kBits == 1) {
     packed = (packed | packed << 28) & 0x0000000F0000000Fu;
     packed = (packed | packed << 14) & 0x0003000300030003u;
     return (packed | packed << 7) & 0x0101010101010101u;
   }
-  if (bits == 2) {
+  if constexpr (kBits == 2) {
     packed = (packed | packed << 24) & 0x000000FF000000FFu;
     packed = (packed | packed << 12) & 0x000F000F000F000Fu;
     return (packed | packed << 6) & 0x0303030303030303u;
@@ -127,31 +130,55 @@ HQQ_HD void store_bytes(std::uint64_t word, std::uint8_t* p, std::int64_t n) {
   }
 }
 
-// One plane of n codes (any n >= 0): bits [shift, shift + bits) of every code.
-HQQ_HD void pack_plane(int bits, int shift, const std::uint8_t* codes, std::int64_t n,
-                       std::uint8_t* out) {
-  const std::uint64_t mask = byte_mask(bits);
+// One plane of n codes (any n >= 0): bits [shift, shift + kBits) of every code.
+template <int kBits>
+HQQ_HD void pack_plane(int shift, const std::uint8_t* codes, std::int64_t n, std::uint8_t* out) {
+  const std::uint64_t mask = byte_mask(kBits);
   std::int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const std::uint64_t packed = gather_bits(bits, (load_bytes(codes + i, 8) >> shift) & mask);
-    std::memcpy(out + i / 8 * bits, &packed, static_cast<std::size_t>(bits));
+    const std::uint64_t packed = gather_bits<kBits>((load_bytes(codes + i, 8) >> shift) & mask);
+    std::memcpy(out + i / 8 * kBits, &packed, static_cast<std::size_t>(kBits));
   }
   if (i < n) {
-    const std::uint64_t packed = gather_bits(bits, (load_bytes(codes + i, n - i) >> shift) & mask);
-    store_bytes(packed, out + i / 8 * bits, plane_bytes(bits, n - i));
+    const std::uint64_t packed = gather_bits<kBits>((load_bytes(codes + i, n - i) >> shift) & mask);
+    store_bytes(packed, out + i / 8 * kBits, plane_bytes(kBits, n - i));
   }
 }
 
-// Adds the plane to `codes` (which the caller has cleared or filled with the lower plane).
+// Writes the plane to `codes`; with shift > 0 adds it to the lower plane that is there.
+template <int kBits>
+HQQ_HD void unpack_plane(int shift, const std::uint8_t* packed, std::int64_t n,
+                         std::uint8_t* codes) {
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, packed + i / 8 * kBits, static_cast<std::size_t>(kBits));
+    word = scatter_bits<kBits>(word) << shift;
+    if (shift > 0) word |= load_bytes(codes + i, 8);
+    std::memcpy(codes + i, &word, 8);
+  }
+  if (i < n) {
+    std::uint64_t word = load_bytes(packed + i / 8 * kBits, plane_bytes(kBits, n - i));
+    word = scatter_bits<kBits>(word) << shift;
+    if (shift > 0) word |= load_bytes(codes + i, n - i);
+    store_bytes(word, codes + i, n - i);
+  }
+}
+
+// Run-time widths: the widths of kRowFormats, and nothing else.
+HQQ_HD void pack_plane(int bits, int shift, const std::uint8_t* codes, std::int64_t n,
+                       std::uint8_t* out) {
+  if (bits == 8) return pack_plane<8>(shift, codes, n, out);
+  if (bits == 4) return pack_plane<4>(shift, codes, n, out);
+  if (bits == 2) return pack_plane<2>(shift, codes, n, out);
+  return pack_plane<1>(shift, codes, n, out);
+}
 HQQ_HD void unpack_plane(int bits, int shift, const std::uint8_t* packed, std::int64_t n,
                          std::uint8_t* codes) {
-  for (std::int64_t i = 0; i < n; i += 8) {
-    const std::int64_t count = n - i < 8 ? n - i : 8;
-    std::uint64_t word = load_bytes(packed + i / 8 * bits, plane_bytes(bits, count));
-    word = scatter_bits(bits, word) << shift;
-    if (shift > 0) word |= load_bytes(codes + i, count);
-    store_bytes(word, codes + i, count);
-  }
+  if (bits == 8) return unpack_plane<8>(shift, packed, n, codes);
+  if (bits == 4) return unpack_plane<4>(shift, packed, n, codes);
+  if (bits == 2) return unpack_plane<2>(shift, packed, n, codes);
+  return unpack_plane<1>(shift, packed, n, codes);
 }
 
 HQQ_HD void pack_ternary(const std::uint8_t* codes, std::int64_t n, std::uint8_t* out) {

@@ -27,6 +27,15 @@
 #endif
 #endif
 
+// Lambdas do not inherit the target attribute of the function around them.
+#ifndef HQQ_LAMBDA
+#ifdef HWY_ATTR
+#define HQQ_LAMBDA HWY_ATTR
+#else
+#define HQQ_LAMBDA
+#endif
+#endif
+
 namespace hqq::core {
 namespace HQQ_CORE_TARGET {
 

@@ -147,6 +147,47 @@ HQQ_HD Moments<V> moments(const W& w, const H& h, std::int64_t n, ScaleZero<V> s
   return total;
 }
 
+// Where the search starts: the range clipped by these ratios, and the zero shifted by these fractions of a
+// code (which weights share a code depends on the zero modulo 1). Measured in docs/solver.md.
+inline constexpr float kClipRatios[] = {0.96f, 0.88f, 0.80f};
+inline constexpr int kNumShifts = 3;
+inline constexpr float kZeroShift = 0.25f;  // -0.25, 0, 0.25
+
+// Pass::kCodes for the three shifted zeros at once: they share w / scale.
+template <class V, class W, class H>
+HQQ_HD void shifted_moments(const W& w, const H& h, std::int64_t n, ScaleZero<V> sz,
+                            const SolverParams& params, Moments<V> (&total)[kNumShifts]) {
+  const V none = set<V>(0.0f);
+  const V inv_scale = set<V>(1.0f) / sz.scale;
+  const V max_code = set<V>(params.max_code);
+  const V low = sz.zero - set<V>(kZeroShift);
+  const V high = sz.zero + set<V>(kZeroShift);
+  for (auto& t : total) t = {none, none, none, none, none};
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    V q0 = none, q1 = none, q2 = none;
+    V qq0 = none, qq1 = none, qq2 = none;
+    V qt0 = none, qt1 = none, qt2 = none;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const V x = w(i);
+      const V u = x * inv_scale;
+      const auto add_code = [&](V shifted, V& q, V& qq, V& qt) HQQ_LAMBDA {
+        const V code = round(min(max(shifted, none), max_code));
+        const V h_code = weighted(h, i, code);
+        q = q + h_code;
+        qq = qq + h_code * code;
+        qt = qt + h_code * x;
+      };
+      add_code(u + low, q0, qq0, qt0);
+      add_code(u + sz.zero, q1, qq1, qt1);
+      add_code(u + high, q2, qq2, qt2);
+    }
+    total[0] = add(total[0], {q0, qq0, qt0, none, none});
+    total[1] = add(total[1], {q1, qq1, qt1, none, none});
+    total[2] = add(total[2], {q2, qq2, qt2, none, none});
+  }
+}
+
 // The error of stored (scale, zero) in the norm of the solver.
 template <class V, class W, class H>
 HQQ_HD V group_error(const W& w, const H& h, std::int64_t n, ScaleZero<V> sz,
@@ -216,9 +257,6 @@ HQQ_HD Fit<V> select_fit(M mask, const Fit<V>& a, const Fit<V>& b) {
           select(mask, a.mean_t, b.mean_t), select(mask, a.gain, b.gain)};
 }
 
-// Clipping ratios of [min, max] from which the search starts; 1 is the minmax pass itself.
-inline constexpr float kClipRatios[] = {0.92f, 0.84f, 0.76f};
-
 // Squared error, up to 5 bits: the error of a refit follows from the sums, so a pass needs three of them.
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V> range,
@@ -229,8 +267,12 @@ HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V
   Fit<V> best = fit(first, sums.h, sums.w, full);
   for (float ratio : kClipRatios) {
     const ScaleZero<V> start{full * set<V>(ratio), zero};
-    const Fit<V> next = fit(moments<Pass::kCodes>(w, h, n, start, params), sums.h, sums.w, start.scale);
-    best = select_fit(best.gain < next.gain, next, best);
+    Moments<V> starts[kNumShifts];
+    shifted_moments(w, h, n, start, params, starts);
+    for (const Moments<V>& m : starts) {
+      const Fit<V> next = fit(m, sums.h, sums.w, start.scale);
+      best = select_fit(best.gain < next.gain, next, best);
+    }
   }
   Fit<V> current = best;
   for (int k = 0; k < params.iterations; ++k) {
@@ -240,6 +282,11 @@ HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V
   }
   return best;
 }
+
+// Starts of the search below, and refits beyond params.iterations: no shifts are tried there, so each start
+// needs more of them.
+inline constexpr float kPreciseRatios[] = {1.0f, 0.97f};
+inline constexpr int kPreciseRefits = 3;
 
 // The same search with the error of every candidate summed from its residuals: for 6 and 8 bits, where the
 // closed form cancels, and for lp_norm < 2, where the target is w - shrink(residual).
@@ -252,9 +299,9 @@ HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> r
   const V zero = (set<V>(0.0f) - range.low) / full;
   Fit<V> best{full, zero, set<V>(0.0f), set<V>(0.0f)};
   V best_error = set<V>(3.0e38f);
-  for (int start = 0; start < 2; ++start) {
-    Fit<V> current{full * set<V>(start == 0 ? 1.0f : kClipRatios[1]), zero, set<V>(0.0f), set<V>(0.0f)};
-    for (int k = 0; k <= params.iterations; ++k) {
+  for (float ratio : kPreciseRatios) {
+    Fit<V> current{full * set<V>(ratio), zero, set<V>(0.0f), set<V>(0.0f)};
+    for (int k = 0; k <= params.iterations + kPreciseRefits; ++k) {
       const ScaleZero<V> sz{current.scale, current.zero()};
       const Moments<V> m = lp ? moments<Pass::kShrink>(w, h, n, sz, params)
                               : moments<Pass::kResidual>(w, h, n, sz, params);
