@@ -1,5 +1,5 @@
-// What every backend implements: hqq::cpu (src/cpu) and hqq::cuda (cuda/, or src/cuda_stub.cpp when the
-// library is built without it). Callers validate; backends trust their arguments.
+// What every backend implements: hqq::cpu (src/cpu) and hqq::cuda (cuda/, or src/cuda_stub.cpp when
+// the library is built without it). Callers validate; backends trust their arguments.
 #pragma once
 
 #include <string>
@@ -18,10 +18,10 @@ struct QuantizeTask {
   QuantizeStats* stats = nullptr;
 };
 
-#define HQQ_BACKEND_FUNCTIONS                                                   \
-  /* Fills the (allocated) tensors of `out`. */                                 \
-  void quantize(const QuantizeTask& task, QuantizedTensor& out);                \
-  /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */    \
+#define HQQ_BACKEND_FUNCTIONS                                                \
+  /* Fills the (allocated) tensors of `out`. */                              \
+  void quantize(const QuantizeTask& task, QuantizedTensor& out);             \
+  /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */ \
   void dequantize(const QuantizedTensor& q, Tensor& out, int threads);
 
 namespace cpu {
@@ -30,7 +30,7 @@ HQQ_BACKEND_FUNCTIONS
 namespace cuda {
 HQQ_BACKEND_FUNCTIONS
 bool is_available();
-}
+}  // namespace cuda
 
 #undef HQQ_BACKEND_FUNCTIONS
 

@@ -49,7 +49,8 @@ void pack_row(BitWidth width, std::span<const std::uint8_t> codes, std::span<std
                  packed.data());
 }
 
-void unpack_row(BitWidth width, std::span<const std::uint8_t> packed, std::span<std::uint8_t> codes) {
+void unpack_row(BitWidth width, std::span<const std::uint8_t> packed,
+                std::span<std::uint8_t> codes) {
   check_sizes(width, codes.size(), packed.size());
   core::unpack_row(core::row_format(width), packed.data(), static_cast<std::int64_t>(codes.size()),
                    codes.data());

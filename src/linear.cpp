@@ -16,8 +16,8 @@ RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const Quantized
   }
   RowMajorMatrix y = x * dequantize_matrix(q, threads).transpose();
   if (!bias.empty()) {
-    y.rowwise() += Eigen::Map<const Eigen::RowVectorXf>(bias.data(),
-                                                        static_cast<Eigen::Index>(bias.size()));
+    y.rowwise() +=
+        Eigen::Map<const Eigen::RowVectorXf>(bias.data(), static_cast<Eigen::Index>(bias.size()));
   }
   return y;
 }

@@ -78,8 +78,8 @@ std::vector<float> to_f32(const Tensor& tensor) {
         values[i] = static_cast<float>(tensor.data<double>()[i]);
         break;
       default:
-        throw_invalid("tensor", "dtype " + std::string(dtype_name(tensor.dtype)) +
-                                    " is not a float type");
+        throw_invalid("tensor",
+                      "dtype " + std::string(dtype_name(tensor.dtype)) + " is not a float type");
     }
   }
   return values;

@@ -1,5 +1,5 @@
-// Stored scales and zeros: rounding to 16 bits, 8-bit codes, and reading them back as float32. Shared by all
-// backends.
+// Stored scales and zeros: rounding to 16 bits, 8-bit codes, and reading them back as float32.
+// Shared by all backends.
 #pragma once
 
 #include <span>
@@ -9,8 +9,8 @@
 
 namespace hqq {
 
-// Values as they will be read back, after being stored in `values_out` (meta_dtype, or uint8 with one
-// step and offset per block).
+// Values as they will be read back, after being stored in `values_out` (meta_dtype, or uint8 with
+// one step and offset per block).
 std::vector<float> store_metadata(std::span<const float> values, Tensor& codes, Tensor& step,
                                   Tensor& offset);
 // Stored values as float32.
@@ -18,7 +18,8 @@ std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const 
 std::vector<float> read_scale(const QuantizedTensor& q);
 std::vector<float> read_zero(const QuantizedTensor& q);
 
-// Any float tensor as float32, and float32 values into a tensor of any weight dtype (rounded half to even).
+// Any float tensor as float32, and float32 values into a tensor of any weight dtype (rounded half
+// to even).
 std::vector<float> to_f32(const Tensor& tensor);
 void from_f32(std::span<const float> values, DType dtype, void* out);
 

@@ -27,10 +27,10 @@ void check(const std::string& name, const char* field, const Tensor& tensor, boo
                            "; it must be " + shape_string(shape));
   }
   if (tensor.nbytes() != static_cast<std::size_t>(tensor.numel()) * dtype_size(dtype)) {
-    throw_format(name, std::string(field) + " has " + std::to_string(tensor.nbytes()) +
-                           " bytes; its shape " + shape_string(shape) + " needs " +
-                           std::to_string(static_cast<std::size_t>(tensor.numel()) *
-                                          dtype_size(dtype)));
+    throw_format(name,
+                 std::string(field) + " has " + std::to_string(tensor.nbytes()) +
+                     " bytes; its shape " + shape_string(shape) + " needs " +
+                     std::to_string(static_cast<std::size_t>(tensor.numel()) * dtype_size(dtype)));
   }
 }
 

@@ -36,8 +36,8 @@ void check_importance(std::span<const float> importance, const TensorView& W,
                       const std::string& name) {
   if (importance.empty()) return;
   if (static_cast<std::int64_t>(importance.size()) != W.cols) {
-    throw_invalid(name, "importance has " + std::to_string(importance.size()) +
-                            " values; W has " + std::to_string(W.cols) + " columns");
+    throw_invalid(name, "importance has " + std::to_string(importance.size()) + " values; W has " +
+                            std::to_string(W.cols) + " columns");
   }
   double sum = 0.0;
   for (std::size_t i = 0; i < importance.size(); ++i) {
@@ -71,8 +71,9 @@ QuantizedTensor Quantizer::quantize(const TensorView& W, const std::string& laye
   if (layer_name.empty()) return quantize(W, config_.defaults, layer_name, options);
   const std::optional<LayerConfig> layer = config_.layer(layer_name);
   if (!layer) {
-    throw_invalid(layer_name, "the config leaves this layer unquantized (skip_modules or "
-                              "dynamic_config)");
+    throw_invalid(layer_name,
+                  "the config leaves this layer unquantized (skip_modules or "
+                  "dynamic_config)");
   }
   return quantize(W, *layer, layer_name, options);
 }

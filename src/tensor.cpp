@@ -20,7 +20,8 @@ Buffer Buffer::allocate(std::size_t size) {
 std::int64_t checked_numel(const std::vector<std::int64_t>& shape, const std::string& where) {
   std::int64_t product = 1;
   for (std::int64_t dimension : shape) {
-    if (dimension < 0) throw_invalid(where, "shape " + shape_string(shape) + " has a negative size");
+    if (dimension < 0)
+      throw_invalid(where, "shape " + shape_string(shape) + " has a negative size");
     if (dimension != 0 && product > std::numeric_limits<std::int64_t>::max() / dimension) {
       throw_invalid(where, "shape " + shape_string(shape) + " has more elements than 2^63 - 1");
     }

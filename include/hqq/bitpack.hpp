@@ -11,8 +11,8 @@ namespace hqq {
 // The widths HQQ knows. kTernary is what users write as nbits = 1.58: three levels.
 enum class BitWidth : std::uint8_t { k8, k6, k5, k4, k3, k2, kTernary, k1 };
 
-inline constexpr BitWidth kAllBitWidths[] = {BitWidth::k8, BitWidth::k6, BitWidth::k5,
-                                             BitWidth::k4, BitWidth::k3, BitWidth::k2,
+inline constexpr BitWidth kAllBitWidths[] = {BitWidth::k8,       BitWidth::k6, BitWidth::k5,
+                                             BitWidth::k4,       BitWidth::k3, BitWidth::k2,
                                              BitWidth::kTernary, BitWidth::k1};
 
 // 8, 6, 5, 4, 3, 2, 1.58 or 1, the number users write.
@@ -34,6 +34,7 @@ std::int64_t slice_alignment(BitWidth width);
 void pack_row(BitWidth width, std::span<const std::uint8_t> codes, std::span<std::uint8_t> packed);
 // The inverse. Ternary bytes above 242, which no packer writes, are read modulo 243 codes' digits;
 // QuantizedTensor::validate and `hqq-cpp verify` report them.
-void unpack_row(BitWidth width, std::span<const std::uint8_t> packed, std::span<std::uint8_t> codes);
+void unpack_row(BitWidth width, std::span<const std::uint8_t> packed,
+                std::span<std::uint8_t> codes);
 
 }  // namespace hqq

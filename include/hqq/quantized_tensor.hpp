@@ -13,8 +13,8 @@ namespace hqq {
 
 // W_r = (W_q - zero) * scale * col_scale, a matrix [out_features, in_features].
 struct QuantizedTensor {
-  // How it was quantized; nbits, group_size, axis, quant_*, meta_dtype and balance (resolved: never kAuto)
-  // say how to read it.
+  // How it was quantized; nbits, group_size, axis, quant_*, meta_dtype and balance (resolved: never
+  // kAuto) say how to read it.
   LayerConfig config;
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
@@ -22,15 +22,17 @@ struct QuantizedTensor {
   Tensor W_q;    // uint8 [out_features, packed_row_bytes(nbits, in_features)]
   Tensor scale;  // meta_dtype, or uint8 with quant_scale; metadata_shape()
   Tensor zero;   // meta_dtype, or uint8 with quant_zero; metadata_shape()
-  // 8-bit metadata: value = code * step + offset, one pair per kMetadataBlock codes in row-major order.
-  Tensor scale_step, scale_offset;  // float32 [ceil(groups / kMetadataBlock)], absent without quant_scale
-  Tensor zero_step, zero_offset;    // likewise for quant_zero
-  Tensor col_scale;                 // meta_dtype [in_features], absent when not balanced
+  // 8-bit metadata: value = code * step + offset, one pair per kMetadataBlock codes in row-major
+  // order.
+  Tensor scale_step,
+      scale_offset;  // float32 [ceil(groups / kMetadataBlock)], absent without quant_scale
+  Tensor zero_step, zero_offset;  // likewise for quant_zero
+  Tensor col_scale;               // meta_dtype [in_features], absent when not balanced
 
   static constexpr std::int64_t kMetadataBlock = 128;
 
-  // Shape of scale and zero: [out, ceil(in / group_size)] for axis 1; [out / group_size, in] for axis 0, or
-  // [1, groups] when group_size does not divide out.
+  // Shape of scale and zero: [out, ceil(in / group_size)] for axis 1; [out / group_size, in] for
+  // axis 0, or [1, groups] when group_size does not divide out.
   std::vector<std::int64_t> metadata_shape() const;
   // Blocks of kMetadataBlock groups.
   std::int64_t metadata_blocks() const;

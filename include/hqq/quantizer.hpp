@@ -42,10 +42,11 @@ class Quantizer {
   const HqqConfig& config() const { return config_; }
   const Device& device() const { return device_; }
 
-  // Quantizes W [out_features, in_features] with the settings of `layer_name` (the defaults when it is
-  // empty). Throws std::invalid_argument when the layer is one the config skips, when W is empty, holds
-  // NaN or Inf (naming the layer, the first index and the count), or when a scale or zero does not fit
-  // config.meta_dtype. The result does not depend on the number of threads or the CPU.
+  // Quantizes W [out_features, in_features] with the settings of `layer_name` (the defaults when it
+  // is empty). Throws std::invalid_argument when the layer is one the config skips, when W is
+  // empty, holds NaN or Inf (naming the layer, the first index and the count), or when a scale or
+  // zero does not fit config.meta_dtype. The result does not depend on the number of threads or the
+  // CPU.
   QuantizedTensor quantize(const TensorView& W, const std::string& layer_name = "",
                            const QuantizeOptions& options = {}) const;
   QuantizedTensor quantize(const Eigen::Ref<const RowMajorMatrix>& W,
@@ -54,8 +55,7 @@ class Quantizer {
 
   // The same with explicit settings.
   QuantizedTensor quantize(const TensorView& W, const LayerConfig& config,
-                           const std::string& layer_name,
-                           const QuantizeOptions& options) const;
+                           const std::string& layer_name, const QuantizeOptions& options) const;
 
  private:
   HqqConfig config_;

@@ -17,8 +17,8 @@
 #define HQQ_CPU_BALANCE_TYPES
 namespace hqq::cpu {
 
-// Rows are summed in this many slots (row r in slot r % kRowSlots), so that sums do not depend on the lane
-// count.
+// Rows are summed in this many slots (row r in slot r % kRowSlots), so that sums do not depend on
+// the lane count.
 constexpr int kRowSlots = 16;
 
 // One tile of columns, transposed: values[c * padded_rows + r]. Rows past the end are 0.
@@ -27,10 +27,10 @@ struct SinkhornTile {
   std::int64_t padded_rows = 0;
   std::int64_t cols = 0;
   std::vector<float> values;
-  std::vector<float> inv_factor;   // 1 / t, [cols]
-  std::vector<float> row_scale;    // s, [padded_rows]
+  std::vector<float> inv_factor;     // 1 / t, [cols]
+  std::vector<float> row_scale;      // s, [padded_rows]
   std::vector<float> row_deviation;  // std of the rows of u / t / s, [padded_rows]
-  std::vector<float> sum, square;  // of the columns of u / t / s, [cols * kRowSlots]
+  std::vector<float> sum, square;    // of the columns of u / t / s, [cols * kRowSlots]
 };
 
 }  // namespace hqq::cpu
@@ -57,8 +57,8 @@ HWY_INLINE void load_tile_lanes(const GroupSource& source, std::int64_t col, Sin
   }
 }
 
-// One round over the rows: updates s so that rows of u / t / s have deviation 1 (by at most a factor of 2),
-// leaves their deviations, and sums the columns of u / t / s.
+// One round over the rows: updates s so that rows of u / t / s have deviation 1 (by at most a
+// factor of 2), leaves their deviations, and sums the columns of u / t / s.
 template <class V>
 HWY_INLINE void sinkhorn_round_lanes(SinkhornTile& tile) {
   constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
@@ -81,7 +81,8 @@ HWY_INLINE void sinkhorn_round_lanes(SinkhornTile& tile) {
     const V variance = lanes::max((square - sum * sum / n) / degrees, zero);
     const V deviation = lanes::sqrt(variance);
     const V old_scale = lanes::load<V>(&tile.row_scale[static_cast<std::size_t>(row)]);
-    V step = lanes::min(lanes::max(deviation / old_scale, lanes::set<V>(0.5f)), lanes::set<V>(2.0f));
+    V step =
+        lanes::min(lanes::max(deviation / old_scale, lanes::set<V>(0.5f)), lanes::set<V>(2.0f));
     step = lanes::select(zero < deviation, step, one);
     const V scale = old_scale * step;
     const V inv_scale = one / scale;
@@ -124,8 +125,9 @@ HWY_EXPORT(sinkhorn_round_simd);
 namespace {
 
 constexpr int kMaxRounds = 16;
-// The search ends when deviations agree to 1 %, or after this many rounds that lower the imbalance by less
-// than 1 %: most matrices need two rounds, and what the others gain is below the noise of quantization.
+// The search ends when deviations agree to 1 %, or after this many rounds that lower the imbalance
+// by less than 1 %: most matrices need two rounds, and what the others gain is below the noise of
+// quantization.
 constexpr int kPatience = 2;
 constexpr float kTolerance = 0.01f;
 

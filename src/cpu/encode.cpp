@@ -17,8 +17,8 @@ namespace HWY_NAMESPACE {
 
 namespace lanes = core::HWY_NAMESPACE;
 
-// Errors are summed in this many slots (weight i in slot i % kSlots), a multiple of every lane count, so
-// that sums do not depend on the target.
+// Errors are summed in this many slots (weight i in slot i % kSlots), a multiple of every lane
+// count, so that sums do not depend on the target.
 constexpr int kSlots = 16;
 
 // Per-weight values of one row, padded to whole blocks of kSlots.

@@ -30,7 +30,7 @@ struct EncodeArgs {
   const float* col_scale = nullptr;  // [cols] or null
   std::uint8_t* packed = nullptr;    // [rows, row_bytes]
   std::int64_t row_bytes = 0;
-  RowError* errors = nullptr;        // [rows], or null when nobody asks
+  RowError* errors = nullptr;  // [rows], or null when nobody asks
 };
 
 void encode_row(const EncodeArgs& args, std::int64_t row);

@@ -15,8 +15,8 @@ struct GroupSource {
   const float* importance = nullptr;
 };
 
-// Rows (axis 1) or groups (axis 0) a unit of parallel work has. A multiple of every lane count, so that units
-// do not depend on the CPU.
+// Rows (axis 1) or groups (axis 0) a unit of parallel work has. A multiple of every lane count, so
+// that units do not depend on the CPU.
 inline constexpr std::int64_t kUnitRows = 16;
 inline constexpr std::int64_t kUnitGroups = 256;
 

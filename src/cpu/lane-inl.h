@@ -1,5 +1,5 @@
-// The lane operations of hqq::core for one SIMD target of Highway. Include after hwy/highway.h, before the
-// core headers are used; per-target include guard.
+// The lane operations of hqq::core for one SIMD target of Highway. Include after hwy/highway.h,
+// before the core headers are used; per-target include guard.
 #if defined(HQQ_CPU_LANE_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HQQ_CPU_LANE_TOGGLE
 #undef HQQ_CPU_LANE_TOGGLE
@@ -9,7 +9,8 @@
 
 #include "hwy/highway.h"
 
-// The core's templates must be compiled with the instructions of this target, hence inside the region.
+// The core's templates must be compiled with the instructions of this target, hence inside the
+// region.
 #undef HQQ_CORE_TARGET
 #define HQQ_CORE_TARGET HWY_NAMESPACE
 HWY_BEFORE_NAMESPACE();
@@ -54,8 +55,7 @@ HWY_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
   const auto bits = hn::BitCast(IntTag(), x);
   mantissa = hn::BitCast(FloatTag(), hn::Or(hn::And(bits, hn::Set(IntTag(), 0x007FFFFF)),
                                             hn::Set(IntTag(), 0x3F800000)));
-  return hn::ConvertTo(FloatTag(),
-                       hn::Sub(hn::ShiftRight<23>(bits), hn::Set(IntTag(), 127)));
+  return hn::ConvertTo(FloatTag(), hn::Sub(hn::ShiftRight<23>(bits), hn::Set(IntTag(), 127)));
 }
 HWY_INLINE Vector scale_exponent(Vector x, Vector k) {
   const auto shifted = hn::ShiftLeft<23>(hn::ConvertTo(IntTag(), k));

@@ -111,8 +111,8 @@ HWY_INLINE void transpose(const float* rows, std::int64_t stride, std::int64_t n
   }
 }
 
-// Axis 1: `lanes` rows from `row` on (rows past the end repeat the last one), columns [col, col + n).
-// `scratch` has lanes * n floats. tile[i * lanes + l] is weight i of the group of row + l.
+// Axis 1: `lanes` rows from `row` on (rows past the end repeat the last one), columns [col, col +
+// n). `scratch` has lanes * n floats. tile[i * lanes + l] is weight i of the group of row + l.
 HWY_INLINE void load_row_tile(const GroupSource& source, std::int64_t row, std::int64_t col,
                               std::int64_t n, int lanes, float* scratch, float* tile) {
   if (lanes == 1) {

@@ -12,8 +12,9 @@
 namespace hqq::cpu {
 namespace {
 
-// Pools live as long as the process: making one costs more than a small layer. A child process of fork()
-// has no threads, so it starts with none of its parent's pools (which are leaked there on purpose).
+// Pools live as long as the process: making one costs more than a small layer. A child process of
+// fork() has no threads, so it starts with none of its parent's pools (which are leaked there on
+// purpose).
 Eigen::ThreadPool& pool(int threads) {
   static std::mutex mutex;
   static std::map<std::pair<pid_t, int>, Eigen::ThreadPool*> pools;

@@ -6,8 +6,9 @@
 
 namespace hqq::cpu {
 
-// Calls fn(unit) once for every unit in [0, units), on up to `threads` threads including this one, and
-// returns when all are done. The first exception stops the loop and is rethrown. Units must be independent.
+// Calls fn(unit) once for every unit in [0, units), on up to `threads` threads including this one,
+// and returns when all are done. The first exception stops the loop and is rethrown. Units must be
+// independent.
 void parallel_for(std::int64_t units, int threads, const std::function<void(std::int64_t)>& fn);
 
 }  // namespace hqq::cpu

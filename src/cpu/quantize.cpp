@@ -20,7 +20,8 @@ namespace {
 constexpr std::int64_t kDefaultTileCols = 64;
 // Tiles are never wider: a whole row of a large layer would leave the cache and gain nothing.
 constexpr std::int64_t kMaxTileCols = 256;
-// Importance below this fraction of the mean counts as it: a column that was never active keeps a say.
+// Importance below this fraction of the mean counts as it: a column that was never active keeps a
+// say.
 constexpr float kMinImportance = 1e-4f;
 
 core::MetaType meta_type(DType dtype) {
@@ -48,9 +49,8 @@ float shrink_threshold(double beta, double lp_norm) {
 
 void set_beta(core::SolverParams& params, double beta) {
   params.inv_beta = static_cast<float>(1.0 / beta);
-  params.shrink_threshold = params.lp_norm < 2.0f
-                                ? shrink_threshold(beta, static_cast<double>(params.lp_norm))
-                                : 0.0f;
+  params.shrink_threshold =
+      params.lp_norm < 2.0f ? shrink_threshold(beta, static_cast<double>(params.lp_norm)) : 0.0f;
 }
 
 std::string group_name(const core::GroupLayout& layout, std::int64_t group) {
@@ -78,13 +78,13 @@ void refuse_nonfinite(const QuantizeTask& task, const GroupSource& source) {
   }
   if (total == 0) return;
   throw_invalid(task.name, "W holds " + std::to_string(total) + " values that are NaN or Inf" +
-                               " (or overflow float32), the first at [" + std::to_string(first_row) +
-                               ", " + std::to_string(firsts[first_row]) +
-                               "]; weights must be finite");
+                               " (or overflow float32), the first at [" +
+                               std::to_string(first_row) + ", " +
+                               std::to_string(firsts[first_row]) + "]; weights must be finite");
 }
 
-// Importance relative to its mean, in the space of the balanced weights (their error is multiplied by
-// col_scale on the way back).
+// Importance relative to its mean, in the space of the balanced weights (their error is multiplied
+// by col_scale on the way back).
 std::vector<float> column_weights(std::span<const float> importance,
                                   std::span<const float> col_scale) {
   double sum = 0.0;
@@ -98,7 +98,8 @@ std::vector<float> column_weights(std::span<const float> importance,
   return weights;
 }
 
-// Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to stop.
+// Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to
+// stop.
 void solve_hqq(SolveArgs& args, const LayerConfig& config, int threads) {
   const core::GroupLayout& layout = args.source.layout;
   const std::int64_t units = num_units(layout);
@@ -194,8 +195,9 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   const auto groups = static_cast<std::size_t>(source.layout.num_groups());
   std::vector<float> solved_scale(groups);
   std::vector<float> solved_zero(groups);
-  SolveArgs solve{source, SolveStep::kMinMax, solver_params(config), solved_scale.data(),
-                  solved_zero.data(), nullptr};
+  SolveArgs solve{
+      source, SolveStep::kMinMax, solver_params(config), solved_scale.data(), solved_zero.data(),
+      nullptr};
   set_beta(solve.params, config.beta);
   if (config.solver == Solver::kHqq) {
     solve_hqq(solve, config, task.threads);
@@ -248,7 +250,8 @@ void dequantize(const QuantizedTensor& q, Tensor& out, int threads) {
     const std::int64_t end = std::min(q.out_features, (unit + 1) * kUnitRows);
     std::vector<float> row_values(out.dtype == DType::kF32 ? 0 : cols);
     for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
-      std::byte* target = out.buffer.data + static_cast<std::size_t>(row) * cols * dtype_size(out.dtype);
+      std::byte* target =
+          out.buffer.data + static_cast<std::size_t>(row) * cols * dtype_size(out.dtype);
       if (out.dtype == DType::kF32) {
         dequantize_row(args, row, reinterpret_cast<float*>(target));
       } else {

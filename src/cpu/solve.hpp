@@ -11,8 +11,8 @@ namespace hqq::cpu {
 enum class SolveStep {
   kMinMax,
   kJoint,
-  kHqqStart,   // writes the initial 1 / scale and zero
-  kHqqStep,    // one iteration on them; error[g] = sum |w - W_r| of group g before it
+  kHqqStart,  // writes the initial 1 / scale and zero
+  kHqqStep,   // one iteration on them; error[g] = sum |w - W_r| of group g before it
 };
 
 struct SolveArgs {

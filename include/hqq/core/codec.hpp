@@ -1,5 +1,5 @@
-// Packing of codes into rows, for every bit width (docs/format.md, "Packed rows"). A new width is a new
-// row of kRowFormats and an entry of the enumeration BitWidth.
+// Packing of codes into rows, for every bit width (docs/format.md, "Packed rows"). A new width is a
+// new row of kRowFormats and an entry of the enumeration BitWidth.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@
 
 namespace hqq::core {
 
-// A code is split into planes of primitive widths (8, 4, 2, 1 bits), low bits first. A row is a sequence
-// of blocks of `block` codes; a block stores its planes one after the other.
+// A code is split into planes of primitive widths (8, 4, 2, 1 bits), low bits first. A row is a
+// sequence of blocks of `block` codes; a block stores its planes one after the other.
 struct RowFormat {
   int low_bits;   // first plane; 0: ternary
   int high_bits;  // second plane, 0: none
@@ -26,21 +26,21 @@ struct RowFormat {
   int max_code;
 };
 
-inline constexpr int kTernaryBlock = 64;        // codes
-inline constexpr int kTernaryBlockBytes = 13;   // 12 bytes of five codes, one of four
-inline constexpr int kTernaryDigits = 5;        // 3^5 = 243 fits a byte
+inline constexpr int kTernaryBlock = 64;       // codes
+inline constexpr int kTernaryBlockBytes = 13;  // 12 bytes of five codes, one of four
+inline constexpr int kTernaryDigits = 5;       // 3^5 = 243 fits a byte
 inline constexpr int kTernaryMaxByte = 242;
 
 // In the order of the enumeration BitWidth.
 inline constexpr RowFormat kRowFormats[] = {
-    {8, 0, 8, 255},              // 8
-    {4, 2, 32, 63},              // 6 = 4 + 2
-    {4, 1, 32, 31},              // 5 = 4 + 1
-    {4, 0, 8, 15},               // 4
-    {2, 1, 32, 7},               // 3 = 2 + 1
-    {2, 0, 8, 3},                // 2
-    {0, 0, kTernaryBlock, 2},    // 1.58
-    {1, 0, 8, 1},                // 1
+    {8, 0, 8, 255},            // 8
+    {4, 2, 32, 63},            // 6 = 4 + 2
+    {4, 1, 32, 31},            // 5 = 4 + 1
+    {4, 0, 8, 15},             // 4
+    {2, 1, 32, 7},             // 3 = 2 + 1
+    {2, 0, 8, 3},              // 2
+    {0, 0, kTernaryBlock, 2},  // 1.58
+    {1, 0, 8, 1},              // 1
 };
 
 HQQ_HD constexpr RowFormat row_format(BitWidth width) {
@@ -61,8 +61,8 @@ HQQ_HD constexpr std::int64_t row_bytes(RowFormat format, std::int64_t cols) {
          block_bytes(format, cols % format.block);
 }
 
-// Eight codes, one a byte in `codes` (the first in the lowest), each below 2^kBits -> kBits bytes in the low
-// end of the result. Every step halves the distance between neighbours.
+// Eight codes, one a byte in `codes` (the first in the lowest), each below 2^kBits -> kBits bytes
+// in the low end of the result. Every step halves the distance between neighbours.
 template <int kBits>
 HQQ_HD std::uint64_t gather_bits(std::uint64_t codes) {
   static_assert(kBits == 8 || kBits == 4 || kBits == 2 || kBits == 1);
@@ -207,8 +207,7 @@ HQQ_HD void pack_block(RowFormat format, const std::uint8_t* codes, std::int64_t
   if (format.low_bits == 0) return pack_ternary(codes, n, out);
   pack_plane(format.low_bits, 0, codes, n, out);
   if (format.high_bits > 0) {
-    pack_plane(format.high_bits, format.low_bits, codes, n,
-               out + plane_bytes(format.low_bits, n));
+    pack_plane(format.high_bits, format.low_bits, codes, n, out + plane_bytes(format.low_bits, n));
   }
 }
 

@@ -1,13 +1,15 @@
-// Where the weights of a group lie in a matrix, for both axes and for tails. Integer arithmetic only.
+// Where the weights of a group lie in a matrix, for both axes and for tails. Integer arithmetic
+// only.
 #pragma once
 
 #include <cstdint>
 
 namespace hqq::core {
 
-// Axis 1: group (row, gi) is `group_size` consecutive weights of a row; the last group of a row may be
-// shorter. Axis 0 is upstream's reshape to [group_size, -1]: group j holds the weights at the flat
-// (row-major) positions j, j + G, j + 2G, ... with G = num_groups; the last groups may be one shorter.
+// Axis 1: group (row, gi) is `group_size` consecutive weights of a row; the last group of a row may
+// be shorter. Axis 0 is upstream's reshape to [group_size, -1]: group j holds the weights at the
+// flat (row-major) positions j, j + G, j + 2G, ... with G = num_groups; the last groups may be one
+// shorter.
 struct GroupLayout {
   std::int64_t rows = 0;
   std::int64_t cols = 0;

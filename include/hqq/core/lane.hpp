@@ -1,9 +1,10 @@
-// The lane abstraction: everything in hqq::core is written for a type V that is `float` (scalar CPU code,
-// one CUDA thread) or a SIMD vector of floats (src/cpu/lane-inl.h). One lane holds one whole group, so no
-// operation crosses lanes and every instruction set adds in the same order.
+// The lane abstraction: everything in hqq::core is written for a type V that is `float` (scalar CPU
+// code, one CUDA thread) or a SIMD vector of floats (src/cpu/lane-inl.h). One lane holds one whole
+// group, so no operation crosses lanes and every instruction set adds in the same order.
 //
-// The headers below this one are compiled once per SIMD target, in the namespace hqq::core::HQQ_CORE_TARGET,
-// hence the toggled include guards (the idiom of Highway's -inl.h headers).
+// The headers below this one are compiled once per SIMD target, in the namespace
+// hqq::core::HQQ_CORE_TARGET, hence the toggled include guards (the idiom of Highway's -inl.h
+// headers).
 #if defined(HQQ_CORE_LANE_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HQQ_CORE_LANE_TOGGLE
 #undef HQQ_CORE_LANE_TOGGLE

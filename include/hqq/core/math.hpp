@@ -23,8 +23,8 @@ HQQ_HD std::uint16_t f32_to_f16_bits(float x) {
   if (magnitude < 0x38800000u) {  // below 2^-14: a multiple of 2^-24
     // Adding 0.5 aligns the value so that the hardware rounds it to a multiple of 2^-24.
     const float aligned = bits_float(static_cast<std::int32_t>(magnitude)) + 0.5f;
-    return static_cast<std::uint16_t>(sign | (static_cast<std::uint32_t>(float_bits(aligned)) -
-                                              0x3F000000u));
+    return static_cast<std::uint16_t>(
+        sign | (static_cast<std::uint32_t>(float_bits(aligned)) - 0x3F000000u));
   }
   const std::uint32_t odd = (magnitude >> 13) & 1u;
   return static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xFFFu + odd) >> 13));
@@ -120,9 +120,9 @@ HQQ_HD V pow_nonnegative(V x, float y) {
   return exp2_bounded(log2_positive(max(x, set<V>(1e-18f))) * set<V>(y));
 }
 
-// The generalised soft threshold of HQQ (Badri and Shaji, "Half-Quadratic Quantization of Large Machine
-// Learning Models", 2023): sign(r) * relu(|r| - |r|^(p-1) / beta). It is 0 for
-// |r| <= beta^(-1/(2-p)), which `threshold` bounds from below: most residuals need no power.
+// The generalised soft threshold of HQQ (Badri and Shaji, "Half-Quadratic Quantization of Large
+// Machine Learning Models", 2023): sign(r) * relu(|r| - |r|^(p-1) / beta). It is 0 for |r| <=
+// beta^(-1/(2-p)), which `threshold` bounds from below: most residuals need no power.
 template <class V>
 HQQ_HD V shrink(V r, float lp_norm, float inv_beta, float threshold) {
   const V magnitude = abs(r);

@@ -8,20 +8,20 @@ namespace hqq::core {
 // What scale and zero are rounded to when they are stored.
 enum class MetaType : int { kF32, kF16, kBF16 };
 
-// Sums run over chunks of this many weights, chunk by chunk: the error of a sum grows with the square
-// root of a long group's length, not with the length.
+// Sums run over chunks of this many weights, chunk by chunk: the error of a sum grows with the
+// square root of a long group's length, not with the length.
 inline constexpr std::int64_t kChunk = 64;
 
 struct SolverParams {
   float max_code = 15.0f;
   MetaType scale_type = MetaType::kF16;
   MetaType zero_type = MetaType::kF16;
-  int iterations = 2;             // refits of joint after the clipping search
+  int iterations = 2;  // refits of joint after the clipping search
   float lp_norm = 2.0f;
   float inv_beta = 0.1f;          // 1 / beta of this iteration
   float shrink_threshold = 0.0f;  // residuals below it shrink to 0
   bool round_zero = false;        // hqq only
-  bool precise = false;           // joint: sum residuals, since the closed form cancels at >= 6 bits
+  bool precise = false;  // joint: sum residuals, since the closed form cancels at >= 6 bits
 };
 
 }  // namespace hqq::core

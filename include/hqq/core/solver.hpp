@@ -1,7 +1,8 @@
 // The solvers: scale and zero of the groups in the lanes of V (docs/solver.md has the derivations).
 //
-// A group is given by two callables: w(i) returns its i-th weights, one a lane; h(i) the importance of
-// their columns (UnitWeight: all 1). W_r = (q - zero) * scale, q = clamp(round(w / scale + zero)).
+// A group is given by two callables: w(i) returns its i-th weights, one a lane; h(i) the importance
+// of their columns (UnitWeight: all 1). W_r = (q - zero) * scale, q = clamp(round(w / scale +
+// zero)).
 #if defined(HQQ_CORE_SOLVER_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HQQ_CORE_SOLVER_TOGGLE
 #undef HQQ_CORE_SOLVER_TOGGLE
@@ -55,20 +56,21 @@ HQQ_HD V encode(V w, V inv_scale, V zero, V max_code) {
   return round(min(max(w * inv_scale + zero, set<V>(0.0f)), max_code));
 }
 
-// Scale and zero that reproduce a constant group exactly up to the rounding of |c|: q is 1 (c > 0) or 0.
+// Scale and zero that reproduce a constant group exactly up to the rounding of |c|: q is 1 (c > 0)
+// or 0.
 template <class V>
 HQQ_HD ScaleZero<V> constant_params(const SolverParams& params, V c) {
   const V zero = set<V>(0.0f);
   const V one = set<V>(1.0f);
   const V magnitude = abs(c);
-  const V scale = select(magnitude == zero, one,
-                         max(round_to_lanes(params.scale_type, magnitude),
-                             set<V>(min_scale(params.scale_type))));
+  const V scale = select(
+      magnitude == zero, one,
+      max(round_to_lanes(params.scale_type, magnitude), set<V>(min_scale(params.scale_type))));
   return {scale, select(c < zero, one, zero)};
 }
 
-// Round to nearest from the group's range, as stored. A group whose zero cannot be stored, because its range
-// is tiny beside its mean, is represented as the constant in the middle of the range.
+// Round to nearest from the group's range, as stored. A group whose zero cannot be stored, because
+// its range is tiny beside its mean, is represented as the constant in the middle of the range.
 template <class V>
 HQQ_HD ScaleZero<V> minmax_params(const SolverParams& params, Range<V> range) {
   const V raw = (range.high - range.low) / set<V>(params.max_code);
@@ -83,8 +85,8 @@ HQQ_HD ScaleZero<V> minmax_params(const SolverParams& params, Range<V> range) {
 // Sums over a group for codes q: what the closed form of (scale, zero) needs.
 template <class V>
 struct Moments {
-  V q, qq, qt;   // sum h q, sum h q^2, sum h q t; t is the target (w, or w - shrink(residual))
-  V t, error;    // sum h t; sum h |w - W_r|^p, where asked for
+  V q, qq, qt;  // sum h q, sum h q^2, sum h q t; t is the target (w, or w - shrink(residual))
+  V t, error;   // sum h t; sum h |w - W_r|^p, where asked for
 };
 
 // What a pass over the group computes besides the sums of q.
@@ -123,7 +125,8 @@ HQQ_HD Moments<V> add(const Moments<V>& a, const Moments<V>& b) {
   return {a.q + b.q, a.qq + b.qq, a.qt + b.qt, a.t + b.t, a.error + b.error};
 }
 
-// One pass. Two interleaved accumulators hide the latency of addition; their order is part of the result.
+// One pass. Two interleaved accumulators hide the latency of addition; their order is part of the
+// result.
 template <Pass kPass, class V, class W, class H>
 HQQ_HD Moments<V> moments(const W& w, const H& h, std::int64_t n, ScaleZero<V> sz,
                           const SolverParams& params) {
@@ -147,8 +150,9 @@ HQQ_HD Moments<V> moments(const W& w, const H& h, std::int64_t n, ScaleZero<V> s
   return total;
 }
 
-// Where the search starts: the range clipped by these ratios, and the zero shifted by these fractions of a
-// code (which weights share a code depends on the zero modulo 1). Measured in docs/solver.md.
+// Where the search starts: the range clipped by these ratios, and the zero shifted by these
+// fractions of a code (which weights share a code depends on the zero modulo 1). Measured in
+// docs/solver.md.
 inline constexpr float kClipRatios[] = {0.96f, 0.88f, 0.80f};
 inline constexpr int kNumShifts = 3;
 inline constexpr float kZeroShift = 0.25f;  // -0.25, 0, 0.25
@@ -219,13 +223,14 @@ HQQ_HD Totals<V> totals(const W& w, const H& h, std::int64_t n) {
   return total;
 }
 
-// Least squares of t over (scale, zero) for given codes: the slope of t against q and its intercept.
+// Least squares of t over (scale, zero) for given codes: the slope of t against q and its
+// intercept.
 template <class V>
 struct Fit {
   V scale;
   V mean_q;
   V mean_t;
-  V gain;     // decrease of the squared error against the best constant: larger is better
+  V gain;  // decrease of the squared error against the best constant: larger is better
   HQQ_HD V zero() const { return mean_q - mean_t / scale; }
 };
 
@@ -257,7 +262,8 @@ HQQ_HD Fit<V> select_fit(M mask, const Fit<V>& a, const Fit<V>& b) {
           select(mask, a.mean_t, b.mean_t), select(mask, a.gain, b.gain)};
 }
 
-// Squared error, up to 5 bits: the error of a refit follows from the sums, so a pass needs three of them.
+// Squared error, up to 5 bits: the error of a refit follows from the sums, so a pass needs three of
+// them.
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V> range,
                                  const Moments<V>& first, const SolverParams& params) {
@@ -283,13 +289,13 @@ HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V
   return best;
 }
 
-// Starts of the search below, and refits beyond params.iterations: no shifts are tried there, so each start
-// needs more of them.
+// Starts of the search below, and refits beyond params.iterations: no shifts are tried there, so
+// each start needs more of them.
 inline constexpr float kPreciseRatios[] = {1.0f, 0.97f};
 inline constexpr int kPreciseRefits = 3;
 
-// The same search with the error of every candidate summed from its residuals: for 6 and 8 bits, where the
-// closed form cancels, and for lp_norm < 2, where the target is w - shrink(residual).
+// The same search with the error of every candidate summed from its residuals: for 6 and 8 bits,
+// where the closed form cancels, and for lp_norm < 2, where the target is w - shrink(residual).
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> range,
                               const SolverParams& params) {
@@ -316,7 +322,8 @@ HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> r
 
 // Half-quadratic in both scale and zero; never worse, group by group, than minmax as stored.
 template <class V, class W, class H>
-HQQ_HD ScaleZero<V> solve_joint(const W& w, const H& h, std::int64_t n, const SolverParams& params) {
+HQQ_HD ScaleZero<V> solve_joint(const W& w, const H& h, std::int64_t n,
+                                const SolverParams& params) {
   const Range<V> range = group_range<V>(w, n);
   const ScaleZero<V> baseline = minmax_params(params, range);
   V baseline_error = set<V>(0.0f);
@@ -341,7 +348,8 @@ HQQ_HD ScaleZero<V> solve_minmax(const W& w, std::int64_t n, const SolverParams&
   return minmax_params(params, group_range<V>(w, n));
 }
 
-// ---- hqq: upstream's solver (hqq 0.2.8, core/optimize.py, optimize_weights_proximal_legacy) ----------
+// ---- hqq: upstream's solver (hqq 0.2.8, core/optimize.py, optimize_weights_proximal_legacy)
+// ----------
 
 template <class V>
 struct HqqState {
@@ -361,8 +369,8 @@ HQQ_HD HqqState<V> hqq_start(const W& w, std::int64_t n, const SolverParams& par
   return {inv_scale, params.round_zero ? round(zero) : zero};
 }
 
-// One step: codes, residual, shrink, and the (weighted) mean that is the new zero. Returns sum |w - W_r| of
-// the state before the step.
+// One step: codes, residual, shrink, and the (weighted) mean that is the new zero. Returns sum |w -
+// W_r| of the state before the step.
 template <class V, class W, class H>
 HQQ_HD V hqq_step(const W& w, const H& h, std::int64_t n, const SolverParams& params,
                   HqqState<V>& state) {
