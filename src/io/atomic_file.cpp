@@ -38,7 +38,9 @@ std::string temporary_name(const std::string& name) {
   char digits[20];
   std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(tag));
   // Names end at 255 bytes on most file systems.
-  return "." + name.substr(0, 200) + "." + digits + std::string(kTemporarySuffix);
+  std::string result(1, '.');
+  result.append(name, 0, 200).append(1, '.').append(digits).append(kTemporarySuffix);
+  return result;
 }
 
 }  // namespace

@@ -106,7 +106,7 @@ nlohmann::json parse_json(const std::string& text, const std::string& where) {
       case json::parse_event_t::array_start:
         if (depth >= kMaxJsonDepth) {
           throw_format(where, "JSON is nested deeper than " + std::to_string(kMaxJsonDepth) +
-                                  " levels, which no file of ours needs");
+                                  " levels, the limit");
         }
         if (event == json::parse_event_t::object_start) keys.emplace_back();
         break;

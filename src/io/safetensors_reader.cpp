@@ -115,8 +115,10 @@ Tensor SafetensorsFile::read(const TensorInfo& info) const {
 Tensor SafetensorsFile::map(const TensorInfo& info) const {
   impl_->check_range(info, 0, info.nbytes());
   const std::uint64_t position = impl_->data_begin + info.begin;
-  // An empty range cannot be mapped, and a misaligned one cannot be read through a typed pointer.
-  if (info.nbytes() == 0 || position % dtype_size(info.dtype) != 0) return read(info);
+  // A map costs more than a small copy, and a misaligned one cannot be read through a typed
+  // pointer.
+  constexpr std::uint64_t kSmallest = 64 * 1024;
+  if (info.nbytes() < kSmallest || position % dtype_size(info.dtype) != 0) return read(info);
   // Touching a page beyond the end would kill the process.
   struct stat status = {};
   if (::fstat(impl_->fd, &status) != 0) throw_errno("safetensors", "stat", impl_->path);
@@ -128,7 +130,8 @@ Tensor SafetensorsFile::map(const TensorInfo& info) const {
   const std::size_t length = position - start + info.nbytes();
   void* memory =
       ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE, impl_->fd, static_cast<off_t>(start));
-  if (memory == MAP_FAILED) throw_errno("safetensors", "map", impl_->path);
+  // The number of maps of a process is limited (65530 by default), and some file systems have none.
+  if (memory == MAP_FAILED) return read(info);
   std::shared_ptr<void> owner(memory, [length](void* mapped) { ::munmap(mapped, length); });
   auto* data = static_cast<std::byte*>(memory) + (position - start);
   return {info.dtype, info.shape, Buffer{std::move(owner), data, info.nbytes()}};
