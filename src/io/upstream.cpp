@@ -70,53 +70,6 @@ Tensor shape_tensor(std::int64_t out_features, std::int64_t in_features) {
   return tensor;
 }
 
-Tensor metadata_tensor(const Tensor& stored, DType dtype, const std::vector<std::int64_t>& shape,
-                       const std::vector<float>& values) {
-  Tensor tensor = Tensor::allocate(dtype, shape);
-  if (stored.dtype == dtype) {
-    std::memcpy(tensor.buffer.data, stored.buffer.data, tensor.nbytes());
-  } else {
-    from_f32(values, dtype, tensor.buffer.data);
-  }
-  return tensor;
-}
-
-// Everything but W_q, scale and zero, in the order of state_dict(); those three come with no bytes.
-std::vector<std::pair<std::string, Tensor>> describe(const LayerConfig& config,
-                                                     std::int64_t out_features,
-                                                     std::int64_t in_features,
-                                                     const std::string& name,
-                                                     const UpstreamOptions& options) {
-  check_upstream_holds(config, out_features, in_features, name);
-  const std::int64_t group_size = resolved_group_size(config, out_features, in_features);
-  const std::int64_t groups = out_features * in_features / group_size;
-  const DType compute = compute_dtype_of(config, options, name);
-  const UpstreamPacking& packing = upstream_packing(config.nbits);
-  const TensorInfo packed = upstream::packed_info(config, grid_of(config.axis, group_size, groups),
-                                                  compute, options.view_as_float, name);
-  const std::vector<std::int64_t> metadata_shape = upstream::metadata_shape(config.axis, groups);
-  const DType meta = stored_meta_dtype(config);
-  return {{"W_q", {packed.dtype, packed.shape, {}}},
-          {"nbits", nbits_tensor(config.nbits)},
-          {"group_size", integer(group_size)},
-          {"shape", shape_tensor(out_features, in_features)},
-          {"scale", {meta, metadata_shape, {}}},
-          {"zero", {meta, metadata_shape, {}}},
-          {"axis", integer(config.axis)},
-          {"packing", text(packing.name)},
-          {"unpack_view_dtype", text(torch_name(packing.word))},
-          {"view_as_float", boolean(options.view_as_float)},
-          {"quant_scale", boolean(false)},
-          {"quant_zero", boolean(false)},
-          {"compute_dtype", text(torch_name(compute))},
-          {"offload_meta", boolean(false)},
-          {"encoded_state_dict", boolean(true)},
-          {"stores_quant_config", boolean(true)},
-          {"channel_wise", boolean(true)},
-          {"optimize", boolean(config.solver != Solver::kMinMax)},
-          {"round_zero", boolean(config.effective_round_zero())}};
-}
-
 }  // namespace
 
 namespace upstream {
@@ -206,32 +159,64 @@ void check_upstream_holds(const LayerConfig& config, std::int64_t out_features,
   }
 }
 
-std::vector<TensorInfo> upstream_layout(const LayerConfig& config, std::int64_t out_features,
-                                        std::int64_t in_features, const std::string& name,
-                                        const UpstreamOptions& options) {
-  std::vector<TensorInfo> infos;
-  for (const auto& [key, tensor] : describe(config, out_features, in_features, name, options)) {
-    infos.push_back({key, tensor.dtype, tensor.shape, 0, 0});
+std::vector<std::pair<std::string, Tensor>> upstream_layout(const LayerConfig& config,
+                                                            std::int64_t out_features,
+                                                            std::int64_t in_features,
+                                                            const std::string& name,
+                                                            const UpstreamOptions& options) {
+  check_upstream_holds(config, out_features, in_features, name);
+  const std::int64_t group_size = resolved_group_size(config, out_features, in_features);
+  const std::int64_t groups = out_features * in_features / group_size;
+  const DType compute = compute_dtype_of(config, options, name);
+  const UpstreamPacking& packing = upstream_packing(config.nbits);
+  const TensorInfo packed = upstream::packed_info(config, grid_of(config.axis, group_size, groups),
+                                                  compute, options.view_as_float, name);
+  const std::vector<std::int64_t> metadata_shape = upstream::metadata_shape(config.axis, groups);
+  const DType meta = stored_meta_dtype(config);
+  return {{"W_q", {packed.dtype, packed.shape, {}}},
+          {"nbits", nbits_tensor(config.nbits)},
+          {"group_size", integer(group_size)},
+          {"shape", shape_tensor(out_features, in_features)},
+          {"scale", {meta, metadata_shape, {}}},
+          {"zero", {meta, metadata_shape, {}}},
+          {"axis", integer(config.axis)},
+          {"packing", text(packing.name)},
+          {"unpack_view_dtype", text(torch_name(packing.word))},
+          {"view_as_float", boolean(options.view_as_float)},
+          {"quant_scale", boolean(false)},
+          {"quant_zero", boolean(false)},
+          {"compute_dtype", text(torch_name(compute))},
+          {"offload_meta", boolean(false)},
+          {"encoded_state_dict", boolean(true)},
+          {"stores_quant_config", boolean(true)},
+          {"channel_wise", boolean(true)},
+          {"optimize", boolean(config.solver != Solver::kMinMax)},
+          {"round_zero", boolean(config.effective_round_zero())}};
+}
+
+void fill_upstream_metadata(const Tensor& stored, const Tensor& step, const Tensor& offset,
+                            Tensor& out) {
+  out = Tensor::allocate(out.dtype, out.shape);
+  if (stored.dtype == out.dtype) {
+    std::memcpy(out.buffer.data, stored.buffer.data, out.nbytes());
+  } else {
+    from_f32(read_metadata(stored, step, offset), out.dtype, out.buffer.data);
   }
-  return infos;
 }
 
 std::vector<std::pair<std::string, Tensor>> to_upstream(const QuantizedTensor& q,
                                                         const std::string& name,
                                                         const UpstreamOptions& options) {
   q.validate(name);
-  if (q.col_scale) {
-    throw_invalid(where_of(name), "hqq has no place for col_scale; quantize with balance none");
-  }
-  auto tensors = describe(q.config, q.out_features, q.in_features, name, options);
+  auto tensors = upstream_layout(q.config, q.out_features, q.in_features, name, options);
   for (auto& [key, tensor] : tensors) {
     if (key == "W_q") {
       tensor = Tensor::allocate(tensor.dtype, tensor.shape);
       pack_upstream(q.config.nbits, q.W_q, q.in_features, tensor);
     } else if (key == "scale") {
-      tensor = metadata_tensor(q.scale, tensor.dtype, tensor.shape, read_scale(q));
+      fill_upstream_metadata(q.scale, q.scale_step, q.scale_offset, tensor);
     } else if (key == "zero") {
-      tensor = metadata_tensor(q.zero, tensor.dtype, tensor.shape, read_zero(q));
+      fill_upstream_metadata(q.zero, q.zero_step, q.zero_offset, tensor);
     }
   }
   return tensors;

@@ -38,12 +38,20 @@ const std::vector<std::string>& upstream_keys();
 void check_upstream_holds(const LayerConfig& config, std::int64_t out_features,
                           std::int64_t in_features, const std::string& name);
 
-// The tensors of a layer in the order of HQQLinear.state_dict(), without bias; begin and end unset.
-std::vector<TensorInfo> upstream_layout(const LayerConfig& config, std::int64_t out_features,
-                                        std::int64_t in_features, const std::string& name,
-                                        const UpstreamOptions& options = {});
+// The tensors of a layer in the order of HQQLinear.state_dict(), without bias. W_q, scale and zero
+// have type and shape, but no bytes.
+std::vector<std::pair<std::string, Tensor>> upstream_layout(const LayerConfig& config,
+                                                            std::int64_t out_features,
+                                                            std::int64_t in_features,
+                                                            const std::string& name,
+                                                            const UpstreamOptions& options = {});
 
-// The same tensors with their contents. Codes, scale and zero keep every bit; 8-bit scales and
+// Fills a scale or zero of upstream_layout() from the stored one; `step` and `offset` are those of
+// 8-bit metadata, else absent.
+void fill_upstream_metadata(const Tensor& stored, const Tensor& step, const Tensor& offset,
+                            Tensor& out);
+
+// The same tensors, all with their bytes. Codes, scale and zero keep every bit; 8-bit scales and
 // zeros, which upstream no longer stores, become float32. `name` is for messages.
 std::vector<std::pair<std::string, Tensor>> to_upstream(const QuantizedTensor& q,
                                                         const std::string& name,
@@ -55,7 +63,7 @@ std::vector<std::pair<std::string, Tensor>> to_upstream(const QuantizedTensor& q
 // std::invalid_argument for a layer that format 1 cannot hold.
 UpstreamLayer parse_upstream(const std::map<std::string, Tensor>& tensors, const std::string& name);
 
-// The inverse of to_upstream; `bias` is left to the caller.
+// The inverse of to_upstream; `bias` is left to the caller. W_q must be aligned to its type.
 QuantizedTensor from_upstream(const std::map<std::string, Tensor>& tensors,
                               const std::string& name);
 

@@ -261,9 +261,9 @@ TEST(UpstreamTest, LayoutIsWhatIsWritten) {
     const auto layout = upstream_layout(q.config, 16, 128, "fc", options);
     ASSERT_EQ(layout.size(), tensors.size());
     for (std::size_t i = 0; i < layout.size(); ++i) {
-      EXPECT_EQ(layout[i].name, tensors[i].first);
-      EXPECT_EQ(layout[i].dtype, tensors[i].second.dtype);
-      EXPECT_EQ(layout[i].shape, tensors[i].second.shape);
+      EXPECT_EQ(layout[i].first, tensors[i].first);
+      EXPECT_EQ(layout[i].second.dtype, tensors[i].second.dtype);
+      EXPECT_EQ(layout[i].second.shape, tensors[i].second.shape);
       EXPECT_TRUE(tensors[i].second) << tensors[i].first;
     }
   }
