@@ -1,0 +1,238 @@
+// hqq_cpp.HqqConfig: include/hqq/config.hpp.
+#include "python/bindings/common.hpp"
+
+namespace hqq::python {
+namespace {
+
+constexpr const char* kConfigDoc = R"doc(How a model is quantized.
+
+Every argument is an attribute that can be read and set; setting checks the value at once. Rules of
+``dynamic_config`` take what they do not name from the settings at the moment they are given.
+
+Args:
+    nbits: 8, 6, 5, 4, 3, 2, 1.58 (three levels) or 1.
+    group_size: Weights that share a scale and a zero: a multiple of 8, or None for one group per row
+        (axis 1) or column (axis 0).
+    axis: 1: groups lie inside rows; 0: inside columns, as upstream hqq groups them.
+    solver: 'joint' (fits scale and zero), 'hqq' (upstream's algorithm) or 'minmax' (round to
+        nearest).
+    balance: 'sinkhorn' (a factor per input column), 'none', or 'auto': sinkhorn unless the layer has
+        importance weights.
+    lp_norm: Norm of the error that is minimised; None: 2 for joint, 0.7 for hqq.
+    iterations: Steps of the solver; None: what suits it.
+    quant_zero: Store zeros as 8-bit codes.
+    quant_scale: Store scales as 8-bit codes.
+    meta_dtype: Type of stored scales and zeros: 'float16', 'bfloat16', 'float32', or the NumPy or
+        torch dtype.
+    dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or None to
+        leave the layers unquantized. Their order counts.
+    skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they are.
+    beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
+    kappa: Growth of beta a step.
+    round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits, like upstream.
+    dynamic_only: Leave every layer unquantized that no rule names.
+
+Raises:
+    ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known one).
+
+Example:
+    >>> config = hqq_cpp.HqqConfig(nbits=3, dynamic_config={"mlp.down_proj": {"nbits": 6}})
+    >>> config.layer("model.layers.0.mlp.down_proj")["nbits"]
+    6
+    >>> config.layer("model.layers.0.self_attn.q_proj")["nbits"]
+    3
+    >>> config.layer("lm_head") is None
+    True
+)doc";
+
+constexpr const char* kFromDictDoc = R"doc(Reads a dict.
+
+Args:
+    config: Our own form (every key optional), that of Transformers' ``HqqConfig``, upstream's
+        ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of these,
+        or None for the defaults.
+
+Raises:
+    ValueError: For an unknown key (naming the nearest known one) or a value that is not allowed.
+    TypeError: If it is none of these.
+
+Example:
+    >>> upstream = {"weight_quant_params": {"nbits": 2, "group_size": 16, "axis": 1}}
+    >>> hqq_cpp.HqqConfig.from_dict(upstream).nbits
+    2
+)doc";
+
+constexpr const char* kToDictDoc =
+    R"doc(All settings as a dict that ``json.dumps`` and ``from_dict`` take.
+
+Example:
+    >>> hqq_cpp.HqqConfig(nbits=2).to_dict()["nbits"]
+    2
+)doc";
+
+constexpr const char* kLayerDoc = R"doc(The settings of one layer.
+
+Args:
+    name: Full name without '.weight', such as 'model.layers.0.mlp.down_proj'.
+
+Returns:
+    A dict with every setting, or None if the layer stays unquantized.
+
+Example:
+    >>> hqq_cpp.HqqConfig().layer("model.layers.0.mlp.up_proj")["group_size"]
+    64
+)doc";
+
+constexpr const char* kTagDoc =
+    R"doc(The tag of a layer: its name without 'model', 'layers' and numbers.
+
+Args:
+    name: Full name of the layer.
+
+Example:
+    >>> hqq_cpp.layer_tag("model.layers.3.self_attn.q_proj")
+    'self_attn.q_proj'
+)doc";
+
+py::object field_to_python(const HqqConfig& config, const std::string& key) {
+  return json_to_python(config.to_json().at(key));
+}
+
+void set_layer_field(HqqConfig& config, const std::string& key, py::handle value) {
+  const Json json = json_from_python(py::dict(py::arg(key.c_str()) = value), "config");
+  config.defaults = layer_config_from_json(json, config.defaults, "config");
+}
+
+// Fields beside those of LayerConfig. Rules are read over the defaults as they are now.
+void set_config_field(HqqConfig& config, const std::string& key, py::handle value) {
+  Json json = config.to_json();
+  json[key] = json_from_python(value, "config");
+  config = HqqConfig::from_json(json);
+}
+
+py::dict non_default_fields(const HqqConfig& config) {
+  const Json json = config.to_json(), defaults = HqqConfig().to_json();
+  py::dict fields;
+  for (const auto& [key, value] : json.items()) {
+    if (value != defaults.at(key)) fields[py::str(key)] = json_to_python(value);
+  }
+  return fields;
+}
+
+// Types for the signature only: nothing is checked before HqqConfig::from_json, whose messages name
+// the field.
+template <class T>
+using Optional = py::typing::Optional<T>;
+using Bool = py::typing::Union<py::bool_>;
+using Number = py::typing::Union<py::int_, py::float_>;
+using SolverName = py::typing::Literal<"joint", "hqq", "minmax">;
+using BalanceName = py::typing::Literal<"auto", "none", "sinkhorn">;
+using Rules = Optional<py::typing::Dict<py::str, OptionalDict>>;
+using Names = Optional<py::sequence>;
+
+HqqConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
+                      const Optional<py::int_>& axis, const SolverName& solver,
+                      const BalanceName& balance, const Optional<py::float_>& lp_norm,
+                      const Optional<py::int_>& iterations, const Bool& quant_zero,
+                      const Bool& quant_scale, const py::object& meta_dtype,
+                      const Rules& dynamic_config, const Names& skip_modules, const Number& beta,
+                      const Number& kappa, const Optional<py::bool_>& round_zero,
+                      const Bool& dynamic_only, const py::kwargs& unknown) {
+  py::dict fields(py::arg("nbits") = nbits, py::arg("group_size") = group_size,
+                  py::arg("axis") = axis, py::arg("solver") = solver, py::arg("balance") = balance,
+                  py::arg("lp_norm") = lp_norm, py::arg("iterations") = iterations,
+                  py::arg("quant_zero") = quant_zero, py::arg("quant_scale") = quant_scale,
+                  py::arg("meta_dtype") = meta_dtype, py::arg("dynamic_config") = dynamic_config,
+                  py::arg("skip_modules") = skip_modules, py::arg("beta") = beta,
+                  py::arg("kappa") = kappa, py::arg("round_zero") = round_zero,
+                  py::arg("dynamic_only") = dynamic_only);
+  for (const auto& [key, value] : unknown) fields[key] = value;
+  return HqqConfig::from_json(json_from_python(fields, "config"));
+}
+
+}  // namespace
+
+HqqConfig config_from_python(py::handle value) {
+  if (value.is_none()) return HqqConfig();
+  if (py::isinstance<HqqConfig>(value)) return value.cast<const HqqConfig&>();
+  if (PyMapping_Check(value.ptr()) != 0 && py::hasattr(value, "items")) {
+    return HqqConfig::from_json(json_from_python(value, "config"));
+  }
+  if (py::hasattr(value, "to_dict")) return config_from_python(value.attr("to_dict")());
+  throw py::type_error("[config] a config must be an HqqConfig, a dict or None, not " +
+                       type_name(value));
+}
+
+LayerConfig layer_config_from_python(py::handle value) {
+  return config_from_python(value).defaults;
+}
+
+void bind_config(py::module_& m) {
+  py::class_<HqqConfig> config(m, "HqqConfig", kConfigDoc);
+  config
+      .def(py::init(&make_config), py::arg("nbits") = 4, py::arg("group_size") = 64,
+           py::arg("axis") = 1, py::arg("solver") = "joint", py::arg("balance") = "auto",
+           py::arg("lp_norm") = py::none(), py::arg("iterations") = py::none(),
+           py::arg("quant_zero") = false, py::arg("quant_scale") = false,
+           py::arg("meta_dtype") = "float16", py::arg("dynamic_config") = py::none(),
+           py::arg("skip_modules") = py::make_tuple("lm_head"), py::arg("beta") = 10.0,
+           py::arg("kappa") = 1.01, py::arg("round_zero") = py::none(),
+           py::arg("dynamic_only") = false)
+      .def_static("from_dict", &config_from_python, py::arg("config"), kFromDictDoc)
+      .def(
+          "to_dict", [](const HqqConfig& self) { return py::dict(json_to_python(self.to_json())); },
+          kToDictDoc)
+      .def(
+          "layer",
+          [](const HqqConfig& self, const std::string& name) -> OptionalDict {
+            const std::optional<LayerConfig> layer = self.layer(name);
+            return layer ? json_to_python(layer_config_to_json(*layer)) : py::none();
+          },
+          py::arg("name"), kLayerDoc)
+      .def(
+          "__eq__", [](const HqqConfig& a, const HqqConfig& b) { return a == b; },
+          py::is_operator())
+      .def("__repr__",
+           [](const HqqConfig& self) { return repr_of("HqqConfig", non_default_fields(self)); })
+      .def("__copy__", [](const HqqConfig& self) { return self; })
+      .def(
+          "__deepcopy__", [](const HqqConfig& self, const py::dict&) { return self; },
+          py::arg("memo"))
+      .def(py::pickle([](const HqqConfig& self) { return self.to_json().dump(); },
+                      [](const std::string& text) { return HqqConfig::from_json_text(text); }));
+
+  m.def("layer_tag", &layer_tag, py::arg("name"), kTagDoc);
+  for (const char* key :
+       {"nbits", "group_size", "axis", "solver", "balance", "lp_norm", "iterations", "quant_zero",
+        "quant_scale", "meta_dtype", "beta", "kappa", "round_zero"}) {
+    config.def_property(
+        key, [key](const HqqConfig& self) { return field_to_python(self, key); },
+        [key](HqqConfig& self, const py::object& value) { set_layer_field(self, key, value); });
+  }
+  // A view or a tuple: changing what the attribute gives must not look as if it changed the config.
+  config.def_property(
+      "dynamic_config",
+      [](const HqqConfig& self) {
+        return py::module_::import("types").attr("MappingProxyType")(
+            field_to_python(self, "dynamic_config"));
+      },
+      [](HqqConfig& self, const py::object& value) {
+        set_config_field(self, "dynamic_config", value);
+      },
+      "Rules as a read-only mapping; assign a new dict to change them.");
+  config.def_property(
+      "skip_modules",
+      [](const HqqConfig& self) { return py::tuple(field_to_python(self, "skip_modules")); },
+      [](HqqConfig& self, const py::object& value) {
+        set_config_field(self, "skip_modules", value);
+      },
+      "Layers left as they are, as a tuple; assign a new one to change them.");
+  config.def_property(
+      "dynamic_only", [](const HqqConfig& self) { return self.dynamic_only; },
+      [](HqqConfig& self, const py::object& value) {
+        set_config_field(self, "dynamic_only", value);
+      },
+      "Whether layers that no rule names stay unquantized.");
+}
+
+}  // namespace hqq::python

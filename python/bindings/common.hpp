@@ -1,0 +1,57 @@
+// What the bind_*.cpp files share.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/typing.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hqq/hqq.hpp"
+
+namespace hqq::python {
+
+namespace py = pybind11;
+using Json = nlohmann::ordered_json;
+using OptionalDict = py::typing::Optional<py::dict>;
+using Shape = py::typing::Tuple<py::int_, py::ellipsis>;
+
+// One a header; module.cpp calls them in this order.
+void bind_error(py::module_& m);
+void bind_device(py::module_& m);
+void bind_tensor(py::module_& m);
+void bind_config(py::module_& m);
+void bind_quantized_tensor(py::module_& m);
+void bind_quantizer(py::module_& m);
+void bind_linear(py::module_& m);
+void bind_safetensors(py::module_& m);
+void bind_checkpoint(py::module_& m);
+void bind_checkpoint_operations(py::module_& m);
+void bind_cli(py::module_& m);
+
+// Dicts, lists, strings, numbers (NumPy's too), bools and None. Throws std::invalid_argument for
+// anything else, naming `where`.
+Json json_from_python(py::handle value, const std::string& where);
+py::object json_to_python(const Json& json);
+
+// An HqqConfig, a dict in any form HqqConfig::from_json reads, an object whose to_dict() gives one,
+// or None.
+HqqConfig config_from_python(py::handle value);
+// Likewise for one layer: an HqqConfig stands for its defaults.
+LayerConfig layer_config_from_python(py::handle value);
+
+// "float16", a NumPy dtype or scalar type, or a torch dtype. `allowed` is for the message.
+DType dtype_from_python(py::handle value, const std::string& where, const std::string& allowed);
+
+py::object shape_to_python(const std::vector<std::int64_t>& shape);
+
+// `Name(a=1, b='x')` from a dict.
+std::string repr_of(const std::string& name, const py::dict& fields);
+
+// The type of an object, for messages.
+std::string type_name(py::handle value);
+
+}  // namespace hqq::python

@@ -1,0 +1,52 @@
+// The extension module hqq_cpp._core.
+#include <iostream>
+
+#include "python/bindings/common.hpp"
+#include "src/cli/cli.hpp"
+
+namespace hqq::python {
+namespace {
+
+#define HQQ_STRINGIZE_(x) #x
+#define HQQ_STRINGIZE(x) HQQ_STRINGIZE_(x)
+constexpr const char* kPybind11Version =
+    HQQ_STRINGIZE(PYBIND11_VERSION_MAJOR) "." HQQ_STRINGIZE(PYBIND11_VERSION_MINOR);
+
+int cli_main(const std::vector<std::string>& argv) {
+  std::vector<const char*> pointers;
+  for (const std::string& argument : argv) pointers.push_back(argument.c_str());
+  const py::gil_scoped_release release;
+  const int code =
+      cli::run(static_cast<int>(pointers.size()), pointers.data(), std::cout, std::cerr);
+  std::cout.flush();
+  std::cerr.flush();
+  return code;
+}
+
+}  // namespace
+
+void bind_cli(py::module_& m) {
+  m.def("cli_main", &cli_main, py::arg("argv"),
+        "Runs the command hqq-cpp with argv (argv[0] is its name); returns the exit code.");
+}
+
+}  // namespace hqq::python
+
+PYBIND11_MODULE(_core, m) {
+  namespace bindings = hqq::python;
+  m.doc() = "The C++ part of hqq_cpp. Import hqq_cpp instead.";
+  m.attr("__version__") = hqq::kVersion;
+  m.attr("FORMAT_VERSION") = hqq::kFormatVersion;
+  m.attr("_pybind11_version") = bindings::kPybind11Version;
+  bindings::bind_error(m);
+  bindings::bind_device(m);
+  bindings::bind_tensor(m);
+  bindings::bind_config(m);
+  bindings::bind_quantized_tensor(m);
+  bindings::bind_quantizer(m);
+  bindings::bind_linear(m);
+  bindings::bind_safetensors(m);
+  bindings::bind_checkpoint(m);
+  bindings::bind_checkpoint_operations(m);
+  bindings::bind_cli(m);
+}

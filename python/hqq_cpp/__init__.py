@@ -1,0 +1,98 @@
+"""Half-Quadratic Quantization of neural network weights to 8..1 bits.
+
+    >>> import numpy as np
+    >>> W = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)
+    >>> q = hqq_cpp.quantize(W, hqq_cpp.HqqConfig(nbits=4))
+    >>> W_r = hqq_cpp.dequantize(q)
+
+The whole interface is in docs/python.md. Importing this package imports neither NumPy nor torch.
+"""
+
+from __future__ import annotations
+
+from ._core import (
+    FORMAT_VERSION,
+    Checkpoint,
+    CudaError,
+    FormatError,
+    HqqConfig,
+    Interrupted,
+    LayerReport,
+    Progress,
+    QuantizedTensor,
+    QuantizeReport,
+    QuantizeStats,
+    Tensor,
+    TensorDiff,
+    VerifyReport,
+    __version__,
+    cpu_target,
+    cpu_targets,
+    cuda_is_available,
+    default_threads,
+    layer_tag,
+)
+from .api import (
+    convert_checkpoint,
+    dequantize,
+    dequantize_checkpoint,
+    diff_checkpoints,
+    linear,
+    load_safetensors,
+    quantize,
+    quantize_checkpoint,
+    safetensors_metadata,
+    save_safetensors,
+    verify_checkpoint,
+)
+from .linear import QuantizedLinear, quantize_linear
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "CudaError",
+    "FormatError",
+    "HqqConfig",
+    "HqqLinear",
+    "Interrupted",
+    "LayerReport",
+    "Progress",
+    "QuantizeReport",
+    "QuantizeStats",
+    "QuantizedLinear",
+    "QuantizedTensor",
+    "Tensor",
+    "TensorDiff",
+    "VerifyReport",
+    "__version__",
+    "convert_checkpoint",
+    "cpu_target",
+    "cpu_targets",
+    "cuda_is_available",
+    "default_threads",
+    "dequantize",
+    "dequantize_checkpoint",
+    "diff_checkpoints",
+    "layer_tag",
+    "linear",
+    "load_safetensors",
+    "quantize",
+    "quantize_checkpoint",
+    "quantize_linear",
+    "safetensors_metadata",
+    "save_safetensors",
+    "verify_checkpoint",
+]
+
+
+def __getattr__(name: str):
+    # Only this name needs torch.
+    if name == "HqqLinear":
+        from .torch_linear import HqqLinear
+
+        return HqqLinear
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

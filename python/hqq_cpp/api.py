@@ -1,0 +1,415 @@
+"""Functions of hqq_cpp. The work is done in C++, without the GIL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from . import _core
+from ._core import (
+    Checkpoint,
+    HqqConfig,
+    Progress,
+    QuantizedTensor,
+    QuantizeReport,
+    QuantizeStats,
+    Tensor,
+    TensorDiff,
+    VerifyReport,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    PathLike = str | os.PathLike[str]
+    # A dict in any form that HqqConfig.from_dict reads, or an object whose to_dict() gives one.
+    ConfigLike = HqqConfig | Mapping[str, Any] | Any | None
+    ProgressCallback = Callable[[Progress], bool | None]
+
+
+@overload
+def quantize(
+    W: Any,
+    config: ConfigLike = None,
+    *,
+    name: str = "",
+    importance: Any = None,
+    threads: int = 0,
+    device: str = "cpu",
+    stats: Literal[False] = False,
+) -> QuantizedTensor: ...
+@overload
+def quantize(
+    W: Any,
+    config: ConfigLike = None,
+    *,
+    name: str = "",
+    importance: Any = None,
+    threads: int = 0,
+    device: str = "cpu",
+    stats: Literal[True],
+) -> tuple[QuantizedTensor, QuantizeStats]: ...
+def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu", stats=False):
+    """Quantizes a matrix.
+
+    The result depends on neither the number of threads nor the CPU.
+
+    Args:
+        W: [out_features, in_features], float32, float16, bfloat16 or float64, in CPU memory: a NumPy
+            array, a torch tensor, a Tensor or anything with ``__dlpack__``. Read in place if the elements
+            of a row are contiguous, else copied.
+        config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
+        name: Name of the layer, which selects the rules of config and stands in messages. Empty: the
+            settings that hold without rules.
+        importance: [in_features]: a weight >= 0 for the squared error of each input column, best the
+            mean square of that input.
+        threads: CPU threads; 0: see default_threads().
+        device: Where to solve: 'cpu'. 'cuda' needs a library with CUDA.
+        stats: Also return the errors.
+
+    Returns:
+        A QuantizedTensor, or (QuantizedTensor, QuantizeStats) with stats=True.
+
+    Raises:
+        ValueError: If W is no matrix of floats in CPU memory, is empty or holds NaN or Inf; if config
+            is invalid or leaves the layer unquantized; if importance does not fit.
+        CudaError: If device is 'cuda' and the library was built without it.
+
+    Example:
+        >>> import numpy as np
+        >>> W = np.random.default_rng(0).standard_normal((64, 128), dtype=np.float32)
+        >>> q, stats = hqq_cpp.quantize(W, {"nbits": 4, "group_size": 32}, stats=True)
+        >>> q.shape, round(stats.relative_error, 2)
+        ((64, 128), 0.07)
+    """
+    q, errors = _core.quantize(W, config, name, importance, threads, device, stats)
+    return (q, errors) if stats else q
+
+
+def dequantize(q: QuantizedTensor, dtype: Any = "float32", *, threads: int = 0) -> np.ndarray | Tensor:
+    """Computes W_r = (W_q - zero) * scale * col_scale.
+
+    Args:
+        q: A quantized matrix.
+        dtype: 'float32', 'float16', 'bfloat16' or 'float64', or the NumPy or torch dtype. Values are
+            computed in float32 and rounded half to even.
+        threads: CPU threads; 0: see default_threads().
+
+    Returns:
+        A new NumPy array [out_features, in_features]; a Tensor for bfloat16, which NumPy lacks
+        (``torch.from_dlpack`` takes it).
+
+    Raises:
+        ValueError: For another dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> W = np.array([[-1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0]])
+        >>> q = hqq_cpp.quantize(W, {"nbits": 2, "group_size": 8, "balance": "none"})
+        >>> hqq_cpp.dequantize(q, "float16")[0, :4].tolist()
+        [-1.0, 0.0, 1.0, 2.0]
+    """
+    return _core.dequantize(q, dtype, threads)
+
+
+def linear(x: Any, q: QuantizedTensor, bias: Any = None, *, threads: int = 0) -> np.ndarray:
+    """y = x W_r^T + bias, by dequantizing W_r and a dense product.
+
+    Args:
+        x: float32 [..., in_features].
+        q: A quantized matrix [out_features, in_features].
+        bias: [out_features], or None.
+        threads: CPU threads of the dequantization; 0: see default_threads().
+
+    Returns:
+        float32 NumPy array [..., out_features].
+
+    Raises:
+        ValueError: If a size does not fit or x is not float32.
+
+    Example:
+        >>> import numpy as np
+        >>> q = hqq_cpp.quantize(np.eye(8), {"nbits": 8, "group_size": 8, "balance": "none"})
+        >>> hqq_cpp.linear(np.ones((2, 8), np.float32), q, np.full(8, 0.5)).shape
+        (2, 8)
+    """
+    import numpy as np
+
+    x = x if isinstance(x, np.ndarray) else Tensor(x).numpy()
+    if x.ndim == 0:
+        raise ValueError("[linear] x is a single number; it must be [..., in_features]")
+    rows = x.reshape(-1, x.shape[-1])
+    return _core.linear(rows, q, bias, threads).reshape(*x.shape[:-1], q.out_features)
+
+
+def quantize_checkpoint(
+    src: PathLike,
+    dst: PathLike,
+    config: ConfigLike = None,
+    *,
+    importance: PathLike | Mapping[str, Any] | None = None,
+    threads: int = 0,
+    force: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    device: str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> QuantizeReport:
+    """Quantizes a checkpoint folder into a new one.
+
+    Memory stays near the largest matrix. dst appears under its name only when it is whole.
+
+    Args:
+        src: Folder with safetensors and config.json, or a single .safetensors file.
+        dst: Folder to write.
+        config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
+        importance: Layer name -> 1-D array [in_features] (see quantize), or a safetensors file of such.
+        threads: CPU threads; 0: see default_threads().
+        force: Replace dst if it is a checkpoint folder.
+        resume: Go on from the finished shards of an interrupted run with the same arguments.
+        dry_run: Only the report: nothing is solved or written.
+        device: Where to solve: 'cpu'.
+        progress: Called with a Progress in this thread, about ten times a second at most. Returning False
+            stops the work; None and True let it go on.
+
+    Returns:
+        A QuantizeReport: layers with their errors, sizes, bits a weight.
+
+    Raises:
+        ValueError: If an argument is invalid, dst exists, or a layer cannot be quantized as asked.
+        FormatError: If a file of src breaks its format.
+        OSError: If the operating system refuses (no such file, disk full, ...).
+        Interrupted: If progress returned False. Finished shards stay for resume=True, as they do after
+            an exception of progress or Ctrl-C, which are raised unchanged.
+
+    Example:
+        >>> report = hqq_cpp.quantize_checkpoint(model, folder / "tiny-3bit", {"nbits": 3})
+        >>> report.bits_per_weight < 3.8
+        True
+    """
+    with _importance_file(importance) as file:
+        return _core.quantize_checkpoint(
+            src, dst, config, file, threads, force, resume, dry_run, device, progress
+        )
+
+
+class _importance_file:
+    """The path of an importance file; a mapping is written to a temporary one."""
+
+    def __init__(self, importance):
+        self._importance = importance
+        self._folder = None
+
+    def __enter__(self):
+        if self._importance is None:
+            return ""
+        if not isinstance(self._importance, Mapping):
+            return os.fspath(self._importance)
+        import tempfile
+
+        self._folder = tempfile.TemporaryDirectory(prefix="hqq-cpp-")
+        try:
+            path = os.path.join(self._folder.name, "importance.safetensors")
+            save_safetensors(path, self._importance)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        return path
+
+    def __exit__(self, *exception):
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def dequantize_checkpoint(
+    src: PathLike,
+    dst: PathLike,
+    dtype: Any = "auto",
+    *,
+    threads: int = 0,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Writes a checkpoint with every quantized layer as a dense weight again.
+
+    Args:
+        src: Quantized checkpoint, in our format or that of upstream hqq.
+        dst: Folder to write.
+        dtype: 'float32', 'float16', 'bfloat16', 'float64', or 'auto': what config.json names, else
+            float32.
+        threads: CPU threads; 0: see default_threads().
+        force: Replace dst if it is a checkpoint folder.
+        progress: See quantize_checkpoint.
+
+    Raises:
+        ValueError: If an argument is invalid or dst exists.
+        FormatError: If a file of src breaks its format.
+        OSError: If the operating system refuses.
+        Interrupted: If progress returned False.
+
+    Example:
+        >>> report = hqq_cpp.quantize_checkpoint(model, folder / "tiny-8bit", {"nbits": 8})
+        >>> hqq_cpp.dequantize_checkpoint(folder / "tiny-8bit", folder / "tiny-dense", "float16")
+        >>> hqq_cpp.Checkpoint(folder / "tiny-dense").tensor("model.layers.0.mlp.up_proj.weight").dtype
+        'float16'
+    """
+    if isinstance(dtype, str) and dtype == "auto":
+        dtype = _model_dtype(Checkpoint(src).config)
+    _core.dequantize_checkpoint(src, dst, dtype, threads, force, progress)
+
+
+def _model_dtype(config: dict[str, Any] | None) -> str:
+    for key in ("dtype", "torch_dtype"):
+        dtype = (config or {}).get(key)
+        if dtype in ("float32", "float16", "bfloat16", "float64"):
+            return dtype
+    return "float32"
+
+
+def convert_checkpoint(
+    src: PathLike,
+    dst: PathLike,
+    to: Literal["upstream", "hqq_cpp"],
+    *,
+    threads: int = 0,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Changes between our format and the state_dict layout of upstream hqq 0.2, without loss.
+
+    Args:
+        src: Quantized checkpoint in either format.
+        dst: Folder to write.
+        to: The format of dst.
+        threads: CPU threads; 0: see default_threads().
+        force: Replace dst if it is a checkpoint folder.
+        progress: See quantize_checkpoint.
+
+    Raises:
+        ValueError: If an argument is invalid, dst exists, or a layer has what the other format cannot
+            hold (upstream's has no col_scale: quantize with balance='none').
+        FormatError: If a file of src breaks its format.
+        OSError: If the operating system refuses.
+        Interrupted: If progress returned False.
+
+    Example:
+        >>> report = hqq_cpp.quantize_checkpoint(model, folder / "plain", {"balance": "none"})
+        >>> hqq_cpp.convert_checkpoint(folder / "plain", folder / "upstream", "upstream")
+    """
+    _core.convert_checkpoint(src, dst, to, threads, force, progress)
+
+
+def verify_checkpoint(
+    path: PathLike, *, threads: int = 0, progress: ProgressCallback | None = None
+) -> VerifyReport:
+    """Recomputes every hash of a checkpoint and checks every quantized layer.
+
+    Args:
+        path: Checkpoint folder.
+        threads: CPU threads; 0: see default_threads().
+        progress: See quantize_checkpoint.
+
+    Returns:
+        A VerifyReport; ``ok`` is True when nothing is wrong.
+
+    Raises:
+        OSError: If there is no such folder.
+        Interrupted: If progress returned False.
+
+    Example:
+        >>> report = hqq_cpp.quantize_checkpoint(model, folder / "tiny-4bit")
+        >>> hqq_cpp.verify_checkpoint(folder / "tiny-4bit").ok
+        True
+    """
+    return _core.verify_checkpoint(path, threads, progress)
+
+
+def diff_checkpoints(
+    a: PathLike, b: PathLike, *, threads: int = 0, progress: ProgressCallback | None = None
+) -> list[TensorDiff]:
+    """Compares two checkpoints tensor by tensor on dense values.
+
+    Args:
+        a: Checkpoint; quantized layers are dequantized.
+        b: Checkpoint to compare with it.
+        threads: CPU threads; 0: see default_threads().
+        progress: See quantize_checkpoint.
+
+    Returns:
+        One TensorDiff per tensor of either.
+
+    Raises:
+        FormatError: If a file breaks its format.
+        OSError: If a file cannot be read.
+        Interrupted: If progress returned False.
+
+    Example:
+        >>> all(diff.identical for diff in hqq_cpp.diff_checkpoints(model, model))
+        True
+    """
+    return _core.diff_checkpoints(a, b, threads, progress)
+
+
+def load_safetensors(path: PathLike) -> dict[str, Tensor]:
+    """Opens a safetensors file; nothing is read before it is used.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> Tensor, in the order of the file: read-only views of a memory map.
+
+    Raises:
+        FormatError: If the file breaks the format.
+        OSError: If it cannot be read.
+
+    Example:
+        >>> tensors = hqq_cpp.load_safetensors(model / "model.safetensors")
+        >>> tensors["model.norm.weight"].shape
+        (192,)
+    """
+    return _core.load_safetensors(path)
+
+
+def safetensors_metadata(path: PathLike) -> dict[str, str]:
+    """The text entries of a safetensors header (``__metadata__``).
+
+    Args:
+        path: The file.
+
+    Raises:
+        FormatError: If the file breaks the format.
+        OSError: If it cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> path = folder / "with-metadata.safetensors"
+        >>> hqq_cpp.save_safetensors(path, {"a": np.zeros(2)}, {"format": "pt"})
+        >>> hqq_cpp.safetensors_metadata(path)
+        {'format': 'pt'}
+    """
+    return _core.safetensors_metadata(path)
+
+
+def save_safetensors(
+    path: PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file: temporary file, fsync, rename.
+
+    Args:
+        path: The file; replaced if it exists.
+        tensors: Name -> array: NumPy, torch, Tensor or anything with ``__dlpack__`` in CPU memory.
+        metadata: Text entries for the header.
+
+    Raises:
+        ValueError: If an array has an element type that safetensors lacks, or is not in CPU memory.
+        OSError: If it cannot be written.
+
+    Example:
+        >>> import numpy as np
+        >>> hqq_cpp.save_safetensors(folder / "a.safetensors", {"a": np.arange(3, dtype=np.int16)})
+        >>> hqq_cpp.load_safetensors(folder / "a.safetensors")["a"].numpy().tolist()
+        [0, 1, 2]
+    """
+    _core.save_safetensors(path, dict(tensors), dict(metadata or {}))
