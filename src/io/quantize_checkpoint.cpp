@@ -1,5 +1,7 @@
 // quantize_checkpoint: plan, then read, solve and write at the same time, then publish the folder.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
@@ -43,10 +45,14 @@ Json stats_json(const QuantizeStats& stats) {
   return {stats.mean_abs_error, stats.rms_error, stats.max_abs_error, stats.relative_error};
 }
 
+// What an earlier run did not record: unknown, not zero.
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr QuantizeStats kUnknownStats = {kNaN, kNaN, kNaN, kNaN};
+
 QuantizeStats stats_from_json(const Json& json) {
-  if (!json.is_array() || json.size() != 4) return {};
+  if (!json.is_array() || json.size() != 4) return kUnknownStats;
   const auto number = [&](std::size_t i) {
-    return json[i].is_number() ? json[i].get<double>() : 0;
+    return json[i].is_number() ? json[i].get<double>() : kNaN;
   };
   return {number(0), number(1), number(2), number(3)};
 }
@@ -85,8 +91,8 @@ class QuantizeJob : public ShardJob {
 
   std::vector<Tensor> read_step(const PlannedStep& step) override {
     const LayerDescription& description = layer(step).description;
-    Tensor matrix = Tensor::allocate(description.dtype,
-                                     {description.out_features(), description.in_features()});
+    Tensor matrix =
+        pool().allocate(description.dtype, {description.out_features(), description.in_features()});
     source_file(step).read(*step.source, step.offset, {matrix.buffer.data, matrix.buffer.size});
     return {matrix};
   }
@@ -119,6 +125,7 @@ class QuantizeJob : public ShardJob {
   // All matrices of the shard were computed before its last one was written.
   Json journal_extra(std::size_t shard) override {
     Json extra = Json::object();
+    if (!options_.stats) return extra;
     for (const PlannedStep& step : plan_.shards[shard].steps) {
       if (step.layer == PlannedStep::kCopy || step.expert != 0) continue;
       extra[layer(step).description.name] = stats_json(stats(step.layer));
@@ -151,12 +158,11 @@ Json make_request(const Checkpoint& source, const HqqConfig& config,
 void add_old_stats(const QuantizePlan& plan, const OutputFolder& output, QuantizeReport& report) {
   for (const ShardPlan& shard : plan.shards) {
     const Json* extra = output.finished_shard(shard.name);
-    if (extra == nullptr || !extra->is_object()) continue;
+    if (extra == nullptr) continue;
     for (const PlannedStep& step : shard.steps) {
       if (step.layer == PlannedStep::kCopy) continue;
       LayerReport& layer = report.layers[step.layer];
-      const auto stats = extra->find(layer.name);
-      if (stats != extra->end()) layer.stats = stats_from_json(*stats);
+      layer.stats = stats_from_json(extra->is_object() ? extra->value(layer.name, Json()) : Json());
     }
   }
 }
@@ -190,6 +196,9 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   OutputFolder output(source_path, destination,
                       {kWhere, options.force, options.resume, request, options.progress});
   if (output.already_complete()) {
+    if (options.stats) {
+      for (LayerReport& layer : report.layers) layer.stats = kUnknownStats;
+    }
     report.seconds = steady_seconds() - start;
     return report;
   }
@@ -199,7 +208,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   }
   check_free_space(kWhere, output.path(), missing);
   // Before the job replaces what is known with what it finishes.
-  add_old_stats(plan, output, report);
+  if (options.stats) add_old_stats(plan, output, report);
   std::vector<bool> finished_before;
   for (const ShardPlan& shard : plan.shards) {
     finished_before.push_back(output.finished_shard(shard.name) != nullptr);

@@ -91,7 +91,7 @@ std::vector<Tensor> ShardJob::read(std::size_t index) {
   const PlannedStep& step = steps_[index];
   if (!is_copy(step)) return read_step(step);
   if (step.size == 0) return {};
-  Tensor piece = Tensor::allocate(DType::kU8, {static_cast<std::int64_t>(step.size)});
+  Tensor piece = pool_.allocate(DType::kU8, {static_cast<std::int64_t>(step.size)});
   source_file(step).read(*step.source, step.offset, {piece.buffer.data, piece.buffer.size});
   return {piece};
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "src/io/block_pool.hpp"
 #include "src/io/output_folder.hpp"
 #include "src/io/pipeline.hpp"
 #include "src/io/plan.hpp"
@@ -51,6 +52,9 @@ class ShardJob : public PipelineJob {
     return source_.shard(step.shard);
   }
 
+  // For the inputs of steps.
+  BlockPool& pool() { return pool_; }
+
   // The same for steps that are a matrix.
   virtual std::uint64_t matrix_input_bytes(const PlannedStep& step) const = 0;
   virtual std::uint64_t matrix_output_bytes(const PlannedStep& step) const = 0;
@@ -68,6 +72,7 @@ class ShardJob : public PipelineJob {
   const Checkpoint& source_;
   const std::vector<ShardPlan>& shards_;
   OutputFolder& output_;
+  BlockPool pool_;
   std::vector<PlannedStep> steps_;
   std::unique_ptr<SafetensorsWriter> writer_;
   std::unique_ptr<Spill> spill_;
