@@ -107,7 +107,8 @@ void print_report(std::ostream& out, const QuantizeReport& report, bool stats) {
   table.add_row(total.cells("quantized", stats));
   table.print(out);
   if (!report.copied.empty()) {
-    out << report.copied.size() << " matrices left as they are\n";
+    out << "left as they are: " << report.copied.size()
+        << (report.copied.size() == 1 ? " matrix\n" : " matrices\n");
   }
   out << "all tensors: " << bytes_text(report.bytes_before) << " -> "
       << bytes_text(report.bytes_after);
