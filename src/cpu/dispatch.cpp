@@ -14,11 +14,12 @@ constexpr const char* kScalar = "scalar";
 
 std::atomic<bool> scalar_chosen{false};
 
-// The targets compiled in (HWY_TARGETS) that the CPU supports, best (lowest bit) first.
+// The targets compiled in (HWY_TARGETS) that the CPU supports, best (lowest bit) first; maybe none.
 std::vector<std::int64_t> hwy_targets() {
   hwy::SetSupportedTargetsForTest(0);
   std::vector<std::int64_t> targets;
-  std::int64_t rest = (hwy::SupportedTargets() & HWY_TARGETS) | HWY_STATIC_TARGET;
+  // Highway's own one-lane target is left out: the core's float instantiation does that job.
+  std::int64_t rest = hwy::SupportedTargets() & HWY_TARGETS & ~HWY_SCALAR;
   while (rest != 0) {
     targets.push_back(rest & -rest);
     rest &= rest - 1;
@@ -52,7 +53,7 @@ void choose(const std::string& name) {
 // Once, before the first kernel: the best target, or the one the environment names.
 void initialize() {
   static const bool done = [] {
-    choose(hwy::TargetName(targets().front()));
+    choose(supported_targets().front());
     if (const char* name = std::getenv("HQQ_CPU_TARGET"); name != nullptr && *name != '\0') {
       choose(name);
     }

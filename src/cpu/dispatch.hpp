@@ -6,8 +6,8 @@
 
 namespace hqq::cpu {
 
-// Targets this machine can run, best first: some of "AVX3" (AVX-512), "AVX2", "SSE4", "NEON", then
-// the portable ones "EMU128" (16-byte vectors in plain C++) and "scalar".
+// Targets this machine can run, best first: some of "AVX3" (AVX-512), "AVX2", "SSE4", "NEON", and always
+// "scalar", the core's one-lane instantiation.
 std::vector<std::string> supported_targets();
 // The one in use: the best, or HQQ_CPU_TARGET if it names a supported one.
 std::string current_target();
