@@ -33,9 +33,9 @@ std::size_t terminal_width() {
   return 80;
 }
 
-// Only quantizing and its inverses count weights; the rest counts bytes.
+// Hashing files counts bytes, everything else weights.
 std::string amount(const std::string& stage, double value) {
-  const bool bytes = stage == "verify" || stage == "copy";
+  const bool bytes = stage == "verify" || stage == "resume";
   return bytes ? bytes_text(static_cast<std::uint64_t>(value)) : count_text(value) + " weights";
 }
 
