@@ -7,6 +7,7 @@ tests/golden/hostile/expected.json.
 import importlib.util
 import json
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -105,26 +106,42 @@ def seed_files():
         "y": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
         "z": {"dtype": "U8", "shape": [0, 3], "data_offsets": [4, 4]},
     }
-    return [(json.dumps(header).encode(), size) for header, size in ((one, 8), (two, 12), ({}, 0))]
+    return [
+        (json.dumps(header, separators=(",", ":")).encode(), size)
+        for header, size in ((one, 8), (two, 12), ({}, 0))
+    ]
 
 
-PIECES = [
+TOKENS = [
     *(b'"F32" "U8" "F8_E8M0" "C64" "dtype" "shape" "data_offsets" "__metadata__" "a" ""'.split()),
     *(b"{ } [ ] , : 0 1 2 4 8 12 -1 -0 1.5 1e2 9223372036854775808 18446744073709551616".split()),
     *(b"null true {} [] \xff \x00 \\ \\u0061 \\ud800 ,, NaN".split()),
+    b"",
     b" ",
     b"\n",
-    b'"b":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},',
-    b'"k":"v",',
 ]
+# For the start of an object.
+MEMBERS = [
+    b'"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},',
+    b'"b":{"shape":[],"data_offsets":[0,8],"dtype":"C64"},',
+    b'"__metadata__":{"k":"v"},',
+    b'"k":"v",',
+    b'"dtype":"U8",',
+]
+TOKEN = re.compile(rb'"[^"]*"|[0-9]+|.', re.DOTALL)
 
 
 def mutate(header: bytes, random_: random.Random) -> bytes:
-    for _ in range(random_.choice((1, 1, 1, 2, 3))):
-        begin = random_.randrange(len(header) + 1)
-        end = min(len(header), begin + random_.choice((0, 0, 1, 1, 2, 5)))
-        piece = random_.choice((b"", random_.choice(PIECES), random_.choice(PIECES)))
-        header = header[:begin] + piece + header[end:]
+    for _ in range(random_.choice((1, 1, 1, 2))):
+        kind = random_.choice(("byte", "token", "token", "token", "member"))
+        parts = TOKEN.findall(header) if kind != "byte" else re.findall(rb"(?s).", header)
+        place = random_.randrange(len(parts))
+        if kind == "member" and b"{" in parts:
+            place = random_.choice([i for i, part in enumerate(parts) if part == b"{"])
+            parts[place] += random_.choice(MEMBERS)
+        else:
+            parts[place] = random_.choice((b"", parts[place])) + random_.choice(TOKENS)
+        header = b"".join(parts)
     return header
 
 
@@ -132,7 +149,7 @@ def mutated_file(random_: random.Random) -> bytes:
     header, size = random_.choice(seed_files())
     header = mutate(header, random_)
     length = len(header) + random_.choice((0,) * 30 + (-1, 1))
-    size += random_.choice((0,) * 20 + (-1, 1, 8))
+    size += random_.choice((0,) * 30 + (-1, 1, 8))
     return struct.pack("<Q", max(0, length)) + header + bytes(max(0, size))
 
 
@@ -140,7 +157,7 @@ def test_mutated_files_get_the_verdict_of_safetensors(hqq_cpp, tmp_path):
     random_ = random.Random(20250101)
     path = tmp_path / "mutated.safetensors"
     accepted = stricter = 0
-    for step in range(4000):
+    for step in range(2000):
         content = mutated_file(random_)
         path.write_bytes(content)
         peer = peer_accepts(path)
@@ -154,5 +171,5 @@ def test_mutated_files_get_the_verdict_of_safetensors(hqq_cpp, tmp_path):
             assert peer, (step, content, "safetensors refuses a file that we accept")
             accepted += 1
     # Both outcomes must really occur, or the comparison proves nothing.
-    assert accepted > 200
+    assert accepted > 30
     assert stricter > 20
