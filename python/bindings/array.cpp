@@ -1,7 +1,5 @@
 #include "python/bindings/array.hpp"
 
-#include <pybind11/numpy.h>
-
 #include <cstring>
 
 namespace hqq::python {
@@ -152,7 +150,7 @@ std::vector<float> floats_from_python(py::handle object, const std::string& wher
   return std::vector<float>(floats.data(), floats.data() + floats.size());
 }
 
-py::object numpy_from_tensor(const Tensor& tensor, bool writeable) {
+py::array numpy_from_tensor(const Tensor& tensor, bool writeable) {
   if (tensor.dtype == DType::kF8E4M3 || tensor.dtype == DType::kF8E5M2) {
     throw_invalid("tensor", "NumPy has no " + std::string(dtype_name(tensor.dtype)) +
                                 "; torch.from_dlpack reads this tensor");

@@ -1,6 +1,8 @@
 // Arrays of other libraries as strided views of their memory.
 #pragma once
 
+#include <pybind11/numpy.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,7 +45,7 @@ std::vector<float> floats_from_python(py::handle object, const std::string& wher
 // A NumPy array that shares the tensor's memory, read-only unless nobody else has that memory.
 // bfloat16, which NumPy lacks, becomes a float32 copy. Throws std::invalid_argument for the 8-bit
 // float types.
-py::object numpy_from_tensor(const Tensor& tensor, bool writeable = false);
+py::array numpy_from_tensor(const Tensor& tensor, bool writeable = false);
 
 // DLPack.
 py::capsule dlpack_export(const Tensor& tensor, bool versioned);

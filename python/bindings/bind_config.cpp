@@ -125,16 +125,22 @@ template <class T>
 using Optional = py::typing::Optional<T>;
 using Bool = py::typing::Union<py::bool_>;
 using Number = py::typing::Union<py::int_, py::float_>;
-using SolverName = py::typing::Literal<"joint", "hqq", "minmax">;
-using BalanceName = py::typing::Literal<"auto", "none", "sinkhorn">;
+using Name = py::typing::Union<py::str>;
 using Rules = Optional<py::typing::Dict<py::str, OptionalDict>>;
 using Names = Optional<py::sequence>;
+using NameTuple = py::typing::Tuple<py::str, py::ellipsis>;
+
+template <class T>
+void layer_field(py::class_<HqqConfig>& config, const char* key) {
+  config.def_property(
+      key, [key](const HqqConfig& self) { return T(field_to_python(self, key)); },
+      [key](HqqConfig& self, const T& value) { set_layer_field(self, key, value); });
+}
 
 HqqConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
-                      const Optional<py::int_>& axis, const SolverName& solver,
-                      const BalanceName& balance, const Optional<py::float_>& lp_norm,
-                      const Optional<py::int_>& iterations, const Bool& quant_zero,
-                      const Bool& quant_scale, const py::object& meta_dtype,
+                      const Optional<py::int_>& axis, const Name& solver, const Name& balance,
+                      const Optional<py::float_>& lp_norm, const Optional<py::int_>& iterations,
+                      const Bool& quant_zero, const Bool& quant_scale, const py::object& meta_dtype,
                       const Rules& dynamic_config, const Names& skip_modules, const Number& beta,
                       const Number& kappa, const Optional<py::bool_>& round_zero,
                       const Bool& dynamic_only, const py::kwargs& unknown) {
@@ -190,7 +196,10 @@ void bind_config(py::module_& m) {
           },
           py::arg("name"), kLayerDoc)
       .def(
-          "__eq__", [](const HqqConfig& a, const HqqConfig& b) { return a == b; },
+          "__eq__",
+          [](const HqqConfig& self, const py::object& other) {
+            return py::isinstance<HqqConfig>(other) && self == other.cast<const HqqConfig&>();
+          },
           py::is_operator())
       .def("__repr__",
            [](const HqqConfig& self) { return repr_of("HqqConfig", non_default_fields(self)); })
@@ -202,36 +211,38 @@ void bind_config(py::module_& m) {
                       [](const std::string& text) { return HqqConfig::from_json_text(text); }));
 
   m.def("layer_tag", &layer_tag, py::arg("name"), kTagDoc);
-  for (const char* key :
-       {"nbits", "group_size", "axis", "solver", "balance", "lp_norm", "iterations", "quant_zero",
-        "quant_scale", "meta_dtype", "beta", "kappa", "round_zero"}) {
-    config.def_property(
-        key, [key](const HqqConfig& self) { return field_to_python(self, key); },
-        [key](HqqConfig& self, const py::object& value) { set_layer_field(self, key, value); });
-  }
+  layer_field<Number>(config, "nbits");
+  layer_field<Optional<py::int_>>(config, "group_size");
+  layer_field<py::typing::Union<py::int_>>(config, "axis");
+  layer_field<Name>(config, "solver");
+  layer_field<Name>(config, "balance");
+  layer_field<Optional<py::float_>>(config, "lp_norm");
+  layer_field<Optional<py::int_>>(config, "iterations");
+  layer_field<Bool>(config, "quant_zero");
+  layer_field<Bool>(config, "quant_scale");
+  layer_field<Name>(config, "meta_dtype");
+  layer_field<Number>(config, "beta");
+  layer_field<Number>(config, "kappa");
+  layer_field<Optional<py::bool_>>(config, "round_zero");
   // A view or a tuple: changing what the attribute gives must not look as if it changed the config.
   config.def_property(
       "dynamic_config",
-      [](const HqqConfig& self) {
+      [](const HqqConfig& self) -> Rules {
         return py::module_::import("types").attr("MappingProxyType")(
             field_to_python(self, "dynamic_config"));
       },
-      [](HqqConfig& self, const py::object& value) {
-        set_config_field(self, "dynamic_config", value);
-      },
+      [](HqqConfig& self, const Rules& value) { set_config_field(self, "dynamic_config", value); },
       "Rules as a read-only mapping; assign a new dict to change them.");
   config.def_property(
       "skip_modules",
-      [](const HqqConfig& self) { return py::tuple(field_to_python(self, "skip_modules")); },
-      [](HqqConfig& self, const py::object& value) {
-        set_config_field(self, "skip_modules", value);
+      [](const HqqConfig& self) -> NameTuple {
+        return py::tuple(field_to_python(self, "skip_modules"));
       },
+      [](HqqConfig& self, const Names& value) { set_config_field(self, "skip_modules", value); },
       "Layers left as they are, as a tuple; assign a new one to change them.");
   config.def_property(
       "dynamic_only", [](const HqqConfig& self) { return self.dynamic_only; },
-      [](HqqConfig& self, const py::object& value) {
-        set_config_field(self, "dynamic_only", value);
-      },
+      [](HqqConfig& self, const Bool& value) { set_config_field(self, "dynamic_only", value); },
       "Whether layers that no rule names stay unquantized.");
 }
 

@@ -1,4 +1,4 @@
-// Exceptions: include/hqq/error.hpp.
+// Exceptions: include/hqq/error.hpp -> hqq_cpp/errors.py.
 #include <filesystem>
 #include <system_error>
 
@@ -7,19 +7,8 @@
 namespace hqq::python {
 namespace {
 
-constexpr const char* kFormatErrorDoc =
-    "A file or a set of tensors breaks its format. A subclass of ValueError.";
-constexpr const char* kCudaErrorDoc =
-    "A CUDA call failed, or the library was built without CUDA. A subclass of RuntimeError.";
-constexpr const char* kInterruptedDoc =
-    "A progress callback returned False: the work was stopped. A subclass of RuntimeError.";
-
-template <class Error>
-void register_error(py::module_& m, const char* name, PyObject* base, const char* doc) {
-  auto type = py::register_exception<Error>(m, name, base);
-  // The name that users import and tracebacks print.
-  type.attr("__module__") = "hqq_cpp";
-  type.attr("__doc__") = doc;
+void set_error(const char* type, const std::exception& error) {
+  py::set_error(py::module_::import("hqq_cpp.errors").attr(type), error.what());
 }
 
 void set_os_error(int code, const std::string& message, const std::string& file) {
@@ -40,10 +29,15 @@ std::string quoted_file(const std::string& message) {
   return file;
 }
 
-// What the system says about `code` stands at the end of what() and again in str(OSError).
-void translate_system_error(std::exception_ptr pointer) {
+void translate(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
+  } catch (const FormatError& error) {
+    set_error("FormatError", error);
+  } catch (const CudaError& error) {
+    set_error("CudaError", error);
+  } catch (const Interrupted& error) {
+    set_error("Interrupted", error);
   } catch (const std::filesystem::filesystem_error& error) {
     set_os_error(error.code().value(), error.what(), error.path1().string());
   } catch (const std::system_error& error) {
@@ -53,11 +47,6 @@ void translate_system_error(std::exception_ptr pointer) {
 
 }  // namespace
 
-void bind_error(py::module_& m) {
-  py::register_local_exception_translator(&translate_system_error);
-  register_error<FormatError>(m, "FormatError", PyExc_ValueError, kFormatErrorDoc);
-  register_error<CudaError>(m, "CudaError", PyExc_RuntimeError, kCudaErrorDoc);
-  register_error<Interrupted>(m, "Interrupted", PyExc_RuntimeError, kInterruptedDoc);
-}
+void bind_error(py::module_&) { py::register_local_exception_translator(&translate); }
 
 }  // namespace hqq::python

@@ -5,8 +5,8 @@
 namespace hqq::python {
 namespace {
 
-py::object linear_of(const py::object& x, const QuantizedTensor& q, const py::object& bias,
-                     int threads) {
+py::array linear_of(const py::object& x, const QuantizedTensor& q, const py::object& bias,
+                    int threads) {
   const Tensor input = tensor_from_python(x, "linear");
   if (input.dtype != DType::kF32 || input.shape.size() != 2) {
     throw_invalid("linear", "x is " + std::string(dtype_name(input.dtype)) + " " +

@@ -114,7 +114,7 @@ py::dict tensors_of(const QuantizedTensor& q) {
   return dict;
 }
 
-py::object codes_of(const QuantizedTensor& q) {
+py::array codes_of(const QuantizedTensor& q) {
   Tensor codes = Tensor::allocate(DType::kU8, {q.out_features, q.in_features});
   const auto cols = static_cast<std::size_t>(q.in_features);
   const auto bytes = static_cast<std::size_t>(packed_row_bytes(q.config.nbits, q.in_features));

@@ -45,7 +45,8 @@ std::pair<QuantizedTensor, QuantizeStats> quantize(const py::object& W, const py
   return result;
 }
 
-py::object dequantize_to(const QuantizedTensor& q, const py::object& dtype, int threads) {
+py::typing::Union<py::array, Tensor> dequantize_to(const QuantizedTensor& q,
+                                                   const py::object& dtype, int threads) {
   const DType type =
       dtype_from_python(dtype, "dequantize", "float32, float16, bfloat16 or float64");
   if (threads < 0) {

@@ -27,8 +27,10 @@ class PlainClass {
              })
         .def(
             "__eq__",
-            [fields = fields_](const T& a, const T& b) {
-              return to_dict(*fields, a, true).equal(to_dict(*fields, b, true));
+            [fields = fields_](const T& self, const py::object& other) {
+              return py::isinstance<T>(other) &&
+                     to_dict(*fields, self, true)
+                         .equal(to_dict(*fields, other.cast<const T&>(), true));
             },
             py::is_operator());
   }

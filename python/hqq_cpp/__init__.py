@@ -10,13 +10,12 @@ The whole interface is in docs/python.md. Importing this package imports neither
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
-    CudaError,
-    FormatError,
     HqqConfig,
-    Interrupted,
     LayerReport,
     Progress,
     QuantizedTensor,
@@ -45,6 +44,7 @@ from .api import (
     save_safetensors,
     verify_checkpoint,
 )
+from .errors import CudaError, FormatError, Interrupted
 from .linear import QuantizedLinear, quantize_linear
 
 __all__ = [
@@ -85,13 +85,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # Only this name needs torch.
-    if name == "HqqLinear":
-        from .torch_linear import HqqLinear
+if TYPE_CHECKING:
+    from .torch_linear import HqqLinear
+else:
 
-        return HqqLinear
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        # The only name that needs torch.
+        if name == "HqqLinear":
+            from .torch_linear import HqqLinear
+
+            return HqqLinear
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,8 @@ from . import _core
 def main() -> int:
     """Runs the command with sys.argv. Returns its exit code (docs/cli.md)."""
     # Bytes that are no UTF-8 come back as they were.
-    return _core.cli_main([os.fsencode(argument) for argument in sys.argv])
+    argv = [os.fsencode(argument) for argument in sys.argv]
+    return _core.cli_main(argv)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -87,7 +87,20 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
     return (q, errors) if stats else q
 
 
-def dequantize(q: QuantizedTensor, dtype: Any = "float32", *, threads: int = 0) -> np.ndarray | Tensor:
+@overload
+def dequantize(
+    q: QuantizedTensor,
+    dtype: Literal["float32", "float16", "float64"] = "float32",
+    *,
+    threads: int = 0,
+) -> np.ndarray: ...
+@overload
+def dequantize(
+    q: QuantizedTensor, dtype: Literal["bfloat16"], *, threads: int = 0
+) -> Tensor: ...
+@overload
+def dequantize(q: QuantizedTensor, dtype: Any, *, threads: int = 0) -> np.ndarray | Tensor: ...
+def dequantize(q, dtype="float32", *, threads=0):
     """Computes W_r = (W_q - zero) * scale * col_scale.
 
     Args:

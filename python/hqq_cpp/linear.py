@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import api
-from ._core import QuantizedTensor
+from ._core import QuantizedTensor, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class QuantizedLinear:
         if bias is not None:
             import numpy as np
 
-            self.bias = np.array(api.Tensor(bias), np.float32)
+            self.bias = np.array(Tensor(bias), np.float32)
             if self.bias.shape != (weight.out_features,):
                 raise ValueError(
                     f"[linear] bias has the shape {list(self.bias.shape)}; "
@@ -56,7 +56,7 @@ class QuantizedLinear:
 
     def dequantize(self) -> np.ndarray:
         """W_r as float32 [out_features, in_features]."""
-        return api.dequantize(self.weight)
+        return api.dequantize(self.weight, "float32")
 
     def __call__(self, x: Any) -> np.ndarray:
         """float32 [..., in_features] -> float32 [..., out_features]."""

@@ -108,6 +108,16 @@ class HqqLinear(nn.Module):
         torch.Size([2, 8])
     """
 
+    W_q: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    scale_step: torch.Tensor | None
+    scale_offset: torch.Tensor | None
+    zero_step: torch.Tensor | None
+    zero_offset: torch.Tensor | None
+    col_scale: torch.Tensor | None
+    bias: torch.Tensor | None
+
     def __init__(self, weight: QuantizedTensor, bias: Any = None):
         super().__init__()
         self.out_features, self.in_features = weight.shape
