@@ -38,33 +38,28 @@ def size_of(folder):
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
-def layer_type(name):
-    """model.layers.0.mlp.down_proj -> mlp.down_proj"""
-    return ".".join(p for p in name.split(".") if p not in ("model", "layers") and not p.isdigit())
-
-
 def layer_errors(before, after, folder):
     """Rows of the table of errors, one per layer type; `before` and `after` are the weights."""
     checkpoint = hqq_cpp.Checkpoint(folder)
     types = defaultdict(list)
     for name in checkpoint.quantized_layers():
-        types[layer_type(name)].append(name)
+        types[hqq_cpp.layer_tag(name)].append(name)
+    types["all of them"] = checkpoint.quantized_layers()
+
     rows = []
     for kind, names in types.items():
-        quantized = [checkpoint.load(name) for name in names]
-        weights = sum(before[name].size for name in names)
-        square = sum(np.square(before[name], dtype=np.float64).sum() for name in names)
-        error = [before[name] - after[name] for name in names]
-        error_square = sum(np.square(e, dtype=np.float64).sum() for e in error)
+        W = np.concatenate([before[name].ravel() for name in names]).astype(np.float64)
+        error = W - np.concatenate([after[name].ravel() for name in names])
+        nbytes = sum(checkpoint.load(name).nbytes for name in names)
         rows.append(
             [
                 kind,
                 f"{len(names)}",
-                f"{weights:,}",
-                f"{8 * sum(q.nbytes for q in quantized) / weights:.2f}",
-                f"{sum(np.abs(e, dtype=np.float64).sum() for e in error) / weights:.5f}",
-                f"{np.sqrt(error_square / weights):.5f}",
-                f"{100 * np.sqrt(error_square / square):.2f} %",
+                f"{W.size:,}",
+                f"{8 * nbytes / W.size:.2f}",
+                f"{np.abs(error).mean():.5f}",
+                f"{np.sqrt(np.mean(error**2)):.5f}",
+                f"{100 * np.linalg.norm(error) / np.linalg.norm(W):.2f} %",
             ]
         )
     return rows
@@ -100,7 +95,7 @@ def main():
             ["perplexity", f"{ppl_before:.3f}", f"{ppl_after:.3f}", f"{ppl_after - ppl_before:+.3f}"],
         ],
     )
-    print(f"\nThe quantized model is in {out}")
+    print(f"\nEmbeddings and norms are kept as they were. The quantized model is in {out}")
 
 
 if __name__ == "__main__":

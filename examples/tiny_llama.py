@@ -111,17 +111,14 @@ def load_weights(folder):
 
     Layers that are quantized are dequantized.
     """
-    tensors = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        tensors.update(hqq_cpp.load_safetensors(path))
+    checkpoint = hqq_cpp.Checkpoint(folder)
     weights = {
-        name.removesuffix(".weight"): np.asarray(tensor.numpy(), np.float32)
-        for name, tensor in tensors.items()
+        name.removesuffix(".weight"): np.asarray(checkpoint.tensor(name).numpy(), np.float32)
+        for name in checkpoint
         if name.endswith((".weight", ".bias"))
     }
-    checkpoint = hqq_cpp.Checkpoint(folder)
     for name in checkpoint.quantized_layers():
-        weights[name] = np.asarray(hqq_cpp.dequantize(checkpoint.load(name)), np.float32)
+        weights[name] = hqq_cpp.dequantize(checkpoint.load(name))
     return weights
 
 
