@@ -348,6 +348,21 @@ TEST_F(Resume, ForceReplacesACheckpoint) {
   EXPECT_THAT(folder_.names(), ElementsAre("m", "q", "whole"));
 }
 
+TEST_F(Resume, AReplacementCanBeResumed) {
+  save_model(folder_ / "q", sharded_model());
+  make_partial(2);
+  QuantizeCheckpointOptions options = with(true, true);
+  std::uint64_t total = 0;
+  options.progress = [&](const Progress& progress) {
+    if (progress.stage == "quantize") total = progress.total;
+    return true;
+  };
+  const QuantizeReport report = quantize_checkpoint(folder_ / "m", folder_ / "q", {}, options);
+  EXPECT_EQ(total, report.weights / 3);
+  EXPECT_TRUE(same_contents(contents_of(folder_ / "q"), expected_));
+  EXPECT_THAT(folder_.names(), ElementsAre("m", "q", "whole"));
+}
+
 TEST_F(Resume, AFailedReplacementKeepsTheOldOne) {
   save_model(folder_ / "q", sharded_model());
   const auto old = contents_of(folder_ / "q");
