@@ -7,6 +7,7 @@
 
 #include "hqq/config.hpp"
 #include "hqq/error.hpp"
+#include "hqq/version.hpp"
 #include "src/config_rules.hpp"
 #include "src/layer_match.hpp"
 
@@ -313,10 +314,15 @@ void read_own(HqqConfig& config, const Json& json) {
       config.dynamic_only = read_bool("config", key, value);
     } else if (key == "quant_method") {
       read_quant_method(value);
-    } else if (key != "dynamic_config") {
+    } else if (key == "format_version") {
+      // In the config.json of a quantized checkpoint, as is not_quantized (what the rules left
+      // out).
+      if (value != kFormatVersion) wrong("config", key, value, std::to_string(kFormatVersion));
+    } else if (key != "dynamic_config" && key != "not_quantized") {
       std::vector<std::string> known = kLayerKeys;
       known.insert(known.end(), {"dynamic_config", "skip_modules", "dynamic_only", "quant_method",
-                                 "quant_config", "weight_quant_params", "view_as_float"});
+                                 "quant_config", "weight_quant_params", "view_as_float",
+                                 "format_version", "not_quantized"});
       unknown_key("config", key, known);
     }
   }

@@ -288,10 +288,36 @@ std::string QuantizePlan::index_json(const std::string& original) const {
   return make_index(shards, original);
 }
 
+HqqConfig QuantizePlan::resolved_config(const HqqConfig& config) const {
+  // What balance "auto" became for most layers; the others get rules of their own.
+  const auto balanced = std::count_if(layers.begin(), layers.end(), [](const PlannedLayer& layer) {
+    return layer.description.config.balance == Balance::kSinkhorn;
+  });
+  const Balance common = 2 * balanced >= static_cast<std::ptrdiff_t>(layers.size())
+                             ? Balance::kSinkhorn
+                             : Balance::kNone;
+  const auto resolve = [&](LayerConfig& layer) {
+    if (layer.balance == Balance::kAuto) layer.balance = common;
+  };
+  HqqConfig resolved = config;
+  resolve(resolved.defaults);
+  for (auto& [key, rule] : resolved.dynamic_config) {
+    if (rule) resolve(*rule);
+  }
+  for (const PlannedLayer& layer : layers) {
+    const LayerDescription& description = layer.description;
+    if (resolved.layer(description.name) == description.config) continue;
+    const auto same_name = [&](const auto& rule) { return rule.first == description.name; };
+    std::erase_if(resolved.dynamic_config, same_name);
+    resolved.dynamic_config.emplace_back(description.name, description.config);
+  }
+  return resolved;
+}
+
 std::string QuantizePlan::config_json(const std::string& original, const HqqConfig& config) const {
   Json json = original.empty() ? Json::object() : parse_json_in_order(original, "config.json");
   Json quantization = {{"quant_method", "hqq_cpp"}, {"format_version", kFormatVersion}};
-  const Json settings = config.to_json();
+  const Json settings = resolved_config(config).to_json();
   for (const auto& [key, value] : settings.items()) quantization[key] = value;
   quantization["not_quantized"] = Json::array();
   for (const std::string& tensor : copied) {

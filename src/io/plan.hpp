@@ -62,6 +62,9 @@ struct QuantizePlan {
   QuantizeReport report() const;
   // model.safetensors.index.json for these shards. `original` is the text of the source's index.
   std::string index_json(const std::string& original) const;
+  // The config with balance "auto" resolved: its layer(name) is exactly how each layer was
+  // quantized.
+  HqqConfig resolved_config(const HqqConfig& config) const;
   // config.json. `original` is that of the source, maybe empty.
   std::string config_json(const std::string& original, const HqqConfig& config) const;
 };

@@ -127,9 +127,12 @@ TEST(QuantizeCheckpoint, ConfigJson) {
                               "model.layers.0.mlp.down_proj", "model.layers.2.self_attn.q_proj",
                               "model.layers.3.self_attn.q_proj", "model.layers.4.self_attn.q_proj",
                               "model.layers.5.self_attn.q_proj", "lm_head"}));
-  quantization.erase("format_version");
-  quantization.erase("not_quantized");
+  // The settings as they were used: "auto" is resolved, so that a reader knows who has a col_scale.
+  config.defaults.balance = Balance::kSinkhorn;
+  config.dynamic_config[0].second->balance = Balance::kSinkhorn;
   EXPECT_EQ(HqqConfig::from_json(quantization), config);
+  quantization["format_version"] = 2;
+  EXPECT_THROW(HqqConfig::from_json(quantization), std::invalid_argument);
   // Per layer, where layers differ.
   const Checkpoint result(folder / "q");
   EXPECT_EQ(load_quantized(result, "model.layers.1.self_attn.q_proj").config.nbits, BitWidth::k8);
@@ -323,6 +326,12 @@ TEST(QuantizeCheckpoint, Importance) {
   expect_equal(load_quantized(result, name), expected, name);
   EXPECT_EQ(load_quantized(result, "model.layers.2.self_attn.q_proj").config.balance,
             Balance::kSinkhorn);
+  // config.json alone says it too, without the shards.
+  const auto json = nlohmann::ordered_json::parse(read_bytes(folder / "q/config.json"));
+  const HqqConfig written = HqqConfig::from_json(json["quantization_config"]);
+  for (const std::string& layer : quantized_layers(result)) {
+    EXPECT_EQ(written.layer(layer), load_quantized(result, layer).config) << layer;
+  }
 }
 
 TEST(QuantizeCheckpoint, TiedAndSeparateHeads) {
