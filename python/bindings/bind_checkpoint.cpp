@@ -25,7 +25,7 @@ Example:
     >>> len(checkpoint) == len(checkpoint.tensor_names)
     True
     >>> checkpoint.tensor("model.norm.weight").shape
-    (192,)
+    (256,)
     >>> checkpoint.config["model_type"]
     'llama'
 )doc";

@@ -41,9 +41,9 @@ Example:
 constexpr const char* kVerifyReportDoc = R"doc(What verify_checkpoint found.
 
 Example:
-    >>> report = hqq_cpp.verify_checkpoint(model)
-    >>> report.files > 0
-    True
+    >>> report = hqq_cpp.verify_checkpoint(model)  # not one of ours
+    >>> report.ok, report.problems[-1]
+    (False, 'no shard describes a quantized layer')
 )doc";
 
 constexpr const char* kTensorDiffDoc = R"doc(How one tensor differs between two checkpoints.

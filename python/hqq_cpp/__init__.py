@@ -45,7 +45,7 @@ from .api import (
     verify_checkpoint,
 )
 from .errors import CudaError, FormatError, Interrupted
-from .linear import QuantizedLinear, quantize_linear
+from .numpy_linear import QuantizedLinear, quantize_linear
 
 __all__ = [
     "FORMAT_VERSION",

@@ -442,7 +442,7 @@ class Checkpoint:
         >>> len(checkpoint) == len(checkpoint.tensor_names)
         True
         >>> checkpoint.tensor("model.norm.weight").shape
-        (192,)
+        (256,)
         >>> checkpoint.config["model_type"]
         'llama'
     """
@@ -690,9 +690,9 @@ class VerifyReport:
     What verify_checkpoint found.
 
     Example:
-        >>> report = hqq_cpp.verify_checkpoint(model)
-        >>> report.files > 0
-        True
+        >>> report = hqq_cpp.verify_checkpoint(model)  # not one of ours
+        >>> report.ok, report.problems[-1]
+        (False, 'no shard describes a quantized layer')
     """
     __hash__: typing.ClassVar[None] = None
     def __eq__(self, arg0: typing.Any) -> bool:

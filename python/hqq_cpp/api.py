@@ -327,7 +327,8 @@ def verify_checkpoint(
         A VerifyReport; ``ok`` is True when nothing is wrong.
 
     Raises:
-        OSError: If there is no such folder.
+        ValueError: If path is no folder.
+        OSError: If the operating system refuses.
         Interrupted: If progress returned False.
 
     Example:
@@ -380,7 +381,7 @@ def load_safetensors(path: PathLike) -> dict[str, Tensor]:
     Example:
         >>> tensors = hqq_cpp.load_safetensors(model / "model.safetensors")
         >>> tensors["model.norm.weight"].shape
-        (192,)
+        (256,)
     """
     return _core.load_safetensors(path)
 
