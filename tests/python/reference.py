@@ -124,8 +124,8 @@ def unpack_rows(packed, nbits, cols):
 class Groups:
     """Which weight of a matrix [out, in] belongs to which group.
 
-    `index [out, in]` holds the number of every weight's group; numbers follow the row-major order of
-    scale and zero, whose shape is `shape`.
+    `index [out, in]` holds the number of every weight's group; numbers follow the row-major order
+    of scale and zero, whose shape is `shape`.
     """
 
     def __init__(self, out_features, in_features, group_size, axis):
@@ -237,7 +237,7 @@ def minmax(W, groups, nbits, meta_dtype):
     tiny = smallest_scale(meta_dtype)
     scale = np.maximum(round_to(raw, meta_dtype), tiny)
     with np.errstate(over="ignore"):
-        zero = round_to(-low / scale, meta_dtype)
+        zero = round_to((_F32(0) - low) / scale, meta_dtype)
     middle = low * _F32(0.5) + high * _F32(0.5)
     magnitude = np.abs(middle)
     constant = np.where(magnitude == 0, _F32(1), np.maximum(round_to(magnitude, meta_dtype), tiny))
