@@ -2,9 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <mutex>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace hqq {
 namespace {
@@ -28,31 +30,55 @@ Block new_block(std::size_t size) {
 
 struct BlockPool::State {
   std::mutex mutex;
-  Block spare;
+  Block large;
+  std::vector<Block> small;
 
-  ~State() { free_block(spare); }
-
-  Block exchange_spare(Block block) {
-    const std::lock_guard lock(mutex);
-    return std::exchange(spare, block);
+  ~State() {
+    free_block(large);
+    for (const Block& block : small) free_block(block);
   }
-  // Keeps the larger of the two.
+
+  Block take_small() {
+    const std::lock_guard lock(mutex);
+    if (small.empty()) return {};
+    const Block block = small.back();
+    small.pop_back();
+    return block;
+  }
+  Block take_large() {
+    const std::lock_guard lock(mutex);
+    return std::exchange(large, {});
+  }
   void give_back(Block block) {
     {
       const std::lock_guard lock(mutex);
-      if (block.size > spare.size) std::swap(block, spare);
+      if (block.size <= kSmall) {
+        if (small.size() < kSmallSpares) {
+          small.push_back(block);
+          return;
+        }
+      } else if (block.size > large.size) {
+        std::swap(block, large);
+      }
     }
     free_block(block);
   }
 };
 
-BlockPool::BlockPool() : state_(std::make_shared<State>()) {}
+BlockPool::BlockPool(std::size_t largest) : largest_(largest), state_(std::make_shared<State>()) {
+  // give_back must not fail.
+  state_->small.reserve(kSmallSpares);
+}
+
+std::size_t BlockPool::block_size(std::size_t size) const {
+  return size <= kSmall ? kSmall : std::max(size, largest_);
+}
 
 Buffer BlockPool::take(std::size_t size) {
-  Block block = state_->exchange_spare({});
-  if (block.size < size || size == 0) {
+  Block block = size <= kSmall ? state_->take_small() : state_->take_large();
+  if (block.size < size || block.data == nullptr) {
     free_block(block);
-    block = new_block(size == 0 ? 1 : size);
+    block = new_block(block_size(size));
   }
   std::shared_ptr<void> owner(block.data,
                               [state = state_, block](void*) { state->give_back(block); });

@@ -60,7 +60,7 @@ class ProgressMeter {
 };
 
 // Bytes that copies of unquantized tensors take at a time.
-inline constexpr std::uint64_t kCopyChunk = std::uint64_t{8} << 20;
+inline constexpr std::uint64_t kCopyChunk = std::uint64_t{4} << 20;
 
 // Seconds of a steady clock.
 double steady_seconds();

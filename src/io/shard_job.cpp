@@ -60,10 +60,13 @@ void Spill::append_to(SafetensorsWriter& writer, std::uint64_t size) {
 ShardJob::ShardJob(const Checkpoint& source, const std::vector<ShardPlan>& shards,
                    OutputFolder& output)
     : source_(source), shards_(shards), output_(output) {
+  std::uint64_t largest = 0;
   for (const ShardPlan& shard : shards) {
     if (output.finished_shard(shard.name) != nullptr) continue;
     steps_.insert(steps_.end(), shard.steps.begin(), shard.steps.end());
+    for (const PlannedStep& step : shard.steps) largest = std::max(largest, step.size);
   }
+  pool_ = BlockPool(largest);
 }
 
 std::string ShardJob::step_name(std::size_t index) const {

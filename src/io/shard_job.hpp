@@ -54,6 +54,7 @@ class ShardJob : public PipelineJob {
 
   // For the inputs of steps.
   BlockPool& pool() { return pool_; }
+  const BlockPool& pool() const { return pool_; }
 
   // The same for steps that are a matrix.
   virtual std::uint64_t matrix_input_bytes(const PlannedStep& step) const = 0;

@@ -185,17 +185,44 @@ TEST(Pipeline, AnErrorInTheCallbackIsThrown) {
             "callback");
 }
 
-TEST(BlockPool, TheSpareBlockIsUsedAgain) {
+TEST(BlockPool, SpareBlocksAreUsedAgain) {
+  for (const std::size_t size : {std::size_t{5000}, 3 * BlockPool::kSmall}) {
+    BlockPool pool;
+    Buffer first = pool.take(size);
+    const std::byte* place = first.data;
+    EXPECT_EQ(first.size, size);
+    first = {};
+    const Buffer smaller = pool.take(size - 1000);
+    EXPECT_EQ(smaller.data, place);
+    EXPECT_EQ(smaller.size, size - 1000);
+    EXPECT_NE(pool.take(size).data, place);
+  }
+}
+
+TEST(BlockPool, LargeAndSmallBlocksDoNotMix) {
   BlockPool pool;
-  Buffer first = pool.take(10000);
-  const std::byte* place = first.data;
-  EXPECT_EQ(first.size, 10000u);
-  first = {};
-  const Buffer smaller = pool.take(5000);
-  EXPECT_EQ(smaller.data, place);
-  EXPECT_EQ(smaller.size, 5000u);
-  const Buffer second = pool.take(10000);
-  EXPECT_NE(second.data, place);
+  Buffer large = pool.take(BlockPool::kSmall + 1), small = pool.take(1);
+  const std::byte* large_place = large.data;
+  const std::byte* small_place = small.data;
+  large = {};
+  small = {};
+  EXPECT_EQ(pool.take(10).data, small_place);
+  EXPECT_EQ(pool.take(BlockPool::kSmall + 1).data, large_place);
+}
+
+TEST(BlockPool, LargeBlocksAreAlike) {
+  constexpr std::size_t kLargest = 5 * BlockPool::kSmall;
+  BlockPool pool(kLargest);
+  EXPECT_EQ(pool.block_size(1), BlockPool::kSmall);
+  EXPECT_EQ(pool.block_size(BlockPool::kSmall + 1), kLargest);
+  EXPECT_EQ(pool.block_size(kLargest + 1), kLargest + 1);
+  Buffer buffer = pool.take(2 * BlockPool::kSmall);
+  const std::byte* place = buffer.data;
+  buffer = {};
+  buffer = pool.take(kLargest);
+  EXPECT_EQ(buffer.data, place);
+  EXPECT_EQ(buffer.size, kLargest);
+  buffer.data[kLargest - 1] = std::byte{1};
 }
 
 TEST(BlockPool, BuffersOutliveThePool) {
