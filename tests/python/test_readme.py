@@ -1,0 +1,52 @@
+"""The examples of README.md run as they are printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+def blocks(repository, language):
+    text = (repository / "README.md").read_text()
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    assert found, f"README.md has no {language} block"
+    return found
+
+
+@pytest.fixture
+def clone(repository, tmp_path):
+    """A folder in which the paths of the examples mean what they mean in a clone."""
+    shutil.copytree(repository / "examples" / "tiny-llama", tmp_path / "examples" / "tiny-llama")
+    return tmp_path
+
+
+def test_shell_examples(repository, clone):
+    command = shutil.which("hqq-cpp", path=os.path.dirname(sys.executable) + ":" + os.environ["PATH"])
+    if command is None:
+        pytest.skip("hqq-cpp is not installed beside this Python")
+    env = dict(os.environ, PATH=os.path.dirname(command) + ":" + os.environ["PATH"])
+    for block in blocks(repository, "sh"):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block], cwd=clone, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (clone / "out" / "llama-upstream" / "config.json").exists()
+
+
+def test_python_examples(repository, clone):
+    for block in blocks(repository, "python"):
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=clone, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+def test_cpp_example_is_the_one_that_is_built(repository):
+    # examples/quantize_matrix.cpp is compiled and run by CTest.
+    assert blocks(repository, "cpp") == [(repository / "examples" / "quantize_matrix.cpp").read_text()]
