@@ -14,7 +14,8 @@ constexpr const char* kCheckpointDoc =
 Reading is lazy: tensors are views of a memory map.
 
 Args:
-    path: Folder with model.safetensors, or with model.safetensors.index.json and its shards; or a file.
+    path: Folder with model.safetensors, or with model.safetensors.index.json and its shards; or a
+        file.
 
 Raises:
     FormatError: If the index or a file breaks its format.

@@ -13,7 +13,8 @@ using Path = std::filesystem::path;
 constexpr const char* kProgressDoc =
     R"doc(What a long operation is at; given to ``progress`` callbacks.
 
-Called in the thread that started the operation, about ten times a second at most and once at the end.
+Called in the thread that started the operation, about ten times a second at most and once at the
+end.
 
 Example:
     >>> seen = []

@@ -11,29 +11,31 @@ Every argument is an attribute that can be read and set; setting checks the valu
 
 Args:
     nbits: 8, 6, 5, 4, 3, 2, 1.58 (three levels) or 1.
-    group_size: Weights that share a scale and a zero: a multiple of 8, or None for one group per row
-        (axis 1) or column (axis 0).
+    group_size: Weights that share a scale and a zero: a multiple of 8, or None for one group per
+        row (axis 1) or column (axis 0).
     axis: 1: groups lie inside rows; 0: inside columns, as upstream hqq groups them.
     solver: 'joint' (fits scale and zero), 'hqq' (upstream's algorithm) or 'minmax' (round to
         nearest).
-    balance: 'sinkhorn' (a factor per input column), 'none', or 'auto': sinkhorn unless the layer has
-        importance weights.
+    balance: 'sinkhorn' (a factor per input column), 'none', or 'auto': sinkhorn unless the layer
+        has importance weights.
     lp_norm: Norm of the error that is minimised; None: 2 for joint, 0.7 for hqq.
     iterations: Steps of the solver; None: what suits it.
     quant_zero: Store zeros as 8-bit codes.
     quant_scale: Store scales as 8-bit codes.
     meta_dtype: Type of stored scales and zeros: 'float16', 'bfloat16', 'float32', or the NumPy or
         torch dtype.
-    dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or None to
-        leave the layers unquantized. Their order counts.
-    skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they are.
+    dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or
+        None to leave the layers unquantized. Their order counts.
+    skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
+        are.
     beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
     kappa: Growth of beta a step.
     round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits, like upstream.
     dynamic_only: Leave every layer unquantized that no rule names.
 
 Raises:
-    ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known one).
+    ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
+        one).
 
 Example:
     >>> config = hqq_cpp.HqqConfig(nbits=3, dynamic_config={"mlp.down_proj": {"nbits": 6}})
@@ -49,8 +51,8 @@ constexpr const char* kFromDictDoc = R"doc(Reads a dict.
 
 Args:
     config: Our own form (every key optional), that of Transformers' ``HqqConfig``, upstream's
-        ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of these,
-        or None for the defaults.
+        ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of
+        these, or None for the defaults.
 
 Raises:
     ValueError: For an unknown key (naming the nearest known one) or a value that is not allowed.

@@ -14,8 +14,8 @@ Example:
 )doc";
 constexpr const char* kTargetDoc = R"doc(The instruction set in use.
 
-The best one, or the one that the environment variable ``HQQ_CPU_TARGET`` named when the library first
-needed it. Results do not depend on it.
+The best one, or the one that the environment variable ``HQQ_CPU_TARGET`` named when the library
+first needed it. Results do not depend on it.
 
 Example:
     >>> hqq_cpp.cpu_target() in hqq_cpp.cpu_targets()

@@ -7,16 +7,16 @@ namespace {
 
 constexpr const char* kClassDoc = R"doc(A quantized matrix [out_features, in_features].
 
-W_r = (W_q - zero) * scale * col_scale. Made by ``quantize``, ``Checkpoint.load`` and ``from_tensors``;
-immutable. Tensors share memory with it and keep that memory alive.
+W_r = (W_q - zero) * scale * col_scale. Made by ``quantize``, ``Checkpoint.load`` and
+``from_tensors``; immutable. Tensors share memory with it and keep that memory alive.
 
 Attributes:
     W_q: uint8 [out_features, bytes a row], codes packed inside the row (docs/format.md).
-    scale, zero: meta_dtype, or uint8 codes with quant_scale, quant_zero. [out_features, groups of a row]
-        for axis 1; [out_features / group_size, in_features] for axis 0, or [1, groups] when group_size
-        does not divide out_features.
-    scale_step, scale_offset, zero_step, zero_offset: float32, one per 128 codes: value = code * step +
-        offset. None without quant_scale, quant_zero.
+    scale, zero: meta_dtype, or uint8 codes with quant_scale, quant_zero. [out_features, groups of a
+        row] for axis 1; [out_features / group_size, in_features] for axis 0, or [1, groups] when
+        group_size does not divide out_features.
+    scale_step, scale_offset, zero_step, zero_offset: float32, one per 128 codes: value = code *
+        step + offset. None without quant_scale, quant_zero.
     col_scale: meta_dtype [in_features], or None when the layer is not balanced.
 
 Example:

@@ -9,8 +9,9 @@ constexpr const char* kTensorDoc =
     R"doc(A read-only array in CPU memory: shape, element type and bytes.
 
 It exists because NumPy has no bfloat16. ``numpy()`` and ``numpy.asarray`` give NumPy arrays,
-``torch.from_dlpack`` torch tensors, both without a copy (bfloat16 to NumPy: a float32 copy). Views keep
-the memory alive. Do not write to it through torch, which knows no read-only tensors: it may be a file.
+``torch.from_dlpack`` torch tensors, both without a copy (bfloat16 to NumPy: a float32 copy). Views
+keep the memory alive. Do not write to it through torch, which knows no read-only tensors: it may be
+a file.
 
 Args:
     array: A NumPy array, a torch tensor, anything with ``__dlpack__`` on a CPU, or what

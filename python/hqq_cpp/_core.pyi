@@ -14,8 +14,9 @@ class Tensor:
     A read-only array in CPU memory: shape, element type and bytes.
 
     It exists because NumPy has no bfloat16. ``numpy()`` and ``numpy.asarray`` give NumPy arrays,
-    ``torch.from_dlpack`` torch tensors, both without a copy (bfloat16 to NumPy: a float32 copy). Views keep
-    the memory alive. Do not write to it through torch, which knows no read-only tensors: it may be a file.
+    ``torch.from_dlpack`` torch tensors, both without a copy (bfloat16 to NumPy: a float32 copy). Views
+    keep the memory alive. Do not write to it through torch, which knows no read-only tensors: it may be
+    a file.
 
     Args:
         array: A NumPy array, a torch tensor, anything with ``__dlpack__`` on a CPU, or what
@@ -107,29 +108,31 @@ class HqqConfig:
 
     Args:
         nbits: 8, 6, 5, 4, 3, 2, 1.58 (three levels) or 1.
-        group_size: Weights that share a scale and a zero: a multiple of 8, or None for one group per row
-            (axis 1) or column (axis 0).
+        group_size: Weights that share a scale and a zero: a multiple of 8, or None for one group per
+            row (axis 1) or column (axis 0).
         axis: 1: groups lie inside rows; 0: inside columns, as upstream hqq groups them.
         solver: 'joint' (fits scale and zero), 'hqq' (upstream's algorithm) or 'minmax' (round to
             nearest).
-        balance: 'sinkhorn' (a factor per input column), 'none', or 'auto': sinkhorn unless the layer has
-            importance weights.
+        balance: 'sinkhorn' (a factor per input column), 'none', or 'auto': sinkhorn unless the layer
+            has importance weights.
         lp_norm: Norm of the error that is minimised; None: 2 for joint, 0.7 for hqq.
         iterations: Steps of the solver; None: what suits it.
         quant_zero: Store zeros as 8-bit codes.
         quant_scale: Store scales as 8-bit codes.
         meta_dtype: Type of stored scales and zeros: 'float16', 'bfloat16', 'float32', or the NumPy or
             torch dtype.
-        dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or None to
-            leave the layers unquantized. Their order counts.
-        skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they are.
+        dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or
+            None to leave the layers unquantized. Their order counts.
+        skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
+            are.
         beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
         kappa: Growth of beta a step.
         round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits, like upstream.
         dynamic_only: Leave every layer unquantized that no rule names.
 
     Raises:
-        ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known one).
+        ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
+            one).
 
     Example:
         >>> config = hqq_cpp.HqqConfig(nbits=3, dynamic_config={"mlp.down_proj": {"nbits": 6}})
@@ -161,8 +164,8 @@ class HqqConfig:
 
         Args:
             config: Our own form (every key optional), that of Transformers' ``HqqConfig``, upstream's
-                ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of these,
-                or None for the defaults.
+                ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of
+                these, or None for the defaults.
 
         Raises:
             ValueError: For an unknown key (naming the nearest known one) or a value that is not allowed.
@@ -237,16 +240,16 @@ class QuantizedTensor:
     """
     A quantized matrix [out_features, in_features].
 
-    W_r = (W_q - zero) * scale * col_scale. Made by ``quantize``, ``Checkpoint.load`` and ``from_tensors``;
-    immutable. Tensors share memory with it and keep that memory alive.
+    W_r = (W_q - zero) * scale * col_scale. Made by ``quantize``, ``Checkpoint.load`` and
+    ``from_tensors``; immutable. Tensors share memory with it and keep that memory alive.
 
     Attributes:
         W_q: uint8 [out_features, bytes a row], codes packed inside the row (docs/format.md).
-        scale, zero: meta_dtype, or uint8 codes with quant_scale, quant_zero. [out_features, groups of a row]
-            for axis 1; [out_features / group_size, in_features] for axis 0, or [1, groups] when group_size
-            does not divide out_features.
-        scale_step, scale_offset, zero_step, zero_offset: float32, one per 128 codes: value = code * step +
-            offset. None without quant_scale, quant_zero.
+        scale, zero: meta_dtype, or uint8 codes with quant_scale, quant_zero. [out_features, groups of a
+            row] for axis 1; [out_features / group_size, in_features] for axis 0, or [1, groups] when
+            group_size does not divide out_features.
+        scale_step, scale_offset, zero_step, zero_offset: float32, one per 128 codes: value = code *
+            step + offset. None without quant_scale, quant_zero.
         col_scale: meta_dtype [in_features], or None when the layer is not balanced.
 
     Example:
@@ -431,7 +434,8 @@ class Checkpoint:
     Reading is lazy: tensors are views of a memory map.
 
     Args:
-        path: Folder with model.safetensors, or with model.safetensors.index.json and its shards; or a file.
+        path: Folder with model.safetensors, or with model.safetensors.index.json and its shards; or a
+            file.
 
     Raises:
         FormatError: If the index or a file breaks its format.
@@ -537,7 +541,8 @@ class Progress:
     """
     What a long operation is at; given to ``progress`` callbacks.
 
-    Called in the thread that started the operation, about ten times a second at most and once at the end.
+    Called in the thread that started the operation, about ten times a second at most and once at the
+    end.
 
     Example:
         >>> seen = []
@@ -793,8 +798,8 @@ def cpu_target() -> str:
     """
     The instruction set in use.
 
-    The best one, or the one that the environment variable ``HQQ_CPU_TARGET`` named when the library first
-    needed it. Results do not depend on it.
+    The best one, or the one that the environment variable ``HQQ_CPU_TARGET`` named when the library
+    first needed it. Results do not depend on it.
 
     Example:
         >>> hqq_cpp.cpu_target() in hqq_cpp.cpu_targets()

@@ -56,14 +56,14 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
     The result depends on neither the number of threads nor the CPU.
 
     Args:
-        W: [out_features, in_features], float32, float16, bfloat16 or float64, in CPU memory: a NumPy
-            array, a torch tensor, a Tensor or anything with ``__dlpack__``. Read in place if the elements
-            of a row are contiguous, else copied.
+        W: [out_features, in_features], float32, float16, bfloat16 or float64, in CPU memory: a
+            NumPy array, a torch tensor, a Tensor or anything with ``__dlpack__``. Read in place if
+            the elements of a row are contiguous, else copied.
         config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
-        name: Name of the layer, which selects the rules of config and stands in messages. Empty: the
-            settings that hold without rules.
-        importance: [in_features]: a weight >= 0 for the squared error of each input column, best the
-            mean square of that input.
+        name: Name of the layer, which selects the rules of config and stands in messages. Empty:
+            the settings that hold without rules.
+        importance: [in_features]: a weight >= 0 for the squared error of each input column, best
+            the mean square of that input.
         threads: CPU threads; 0: see default_threads().
         device: Where to solve: 'cpu'. 'cuda' needs a library with CUDA.
         stats: Also return the errors.
@@ -72,8 +72,8 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
         A QuantizedTensor, or (QuantizedTensor, QuantizeStats) with stats=True.
 
     Raises:
-        ValueError: If W is no matrix of floats in CPU memory, is empty or holds NaN or Inf; if config
-            is invalid or leaves the layer unquantized; if importance does not fit.
+        ValueError: If W is no matrix of floats in CPU memory, is empty or holds NaN or Inf; if
+            config is invalid or leaves the layer unquantized; if importance does not fit.
         CudaError: If device is 'cuda' and the library was built without it.
 
     Example:
@@ -105,8 +105,8 @@ def dequantize(q, dtype="float32", *, threads=0):
 
     Args:
         q: A quantized matrix.
-        dtype: 'float32', 'float16', 'bfloat16' or 'float64', or the NumPy or torch dtype. Values are
-            computed in float32 and rounded half to even.
+        dtype: 'float32', 'float16', 'bfloat16' or 'float64', or the NumPy or torch dtype. Values
+            are computed in float32 and rounded half to even.
         threads: CPU threads; 0: see default_threads().
 
     Returns:
@@ -177,14 +177,15 @@ def quantize_checkpoint(
         src: Folder with safetensors and config.json, or a single .safetensors file.
         dst: Folder to write.
         config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
-        importance: Layer name -> 1-D array [in_features] (see quantize), or a safetensors file of such.
+        importance: Layer name -> 1-D array [in_features] (see quantize), or a safetensors file of
+            such.
         threads: CPU threads; 0: see default_threads().
         force: Replace dst if it is a checkpoint folder.
         resume: Go on from the finished shards of an interrupted run with the same arguments.
         dry_run: Only the report: nothing is solved or written.
         device: Where to solve: 'cpu'.
-        progress: Called with a Progress in this thread, about ten times a second at most. Returning False
-            stops the work; None and True let it go on.
+        progress: Called with a Progress in this thread, about ten times a second at most. Returning
+            False stops the work; None and True let it go on.
 
     Returns:
         A QuantizeReport: layers with their errors, sizes, bits a weight.
@@ -193,8 +194,8 @@ def quantize_checkpoint(
         ValueError: If an argument is invalid, dst exists, or a layer cannot be quantized as asked.
         FormatError: If a file of src breaks its format.
         OSError: If the operating system refuses (no such file, disk full, ...).
-        Interrupted: If progress returned False. Finished shards stay for resume=True, as they do after
-            an exception of progress or Ctrl-C, which are raised unchanged.
+        Interrupted: If progress returned False. Finished shards stay for resume=True, as they do
+            after an exception of progress or Ctrl-C, which are raised unchanged.
 
     Example:
         >>> report = hqq_cpp.quantize_checkpoint(model, folder / "tiny-3bit", {"nbits": 3})
@@ -264,7 +265,8 @@ def dequantize_checkpoint(
     Example:
         >>> report = hqq_cpp.quantize_checkpoint(model, folder / "tiny-8bit", {"nbits": 8})
         >>> hqq_cpp.dequantize_checkpoint(folder / "tiny-8bit", folder / "tiny-dense", "float16")
-        >>> hqq_cpp.Checkpoint(folder / "tiny-dense").tensor("model.layers.0.mlp.up_proj.weight").dtype
+        >>> dense = hqq_cpp.Checkpoint(folder / "tiny-dense")
+        >>> dense.tensor("model.layers.0.mlp.up_proj.weight").dtype
         'float16'
     """
     if isinstance(dtype, str) and dtype == "auto":
@@ -300,8 +302,8 @@ def convert_checkpoint(
         progress: See quantize_checkpoint.
 
     Raises:
-        ValueError: If an argument is invalid, dst exists, or a layer has what the other format cannot
-            hold (upstream's has no col_scale: quantize with balance='none').
+        ValueError: If an argument is invalid, dst exists, or a layer has what the other format
+            cannot hold (upstream's has no col_scale: quantize with balance='none').
         FormatError: If a file of src breaks its format.
         OSError: If the operating system refuses.
         Interrupted: If progress returned False.

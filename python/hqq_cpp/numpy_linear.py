@@ -78,8 +78,8 @@ def quantize_linear(
     """Quantizes a linear layer.
 
     Args:
-        linear_or_weight: A ``torch.nn.Linear``, or a weight [out_features, in_features] as quantize()
-            takes it.
+        linear_or_weight: A ``torch.nn.Linear``, or a weight [out_features, in_features] as
+            quantize() takes it.
         config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
         name: Name of the layer, which selects the rules of config.
         bias: [out_features], or None: that of the Linear, if it is one.

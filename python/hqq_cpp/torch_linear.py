@@ -30,7 +30,7 @@ _TENSOR_NAMES = (
 
 
 def _unpack_plane(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """uint8 [..., bytes] -> uint8 [..., count]: 8 / bits codes a byte, the first in the lowest bits."""
+    """uint8 [..., bytes] -> uint8 [..., count]: 8 / bits codes a byte, the lowest bits first."""
     if bits == 8:
         return packed
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
@@ -89,10 +89,11 @@ def unpack(W_q: torch.Tensor, nbits: float, in_features: int) -> torch.Tensor:
 class HqqLinear(nn.Module):
     """A quantized linear layer: y = x W_r^T + bias.
 
-    The tensors of format 1 (``W_q``, ``scale``, ``zero`` and those the settings call for) are parameters
-    without gradient, so state_dict has the keys of a checkpoint. They move between devices with
-    the module; ``half()``, ``to(torch.bfloat16)`` and the like leave their types alone, since rounding
-    scale and zero again would change the weights. Gradients flow to x and to bias.
+    The tensors of format 1 (``W_q``, ``scale``, ``zero`` and those the settings call for) are
+    parameters without gradient, so state_dict has the keys of a checkpoint. They move between
+    devices with the module; ``half()``, ``to(torch.bfloat16)`` and the like leave their types
+    alone, since rounding scale and zero again would change the weights. Gradients flow to x and to
+    bias.
 
     Args:
         weight: Quantized matrix [out_features, in_features]; its memory is shared.
@@ -170,7 +171,9 @@ class HqqLinear(nn.Module):
         block = torch.arange(values.numel(), device=values.device) // _METADATA_BLOCK
         return values * step[block] + getattr(self, name + "_offset")[block]
 
-    def _per_group(self, codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _per_group(
+        self, codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
         """(codes - zero) * scale, with the zero and scale of every weight's group."""
         if self.config["axis"] == 0:
             # Group j holds the flat positions j, j + groups, j + 2 groups, ...

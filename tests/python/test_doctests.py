@@ -94,7 +94,7 @@ def test_members_are_documented():
         assert inspect.getdoc(value) or in_class, name
 
 
-# ---- docs/python.md --------------------------------------------------------------------------------
+# ---- docs/python.md ------------------------------------------------------------------------------
 
 
 def code_blocks(text):

@@ -152,12 +152,16 @@ def test_negative_threads_are_refused(rng):
 def test_concurrent_calls_do_not_disturb_each_other(rng):
     matrices = [rng.standard_normal((64, 256), dtype=np.float32) for _ in range(8)]
     config = hqq_cpp.HqqConfig(nbits=3)
-    expected = [tensor_bytes(hqq_cpp.quantize(W, config)) for W in matrices]
+
+    def quantize(index, **options):
+        return tensor_bytes(hqq_cpp.quantize(matrices[index], config, **options))
+
+    expected = [quantize(index) for index in range(len(matrices))]
     wrong = []
 
     def work(index):
         for _ in range(10):
-            if tensor_bytes(hqq_cpp.quantize(matrices[index], config, threads=2)) != expected[index]:
+            if quantize(index, threads=2) != expected[index]:
                 wrong.append(index)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(matrices))]

@@ -111,7 +111,7 @@ def test_bfloat16_module_equals_its_float32_values(torch):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("nbits", reference.NBITS)
 def test_torch_dequantize_equals_the_library(torch, rng, nbits, axis):
-    """Unpacking and arithmetic in torch give the library's bits: full blocks, tails, all metadata."""
+    """Unpacking and arithmetic in torch give the library's bits: blocks, tails, all metadata."""
     options = itertools.product((8, 24, 64, None), (8, 30, 64, 200), ("none", "sinkhorn"))
     for count, (group_size, cols, balance) in enumerate(options):
         config = {"nbits": nbits, "axis": axis, "group_size": group_size, "balance": balance}
