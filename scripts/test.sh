@@ -2,16 +2,20 @@
 # Sets everything up and runs all tests.
 #
 #   scripts/test.sh            everything (about half an hour on two cores from nothing)
-#   scripts/test.sh --quick    without the sanitizer build and the consumer projects
-#   scripts/test.sh --long     also the soak tests and fuzzers (HQQ_LONG_TESTS=1)
+#   scripts/test.sh --quick    without sanitizers, fuzzing and the consumer projects
+#   scripts/test.sh --long     ten minutes of fuzzing, and HQQ_LONG_TESTS=1 for the tests
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 quick=false
+fuzz_seconds=20
 for argument in "$@"; do
   case $argument in
     --quick) quick=true ;;
-    --long) export HQQ_LONG_TESTS=1 ;;
+    --long)
+      export HQQ_LONG_TESTS=1
+      fuzz_seconds=600
+      ;;
     *) die "unknown argument $argument (there are --quick and --long)" ;;
   esac
 done
@@ -58,14 +62,29 @@ if ! $quick; then
   begin "C++ with address and undefined-behaviour sanitizers: tests"
   ctest --test-dir "$sanitized" --output-on-failure -j "$(nproc)" | tee "$sanitized/ctest.txt"
 
+  begin "Fuzzing"
+  if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+    clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null 2>/dev/null; then
+    fuzz=$root/build/fuzz
+    cmake -S "$root" -B "$fuzz" -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DHQQ_BUILD_FUZZERS=ON
+    cmake --build "$fuzz" --target safetensors_fuzz
+    mkdir -p "$fuzz/found"
+    "$fuzz/tests/fuzz/safetensors_fuzz" -max_total_time=$fuzz_seconds -max_len=4096 -timeout=10 \
+      -verbosity=0 "-artifact_prefix=$fuzz/" "$fuzz/found" "$root/tests/golden/hostile"
+    echo "no crash in $fuzz_seconds seconds"
+  else
+    echo "skipped: no clang++ with libFuzzer (Debian packages clang and libclang-rt-14-dev)"
+  fi
+
   begin "Consumer projects: installed package and subdirectory"
   bash "$root/tests/install/run.sh" "$build" "$root/build/consumer"
 fi
 
 begin "Python: wheel"
 rm -rf "$root/build/dist"
+# Without isolation: with the pinned pybind11, which the stubs were made with.
 SKBUILD_BUILD_DIR="$root/build/wheel" "$python" -m pip wheel --disable-pip-version-check -q \
-  --no-deps --wheel-dir "$root/build/dist" "$root"
+  --no-deps --no-build-isolation --wheel-dir "$root/build/dist" "$root"
 pip_install -q --force-reinstall --no-deps "$root"/build/dist/hqq_cpp-*.whl
 "$venv/bin/hqq-cpp" --version
 
