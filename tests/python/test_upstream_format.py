@@ -53,31 +53,43 @@ def load_layer(tensors, name, dtype):
 # ---- hqq -> format 1 -> hqq ----------------------------------------------------------------------
 
 
+def up_proj(index):
+    return f"model.layers.{index}.mlp.up_proj"
+
+
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 @pytest.mark.parametrize("group_size", (8, 64, None))
 @pytest.mark.parametrize("axis", (0, 1))
-@pytest.mark.parametrize("nbits", reference.NBITS)
-def test_state_dicts_come_back_byte_for_byte(tmp_path, nbits, axis, group_size, dtype):
+def test_state_dicts_come_back_byte_for_byte(tmp_path, axis, group_size, dtype):
     dtype = COMPUTE_DTYPES[dtype]
-    layer = upstream_layer(nbits, axis, group_size, (64, 128), dtype, bias=axis == 1)
-    state = {"model.layers.0.mlp.up_proj." + key: v for key, v in layer.state_dict().items()}
-    source = write_folder(tmp_path / "hqq", {**state, "model.norm.weight": torch.ones(64)})
+    layers = {
+        up_proj(i): upstream_layer(nbits, axis, group_size, (64, 128), dtype, bias=i % 2 == 1)
+        for i, nbits in enumerate(reference.NBITS)
+    }
+    tensors = {"model.norm.weight": torch.ones(64)}
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+    source = write_folder(tmp_path / "hqq", tensors)
     ours = convert(source, "hqq_cpp")
     assert hqq_cpp.verify_checkpoint(ours).ok
     back = convert(ours, "upstream")
     # The order of the file is that of the safetensors package, so even the header is the same.
     assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
-    q = hqq_cpp.Checkpoint(ours).load("model.layers.0.mlp.up_proj")
-    unpacked = upstream.Quantizer.unpack[layer.meta["packing"]](layer.W_q, dtype=torch.uint8)
-    codes = unpacked.reshape(-1)[: 64 * 128].reshape(64, 128).numpy()
-    np.testing.assert_array_equal(q.codes(), codes)
-    scale, zero = (layer.meta[key].float().numpy().ravel() for key in ("scale", "zero"))
-    groups = reference.Groups(64, 128, group_size, axis)
-    expected = reference.dequantize(codes, scale, zero, groups)
-    np.testing.assert_array_equal(hqq_cpp.dequantize(q), expected)
-    if dtype == torch.float32:
-        np.testing.assert_array_equal(hqq_cpp.dequantize(q), layer.dequantize().numpy())
+    checkpoint = hqq_cpp.Checkpoint(ours)
+    assert sorted(checkpoint.quantized_layers()) == sorted(layers)
+    for (name, layer), nbits in zip(layers.items(), reference.NBITS, strict=True):
+        q = checkpoint.load(name)
+        assert q.nbits == nbits
+        unpacked = upstream.Quantizer.unpack[layer.meta["packing"]](layer.W_q, dtype=torch.uint8)
+        codes = unpacked.reshape(-1)[: 64 * 128].reshape(64, 128).numpy()
+        np.testing.assert_array_equal(q.codes(), codes)
+        scale, zero = (layer.meta[key].float().numpy().ravel() for key in ("scale", "zero"))
+        groups = reference.Groups(64, 128, group_size, axis)
+        expected = reference.dequantize(codes, scale, zero, groups)
+        np.testing.assert_array_equal(hqq_cpp.dequantize(q), expected)
+        if dtype == torch.float32:
+            np.testing.assert_array_equal(hqq_cpp.dequantize(q), layer.dequantize().numpy())
 
 
 def test_golden_files_are_what_hqq_writes_today(tmp_path):
@@ -128,13 +140,14 @@ def test_layers_hqq_loaded_and_saved_again(tmp_path):
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
+    """One layer for every nbits, the first with a bias."""
     rng = np.random.default_rng(0)
     tensors = {
-        "model.layers.0.mlp.up_proj.weight": rng.standard_normal((64, 128)) * 0.05,
-        "model.layers.0.mlp.up_proj.bias": rng.standard_normal(64),
-        "model.layers.0.self_attn.q_proj.weight": rng.standard_normal((32, 64)) * 0.05,
-        "lm_head.weight": rng.standard_normal((40, 64)),
+        up_proj(i) + ".weight": rng.standard_normal((64, 128)) * 0.05
+        for i in range(len(reference.NBITS))
     }
+    tensors[up_proj(0) + ".bias"] = rng.standard_normal(64)
+    tensors["lm_head.weight"] = rng.standard_normal((40, 64))
     folder = tmp_path_factory.mktemp("dense") / "model"
     return write_folder(folder, {k: torch.tensor(v).float() for k, v in tensors.items()})
 
@@ -142,20 +155,28 @@ def dense(tmp_path_factory):
 @pytest.mark.parametrize("meta_dtype", COMPUTE_DTYPES)
 @pytest.mark.parametrize("solver", ("minmax", "joint"))
 @pytest.mark.parametrize("axis", (0, 1))
-@pytest.mark.parametrize("nbits", reference.NBITS)
-def test_hqq_loads_our_layers(tmp_path, dense, nbits, axis, solver, meta_dtype):
-    config = {"nbits": nbits, "group_size": 16, "axis": axis, "solver": solver}
-    config |= {"balance": "none", "meta_dtype": meta_dtype}
+def test_hqq_loads_our_layers(tmp_path, dense, axis, solver, meta_dtype):
+    config = {"group_size": 16, "axis": axis, "solver": solver, "balance": "none"}
+    config["meta_dtype"] = meta_dtype
+    config["dynamic_config"] = {up_proj(i): {"nbits": n} for i, n in enumerate(reference.NBITS)}
     hqq_cpp.quantize_checkpoint(dense, tmp_path / "ours", config)
     checkpoint = hqq_cpp.Checkpoint(tmp_path / "ours")
     folder = convert(tmp_path / "ours", "upstream")
     tensors = safetensors_torch.load_file(folder / "model.safetensors")
     dtype = COMPUTE_DTYPES[meta_dtype]
-    for name in checkpoint.quantized_layers():
-        q = checkpoint.load(name)
-        layer = load_layer(tensors, name, dtype)
+    bias = tensors[up_proj(0) + ".bias"]
+    assert len(checkpoint.quantized_layers()) == len(reference.NBITS)
+    for i, nbits in enumerate(reference.NBITS):
+        q = checkpoint.load(up_proj(i))
+        layer = load_layer(tensors, up_proj(i), dtype)
+        # hqq makes an integer of 1.58.
+        assert layer.meta["nbits"] == int(nbits)
         assert (layer.out_features, layer.in_features) == q.shape
         assert layer.quant_config["weight_quant_params"]["optimize"] == (solver != "minmax")
+        if i == 0:
+            assert torch.equal(layer.bias, bias.to(dtype))
+        else:
+            assert layer.bias is None
         W_r = layer.dequantize().float().numpy()
         # hqq computes in compute_dtype: a difference and a product, each rounded once.
         groups = reference.Groups(*q.shape, 16, axis)
@@ -165,12 +186,6 @@ def test_hqq_loads_our_layers(tmp_path, dense, nbits, axis, solver, meta_dtype):
         np.testing.assert_array_equal(W_r, expected)
         if meta_dtype == "float32":
             np.testing.assert_array_equal(W_r, hqq_cpp.dequantize(q))
-    bias = tensors["model.layers.0.mlp.up_proj.bias"]
-    assert torch.equal(layer_bias(tensors, dtype), bias.to(dtype))
-
-
-def layer_bias(tensors, dtype):
-    return load_layer(tensors, "model.layers.0.mlp.up_proj", dtype).bias
 
 
 def test_modules_load_through_their_parent(tmp_path, dense):
