@@ -1,15 +1,11 @@
 #include "hqq/quantized_tensor.hpp"
 
-#include "hqq/core/group.hpp"
+#include <algorithm>
+
 #include "hqq/error.hpp"
 
 namespace hqq {
 namespace {
-
-core::GroupLayout layout_of(const QuantizedTensor& q) {
-  const std::int64_t whole = q.config.axis == 1 ? q.in_features : q.out_features;
-  return {q.out_features, q.in_features, q.config.group_size.value_or(whole), q.config.axis};
-}
 
 void check(const std::string& name, const char* field, const Tensor& tensor, bool wanted,
            DType dtype, const std::vector<std::int64_t>& shape) {
@@ -36,9 +32,16 @@ void check(const std::string& name, const char* field, const Tensor& tensor, boo
 
 }  // namespace
 
+core::GroupLayout QuantizedTensor::layout() const {
+  const std::int64_t whole = config.axis == 1 ? in_features : out_features;
+  // A larger group is one short group, like any tail.
+  const std::int64_t most = config.axis == 1 ? in_features : out_features * in_features;
+  return {out_features, in_features, std::min(config.group_size.value_or(whole), most),
+          config.axis};
+}
+
 std::vector<std::int64_t> QuantizedTensor::metadata_shape() const {
-  const core::GroupLayout layout = layout_of(*this);
-  return {layout.metadata_rows(), layout.metadata_cols()};
+  return {layout().metadata_rows(), layout().metadata_cols()};
 }
 
 std::vector<std::pair<std::string, Tensor*>> QuantizedTensor::fields() {
@@ -91,7 +94,7 @@ void QuantizedTensor::allocate() {
 }
 
 std::int64_t QuantizedTensor::metadata_blocks() const {
-  return (layout_of(*this).num_groups() + kMetadataBlock - 1) / kMetadataBlock;
+  return (layout().num_groups() + kMetadataBlock - 1) / kMetadataBlock;
 }
 
 void QuantizedTensor::validate(const std::string& name) const {

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "hqq/core/group.hpp"
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
 

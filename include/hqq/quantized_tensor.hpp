@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hqq/config.hpp"
+#include "hqq/core/group.hpp"
 #include "hqq/tensor.hpp"
 
 namespace hqq {
@@ -31,6 +32,8 @@ struct QuantizedTensor {
 
   static constexpr std::int64_t kMetadataBlock = 128;
 
+  // Where the weights of each group lie; group_size None is resolved.
+  core::GroupLayout layout() const;
   // Shape of scale and zero: [out, ceil(in / group_size)] for axis 1; [out / group_size, in] for
   // axis 0, or [1, groups] when group_size does not divide out.
   std::vector<std::int64_t> metadata_shape() const;

@@ -1,6 +1,7 @@
 #include "src/cpu/encode.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #undef HWY_TARGET_INCLUDE
@@ -81,6 +82,24 @@ HWY_INLINE void encode_span(const float* weights, std::int64_t n, const float* i
   for (; i < n; ++i) encode(0.0f, i);
 }
 
+// The same sums in double, for weights whose squares leave the range of float.
+HWY_NOINLINE RowError extreme_row_error(const float* weights, const RowBuffers& b,
+                                        const float* col_scale, std::int64_t cols) {
+  RowError error{};
+  for (std::int64_t i = 0; i < cols; ++i) {
+    const auto k = static_cast<std::size_t>(i);
+    float r = (static_cast<float>(b.codes[k]) - b.zero[k]) * b.scale[k];
+    if (col_scale != nullptr) r = r * col_scale[i];
+    const auto w = static_cast<double>(weights[i]);
+    const double e = std::abs(w - static_cast<double>(r));
+    error.abs_sum += e;
+    error.square_sum += e * e;
+    error.weight_square_sum += w * w;
+    error.max_abs = std::max(error.max_abs, e);
+  }
+  return error;
+}
+
 template <class V>
 HWY_INLINE void encode_row_lanes(const EncodeArgs& args, std::int64_t row) {
   constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
@@ -138,6 +157,9 @@ HWY_INLINE void encode_row_lanes(const EncodeArgs& args, std::int64_t row) {
     error.square_sum += static_cast<double>(square_sum[slot]);
     error.weight_square_sum += static_cast<double>(weight_square[slot]);
     error.max_abs = std::max(error.max_abs, static_cast<double>(max_abs[slot]));
+  }
+  if (!(error.square_sum < 1e30) || error.weight_square_sum < 1e-25) {
+    error = extreme_row_error(weights, b, args.col_scale, cols);
   }
   args.errors[row] = error;
 }

@@ -163,16 +163,11 @@ void sum_errors(std::span<const RowError> rows, std::int64_t numel, QuantizeStat
       total.weight_square_sum > 0 ? std::sqrt(total.square_sum / total.weight_square_sum) : 0.0;
 }
 
-core::GroupLayout layout_of(const QuantizedTensor& q) {
-  const std::int64_t whole = q.config.axis == 1 ? q.in_features : q.out_features;
-  return {q.out_features, q.in_features, q.config.group_size.value_or(whole), q.config.axis};
-}
-
 }  // namespace
 
 void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   const LayerConfig& config = task.config;
-  GroupSource source{task.W, layout_of(out)};
+  GroupSource source{task.W, out.layout()};
   refuse_nonfinite(task, source);
 
   std::vector<float> col_scale;
@@ -239,7 +234,7 @@ void dequantize(const QuantizedTensor& q, Tensor& out, int threads) {
   const std::vector<float> scale = read_scale(q);
   const std::vector<float> zero = read_zero(q);
   const std::vector<float> col_scale = q.col_scale ? to_f32(q.col_scale) : std::vector<float>();
-  const DequantizeArgs args{layout_of(q),
+  const DequantizeArgs args{q.layout(),
                             {scale.data(), nullptr, zero.data()},
                             core::row_format(q.config.nbits),
                             col_scale.empty() ? nullptr : col_scale.data(),

@@ -274,6 +274,34 @@ TEST(DegenerateTest, ScaleThatOverflowsFloat16IsRefused) {
   EXPECT_TRUE(dequantize_matrix(quantize(W, wide)).allFinite());
 }
 
+TEST(DegenerateTest, GroupLargerThanTheRowIsOneShortGroup) {
+  const RowMajorMatrix W = gaussian(8, 40);
+  LayerConfig whole = plain();
+  whole.group_size = std::nullopt;
+  for (std::int64_t group_size : {std::int64_t{64}, std::int64_t{1} << 40, std::int64_t{1} << 62}) {
+    LayerConfig large = plain();
+    large.group_size = group_size;
+    EXPECT_EQ(bytes_of(quantize(W, large)), bytes_of(quantize(W, whole))) << group_size;
+    large.axis = 0;
+    EXPECT_EQ(quantize(W, large).scale.numel(), group_size == 64 ? 5 : 1);
+  }
+}
+
+TEST(DegenerateTest, StatisticsOfExtremeWeights) {
+  for (float size : {1e29f, 1e-30f, 1e-42f}) {
+    const RowMajorMatrix W = gaussian(4, 64) * size;
+    LayerConfig config = plain();
+    config.meta_dtype = DType::kF32;
+    QuantizeStats stats;
+    QuantizeOptions options;
+    options.stats = &stats;
+    quantize(W, config, options);
+    EXPECT_TRUE(std::isfinite(stats.rms_error)) << size;
+    EXPECT_GT(stats.relative_error, 0.01) << size;
+    EXPECT_LE(stats.relative_error, 1.0) << size;
+  }
+}
+
 TEST(RefusalTest, NanAndInfAreCountedAndNamed) {
   RowMajorMatrix W = gaussian(40, 64);
   W(17, 33) = std::numeric_limits<float>::quiet_NaN();

@@ -73,12 +73,14 @@ HQQ_HD ScaleZero<V> constant_params(const SolverParams& params, V c) {
 // its range is tiny beside its mean, is represented as the constant in the middle of the range.
 template <class V>
 HQQ_HD ScaleZero<V> minmax_params(const SolverParams& params, Range<V> range) {
-  const V raw = (range.high - range.low) / set<V>(params.max_code);
-  const V scale = max(round_to_lanes(params.scale_type, raw), set<V>(min_scale(params.scale_type)));
+  const V width = range.high - range.low;
+  const V smallest = set<V>(min_scale(params.scale_type));
+  const V scale = max(round_to_lanes(params.scale_type, width / set<V>(params.max_code)), smallest);
   const V zero = round_to_lanes(params.zero_type, (set<V>(0.0f) - range.low) / scale);
   const ScaleZero<V> constant =
       constant_params(params, range.low * set<V>(0.5f) + range.high * set<V>(0.5f));
-  const auto usable = both(set<V>(0.0f) < raw, abs(zero) < set<V>(max_zero(params.zero_type)));
+  const auto usable =
+      both(smallest * set<V>(0.5f) < width, abs(zero) < set<V>(max_zero(params.zero_type)));
   return {select(usable, scale, constant.scale), select(usable, zero, constant.zero)};
 }
 
@@ -363,7 +365,8 @@ HQQ_HD HqqState<V> hqq_start(const W& w, std::int64_t n, const SolverParams& par
   const Range<V> range = group_range<V>(w, n);
   const V width = range.high - range.low;
   const V one = set<V>(1.0f);
-  V inv_scale = select(set<V>(1e-4f) < width, set<V>(params.max_code) / width, one);
+  // torch computes max_code / width as max_code * (1 / width), and ties of 16-bit weights show it.
+  V inv_scale = select(set<V>(1e-4f) < width, one / width * set<V>(params.max_code), one);
   inv_scale = min(inv_scale, set<V>(2e4f));
   const V zero = (set<V>(0.0f) - range.low) * inv_scale;
   return {inv_scale, params.round_zero ? round(zero) : zero};
