@@ -34,7 +34,8 @@ struct LayerConfig {
   std::optional<double> lp_norm;
   // Unset: 20 for hqq; for joint the number of refits that docs/solver.md derives.
   std::optional<int> iterations;
-  // Half-quadratic penalty and its growth a step (used when lp_norm < 2).
+  // Half-quadratic penalty, used when lp_norm < 2. kappa, its growth a step, is accepted for the sake of
+  // upstream's configs: upstream's default solver takes it and never applies it, and neither do we.
   double beta = 10.0;
   double kappa = 1.01;
   // Round the zero point before solver "hqq" starts. Unset: upstream's rule, only at 4 bits.

@@ -100,7 +100,7 @@ std::vector<float> column_weights(std::span<const float> importance,
 
 // Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to
 // stop.
-void solve_hqq(SolveArgs& args, const LayerConfig& config, int threads) {
+void solve_hqq(SolveArgs& args, int threads) {
   const core::GroupLayout& layout = args.source.layout;
   const std::int64_t units = num_units(layout);
   std::vector<float> error(static_cast<std::size_t>(layout.num_groups()));
@@ -109,9 +109,7 @@ void solve_hqq(SolveArgs& args, const LayerConfig& config, int threads) {
   parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
   args.step = SolveStep::kHqqStep;
   double best = 0.0;
-  double beta = config.beta;
   for (int k = 0; k < args.params.iterations; ++k) {
-    set_beta(args.params, beta);
     parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
     double total = 0.0;
     for (float e : error) total += static_cast<double>(e);
@@ -195,7 +193,7 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
       nullptr};
   set_beta(solve.params, config.beta);
   if (config.solver == Solver::kHqq) {
-    solve_hqq(solve, config, task.threads);
+    solve_hqq(solve, task.threads);
   } else {
     solve.step = config.solver == Solver::kJoint ? SolveStep::kJoint : SolveStep::kMinMax;
     parallel_for(num_units(source.layout), task.threads,

@@ -227,8 +227,8 @@ def largest_zero(meta_dtype):
 def minmax(W, groups, nbits, meta_dtype):
     """Scale and zero [count] of the groups' ranges, as stored.
 
-    A group whose zero cannot be stored becomes the constant in the middle of its range; the code of
-    a constant is 1 with zero 0 if it is positive, else 0 with zero 1 (0 with zero 0 for 0).
+    A group whose range is below half the smallest scale, or whose zero cannot be stored, becomes the
+    constant in the middle of its range; the code of a constant is 1 with zero 0 if it is positive, else 0 with zero 1 (0 with zero 0 for 0).
     """
     W = np.asarray(W, np.float32)
     low = groups.reduce(np.minimum, W, np.inf)
@@ -241,7 +241,7 @@ def minmax(W, groups, nbits, meta_dtype):
     middle = low * _F32(0.5) + high * _F32(0.5)
     magnitude = np.abs(middle)
     constant = np.where(magnitude == 0, _F32(1), np.maximum(round_to(magnitude, meta_dtype), tiny))
-    usable = (raw > 0) & (np.abs(zero) < largest_zero(meta_dtype))
+    usable = (high - low > tiny * _F32(0.5)) & (np.abs(zero) < largest_zero(meta_dtype))
     scale = np.where(usable, scale, constant)
     zero = np.where(usable, zero, np.where(middle < 0, _F32(1), _F32(0)))
     return scale, zero
