@@ -126,7 +126,7 @@ class HqqConfig:
         skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
             are.
         beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
-        kappa: Growth of beta a step.
+        kappa: Growth of beta a step; without effect, as in upstream.
         round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits, like upstream.
         dynamic_only: Leave every layer unquantized that no rule names.
 
