@@ -74,6 +74,10 @@ std::size_t BlockPool::block_size(std::size_t size) const {
   return size <= kSmall ? kSmall : std::max(size, largest_);
 }
 
+std::size_t BlockPool::taken(std::size_t size) const {
+  return size <= kSmall ? size : block_size(size);
+}
+
 Buffer BlockPool::take(std::size_t size) {
   Block block = size <= kSmall ? state_->take_small() : state_->take_large();
   if (block.size < size || block.data == nullptr) {

@@ -14,8 +14,9 @@ class BlockPool {
   // `largest`: the largest size that will be asked for.
   explicit BlockPool(std::size_t largest = 0);
 
-  // What a buffer of this size takes: large ones are all alike, so that each can follow any other.
-  std::size_t block_size(std::size_t size) const;
+  // What a buffer of this size counts for: large blocks are all alike, so that each can follow any
+  // other, and of small ones only what is used takes memory.
+  std::size_t taken(std::size_t size) const;
   // Not initialized, aligned to pages. Takes over the spare block if that is large enough and frees
   // it otherwise, so what the pool holds never exceeds what its users have held at one time. Thread
   // safe, also the release of a buffer, which may outlive the pool.
@@ -28,6 +29,9 @@ class BlockPool {
 
  private:
   struct State;
+
+  std::size_t block_size(std::size_t size) const;
+
   std::size_t largest_;
   std::shared_ptr<State> state_;
 };

@@ -1,6 +1,9 @@
 // dequantize_checkpoint: every quantized layer becomes a dense weight again.
+#include <algorithm>
+
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
+#include "src/backend.hpp"
 #include "src/io/json.hpp"
 #include "src/io/manifest.hpp"
 #include "src/io/output_folder.hpp"
@@ -41,8 +44,11 @@ ShardPlan plan_shard(const Checkpoint& source, std::size_t index,
     const LayerDescription& description = layer.description;
     const std::uint64_t size = static_cast<std::uint64_t>(description.numel()) * dtype_size(dtype);
     shard.tensors.push_back({description.tensor, dtype, description.shape, 0, size});
+    const std::uint64_t codes =
+        tensor.nbytes() / static_cast<std::uint64_t>(description.matrices());
     for (std::int64_t expert = 0; expert < description.matrices(); ++expert) {
-      shard.steps.push_back({index, found->second, expert, &tensor});
+      shard.steps.push_back({index, found->second, expert, &tensor,
+                             codes * static_cast<std::uint64_t>(expert), codes});
     }
   }
   shard.end_steps(index);
@@ -66,16 +72,20 @@ class DequantizeJob : public ShardJob {
  public:
   DequantizeJob(const Checkpoint& source, const DensePlan& plan, OutputFolder& output, DType dtype,
                 int threads)
-      : ShardJob(source, plan.shards, output), plan_(plan), dtype_(dtype), threads_(threads) {}
+      : ShardJob(source, plan.shards, output),
+        plan_(plan),
+        dtype_(dtype),
+        threads_(threads > 0 ? threads : default_threads()),
+        output_pool_(largest_matrix(plan) * dtype_size(dtype)) {}
 
  protected:
   std::uint64_t matrix_input_bytes(const PlannedStep& step) const override {
     std::uint64_t total = 0;
     for (const auto& [field, info] : layer(step).fields) total += info->nbytes();
-    return total / static_cast<std::uint64_t>(experts(step));
+    return total / static_cast<std::uint64_t>(experts(step)) - step.size + pool().taken(step.size);
   }
   std::uint64_t matrix_output_bytes(const PlannedStep& step) const override {
-    return matrix_weights(step) * dtype_size(dtype_);
+    return output_pool_.taken(matrix_weights(step) * dtype_size(dtype_));
   }
   std::uint64_t matrix_weights(const PlannedStep& step) const override {
     const LayerDescription& description = layer(step).description;
@@ -89,7 +99,7 @@ class DequantizeJob : public ShardJob {
   }
 
   std::vector<Tensor> read_step(const PlannedStep& step) override {
-    QuantizedTensor q = read_matrix(source_file(step), layer(step), step.expert);
+    QuantizedTensor q = read_matrix(source_file(step), layer(step), step.expert, false, &pool());
     std::vector<Tensor> tensors;
     for (const auto& [field, tensor] : q.fields()) tensors.push_back(*tensor);
     return tensors;
@@ -103,15 +113,27 @@ class DequantizeJob : public ShardJob {
     q.in_features = description.in_features();
     std::size_t i = 0;
     for (const auto& [field, tensor] : q.fields()) *tensor = std::move(input[i++]);
-    return {dequantize(q, dtype_, threads_)};
+    // read_matrix has validated it. Not dequantize(), which takes memory from the heap.
+    Tensor dense = output_pool_.allocate(dtype_, {q.out_features, q.in_features});
+    cpu::dequantize(q, dense, threads_);
+    return {dense};
   }
 
  private:
+  static std::uint64_t largest_matrix(const DensePlan& plan) {
+    std::int64_t largest = 0;
+    for (const StoredLayer& layer : plan.layers) {
+      const LayerDescription& description = layer.description;
+      largest = std::max(largest, description.out_features() * description.in_features());
+    }
+    return static_cast<std::uint64_t>(largest);
+  }
   const StoredLayer& layer(const PlannedStep& step) const { return plan_.layers[step.layer]; }
 
   const DensePlan& plan_;
   const DType dtype_;
   const int threads_;
+  BlockPool output_pool_;
 };
 
 std::string dense_config(const std::string& original) {

@@ -211,7 +211,7 @@ std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint) {
 }
 
 QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& layer,
-                            std::int64_t expert, bool map_codes) {
+                            std::int64_t expert, bool map_codes, BlockPool* pool) {
   const LayerDescription& description = layer.description;
   if (expert < 0 || expert >= description.matrices()) {
     throw_invalid("load_quantized", "layer " + quote_text(description.name) + " has " +
@@ -237,7 +237,9 @@ QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& laye
       *destination = {info.dtype, shape, {mapped.buffer.owner, mapped.buffer.data + offset, size}};
       continue;
     }
-    *destination = Tensor::allocate(info.dtype, shape);
+    const bool from_pool = pool != nullptr && field == "W_q";
+    *destination =
+        from_pool ? pool->allocate(info.dtype, shape) : Tensor::allocate(info.dtype, shape);
     file.read(info, offset, {destination->buffer.data, destination->buffer.size});
   }
   q.validate(description.name);

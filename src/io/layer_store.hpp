@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "hqq/checkpoint.hpp"
+#include "src/io/block_pool.hpp"
 
 namespace hqq {
 
@@ -62,9 +63,9 @@ std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file, std::si
 std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint);
 
 // Reads matrix `expert` of a layer. With `map_codes` W_q is a view of the mapped file, for callers
-// that need little or nothing of it.
+// that need little or nothing of it; with `pool` its memory comes from there.
 QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& layer,
-                            std::int64_t expert, bool map_codes = false);
+                            std::int64_t expert, bool map_codes = false, BlockPool* pool = nullptr);
 
 // True if any shard describes quantized layers, or config.json names hqq_cpp as the quant_method.
 bool is_quantized_by_us(const Checkpoint& checkpoint);

@@ -72,9 +72,8 @@ class QuantizeJob : public ShardJob {
   QuantizeStats stats(std::size_t layer) const { return sums_[layer].result(); }
 
  protected:
-  // Large blocks are all alike, whatever is in them.
   std::uint64_t matrix_input_bytes(const PlannedStep& step) const override {
-    return step.size <= BlockPool::kSmall ? step.size : pool().block_size(step.size);
+    return pool().taken(step.size);
   }
   std::uint64_t matrix_output_bytes(const PlannedStep& step) const override {
     return layer(step).matrix_bytes_after();

@@ -213,9 +213,10 @@ TEST(BlockPool, LargeAndSmallBlocksDoNotMix) {
 TEST(BlockPool, LargeBlocksAreAlike) {
   constexpr std::size_t kLargest = 5 * BlockPool::kSmall;
   BlockPool pool(kLargest);
-  EXPECT_EQ(pool.block_size(1), BlockPool::kSmall);
-  EXPECT_EQ(pool.block_size(BlockPool::kSmall + 1), kLargest);
-  EXPECT_EQ(pool.block_size(kLargest + 1), kLargest + 1);
+  EXPECT_EQ(pool.taken(1), 1u);
+  EXPECT_EQ(pool.taken(BlockPool::kSmall), BlockPool::kSmall);
+  EXPECT_EQ(pool.taken(BlockPool::kSmall + 1), kLargest);
+  EXPECT_EQ(pool.taken(kLargest + 1), kLargest + 1);
   Buffer buffer = pool.take(2 * BlockPool::kSmall);
   const std::byte* place = buffer.data;
   buffer = {};
