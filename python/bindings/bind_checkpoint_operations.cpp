@@ -2,6 +2,7 @@
 // hqq_cpp/api.py.
 #include <pybind11/stl/filesystem.h>
 
+#include "hqq/checkpoint.hpp"
 #include "python/bindings/plain.hpp"
 #include "python/bindings/progress.hpp"
 

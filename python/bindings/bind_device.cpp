@@ -1,4 +1,5 @@
 // Threads and CPU targets: include/hqq/device.hpp and src/cpu/dispatch.hpp.
+#include "hqq/device.hpp"
 #include "python/bindings/common.hpp"
 #include "src/backend.hpp"
 #include "src/cpu/dispatch.hpp"

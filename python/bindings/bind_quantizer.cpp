@@ -1,4 +1,5 @@
 // quantize and dequantize: include/hqq/quantizer.hpp. Their docstrings are in hqq_cpp/api.py.
+#include "hqq/quantizer.hpp"
 #include "python/bindings/array.hpp"
 #include "python/bindings/plain.hpp"
 

@@ -1,6 +1,7 @@
 // load_safetensors and save_safetensors: include/hqq/safetensors.hpp. Docstrings in hqq_cpp/api.py.
 #include <pybind11/stl/filesystem.h>
 
+#include "hqq/safetensors.hpp"
 #include "python/bindings/array.hpp"
 
 namespace hqq::python {

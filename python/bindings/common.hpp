@@ -10,7 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "hqq/hqq.hpp"
+#include "hqq/config.hpp"
+#include "hqq/dtype.hpp"
+#include "hqq/error.hpp"
+#include "hqq/tensor.hpp"
 
 namespace hqq::python {
 

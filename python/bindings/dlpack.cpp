@@ -112,6 +112,9 @@ ArrayView take_capsule(const py::object& capsule, const char* name, const char* 
   view.data = static_cast<const std::byte*>(dl.data) + dl.byte_offset;
   view.shape.assign(dl.shape, dl.shape + dl.ndim);
   view.strides.resize(view.shape.size());
+  if (dl.data == nullptr && checked_numel(view.shape, where) > 0) {
+    throw_invalid(where, "the array of shape " + shape_string(view.shape) + " has no memory");
+  }
   const auto size = static_cast<std::int64_t>(dtype_size(view.dtype));
   std::int64_t row_major = 1;
   for (std::size_t i = view.shape.size(); i-- > 0;) {

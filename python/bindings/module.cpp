@@ -1,6 +1,7 @@
 // The extension module hqq_cpp._core.
 #include <iostream>
 
+#include "hqq/version.hpp"
 #include "python/bindings/common.hpp"
 #include "src/cli/cli.hpp"
 

@@ -69,7 +69,7 @@ void run_with_progress(const py::object& progress,
   }
   Mailbox mailbox;
   std::exception_ptr failure;
-  std::optional<py::error_already_set> raised;
+  std::exception_ptr raised;
   {
     const py::gil_scoped_release release;
     std::thread worker([&] {
@@ -87,8 +87,8 @@ void run_with_progress(const py::object& progress,
       try {
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         if (question != nullptr && go_on && !progress.is_none()) go_on = call(progress, *question);
-      } catch (py::error_already_set& error) {
-        if (!raised) raised.emplace(error);
+      } catch (...) {
+        if (!raised) raised = std::current_exception();
         go_on = false;
         mailbox.stop();
       }
@@ -97,7 +97,7 @@ void run_with_progress(const py::object& progress,
     worker.join();
   }
   // The work may have come to its end all the same; what the user's code raised still counts.
-  if (raised) throw py::error_already_set(*raised);
+  if (raised) std::rethrow_exception(raised);
   if (failure) std::rethrow_exception(failure);
 }
 
