@@ -312,7 +312,7 @@ print((peak() - before - q.nbytes) / (rows * cols * 2))
 def test_quantize_does_not_copy(run_python, layout):
     done = run_python(PEAK, layout)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.25  # of the bytes of W
+    assert float(done.stdout) < 0.5  # of the bytes of W
 
 
 def test_quantize_copies_only_what_lies_across(run_python):
