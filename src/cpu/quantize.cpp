@@ -1,6 +1,7 @@
 // hqq::cpu::quantize and dequantize: the order of work over a matrix.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 
 #include "hqq/core/codec.hpp"
@@ -99,25 +100,37 @@ std::vector<float> column_weights(std::span<const float> importance,
 }
 
 // Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to
-// stop.
+// stop. Steps are taken in batches; the zeros of the step that stopped are picked afterwards.
 void solve_hqq(SolveArgs& args, int threads) {
   const core::GroupLayout& layout = args.source.layout;
   const std::int64_t units = num_units(layout);
-  std::vector<float> error(static_cast<std::size_t>(layout.num_groups()));
-  args.error = error.data();
+  const auto groups = static_cast<std::size_t>(layout.num_groups());
   args.step = SolveStep::kHqqStart;
   parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
-  args.step = SolveStep::kHqqStep;
-  double best = 0.0;
-  for (int k = 0; k < args.params.iterations; ++k) {
+
+  std::vector<float> step_zero(groups * kHqqBatch);
+  std::vector<float> step_error(groups * kHqqBatch);
+  args.step_zero = step_zero.data();
+  args.step_error = step_error.data();
+  args.step = SolveStep::kHqqSteps;
+  double best = std::numeric_limits<double>::infinity();
+  bool done = false;
+  for (int first = 0; !done; first += kHqqBatch) {
     parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
-    double total = 0.0;
-    for (float e : error) total += static_cast<double>(e);
-    // Upstream keeps the zero of the step that stopped it.
-    if (k > 0 && total >= best) break;
-    best = total;
+    std::size_t last = 0;
+    for (int k = 0; k < kHqqBatch && !done; ++k) {
+      last = static_cast<std::size_t>(k);
+      double total = 0.0;
+      for (float e : std::span(step_error).subspan(last * groups, groups)) {
+        total += static_cast<double>(e);
+      }
+      // Upstream keeps the zero of the step that stopped it.
+      done = total >= best || first + k + 1 == args.params.iterations;
+      best = total;
+    }
+    std::copy_n(step_zero.begin() + static_cast<std::ptrdiff_t>(last * groups), groups, args.zero);
   }
-  for (std::size_t g = 0; g < error.size(); ++g) args.scale[g] = 1.0f / args.scale[g];
+  for (std::size_t g = 0; g < groups; ++g) args.scale[g] = 1.0f / args.scale[g];
 }
 
 void refuse_unstorable(const QuantizeTask& task, const core::GroupLayout& layout,

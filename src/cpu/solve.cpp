@@ -36,97 +36,113 @@ struct Buffers {
   std::vector<float> tile, scratch, importance;
 };
 
-// Runs the step on one tile; scale/zero/error hold one value a lane.
+// One value a lane, and of hqq one a step and lane.
+template <class V>
+struct LaneValues {
+  static constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
+  float scale[kLanes];
+  float zero[kLanes];
+  float step_zero[kHqqBatch][kLanes];
+  float step_error[kHqqBatch][kLanes];
+
+  // group(l) is the group in lane l.
+  template <class Group>
+  HWY_INLINE void load(const SolveArgs& args, const Group& group) {
+    if (args.step != SolveStep::kHqqSteps) return;
+    for (int l = 0; l < kLanes; ++l) {
+      scale[l] = args.scale[group(l)];
+      zero[l] = args.zero[group(l)];
+    }
+  }
+  template <class Group>
+  HWY_INLINE void store(const SolveArgs& args, int count, const Group& group) const {
+    for (int l = 0; l < count; ++l) {
+      if (args.step != SolveStep::kHqqSteps) {
+        args.scale[group(l)] = scale[l];
+        args.zero[group(l)] = zero[l];
+        continue;
+      }
+      const std::int64_t groups = args.source.layout.num_groups();
+      for (int k = 0; k < kHqqBatch; ++k) {
+        args.step_zero[k * groups + group(l)] = step_zero[k][l];
+        args.step_error[k * groups + group(l)] = step_error[k][l];
+      }
+    }
+  }
+};
+
+// Runs the step on one tile.
 template <class V, class H>
 HWY_INLINE void run_step(const SolveArgs& args, const H& h, const float* tile, std::int64_t n,
-                         float* scale, float* zero, float* error) {
+                         LaneValues<V>& values) {
   const TileWeights<V> w{tile};
   switch (args.step) {
     case SolveStep::kMinMax: {
       const auto sz = lanes::solve_minmax<V>(w, n, args.params);
-      lanes::store(sz.scale, scale);
-      lanes::store(sz.zero, zero);
+      lanes::store(sz.scale, values.scale);
+      lanes::store(sz.zero, values.zero);
       break;
     }
     case SolveStep::kJoint: {
       const auto sz = lanes::solve_joint<V>(w, h, n, args.params);
-      lanes::store(sz.scale, scale);
-      lanes::store(sz.zero, zero);
+      lanes::store(sz.scale, values.scale);
+      lanes::store(sz.zero, values.zero);
       break;
     }
     case SolveStep::kHqqStart: {
       const auto state = lanes::hqq_start<V>(w, n, args.params);
-      lanes::store(state.inv_scale, scale);
-      lanes::store(state.zero, zero);
+      lanes::store(state.inv_scale, values.scale);
+      lanes::store(state.zero, values.zero);
       break;
     }
-    case SolveStep::kHqqStep: {
-      lanes::HqqState<V> state{lanes::load<V>(scale), lanes::load<V>(zero)};
-      lanes::store(lanes::hqq_step<V>(w, h, n, args.params, state), error);
-      lanes::store(state.zero, zero);
+    case SolveStep::kHqqSteps: {
+      lanes::HqqState<V> state{lanes::load<V>(values.scale), lanes::load<V>(values.zero)};
+      for (int k = 0; k < kHqqBatch; ++k) {
+        lanes::store(lanes::hqq_step<V>(w, h, n, args.params, state), values.step_error[k]);
+        lanes::store(state.zero, values.step_zero[k]);
+      }
       break;
     }
   }
 }
 
-// Axis 1: `count` rows from `row` on, group gi of each.
+// Axis 1: `count` rows from `row` on, group gi of each. Lanes past `count` repeat the last row.
 template <class V>
 HWY_NOINLINE void solve_rows(const SolveArgs& args, std::int64_t row, int count, std::int64_t gi,
                              Buffers& buffers) {
-  constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
   const core::GroupLayout& layout = args.source.layout;
   const std::int64_t col = gi * layout.group_size;
   const std::int64_t n = layout.length_in_row(gi);
   const std::int64_t per_row = layout.groups_per_row();
-  load_row_tile(args.source, row, col, n, kLanes, buffers.scratch.data(), buffers.tile.data());
-  float scale[kLanes] = {};
-  float zero[kLanes] = {};
-  float error[kLanes] = {};
-  for (int l = 0; l < kLanes; ++l) {
-    const std::int64_t group = (row + (l < count ? l : count - 1)) * per_row + gi;
-    scale[l] = args.scale[group];
-    zero[l] = args.zero[group];
-  }
+  const auto group = [=](int l) { return (row + (l < count ? l : count - 1)) * per_row + gi; };
+  load_row_tile(args.source, row, col, n, lanes::LaneTraits<V>::kLanes, buffers.scratch.data(),
+                buffers.tile.data());
+  LaneValues<V> values;
+  values.load(args, group);
   if (args.source.importance == nullptr) {
-    run_step<V>(args, lanes::UnitWeight{}, buffers.tile.data(), n, scale, zero, error);
+    run_step<V>(args, lanes::UnitWeight{}, buffers.tile.data(), n, values);
   } else {
     run_step<V>(args, SharedImportance<V>{args.source.importance + col}, buffers.tile.data(), n,
-                scale, zero, error);
+                values);
   }
-  for (int l = 0; l < count; ++l) {
-    const std::int64_t group = (row + l) * per_row + gi;
-    args.scale[group] = scale[l];
-    args.zero[group] = zero[l];
-    if (args.error != nullptr) args.error[group] = error[l];
-  }
+  values.store(args, count, group);
 }
 
-// Axis 0: groups j .. j + count - 1, all of n weights.
+// Axis 0: groups j .. j + count - 1, all of n weights. Lanes past `count` repeat the last group.
 template <class V>
 HWY_NOINLINE void solve_strided(const SolveArgs& args, std::int64_t j, int count, std::int64_t n,
                                 Buffers& buffers) {
-  constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
-  load_strided_tile(args.source, j, count, n, kLanes, buffers.tile.data(), args.source.importance,
-                    buffers.importance.data());
-  float scale[kLanes] = {};
-  float zero[kLanes] = {};
-  float error[kLanes] = {};
-  for (int l = 0; l < kLanes; ++l) {
-    const std::int64_t group = j + (l < count ? l : count - 1);
-    scale[l] = args.scale[group];
-    zero[l] = args.zero[group];
-  }
+  const auto group = [=](int l) { return j + (l < count ? l : count - 1); };
+  load_strided_tile(args.source, j, count, n, lanes::LaneTraits<V>::kLanes, buffers.tile.data(),
+                    args.source.importance, buffers.importance.data());
+  LaneValues<V> values;
+  values.load(args, group);
   if (args.source.importance == nullptr) {
-    run_step<V>(args, lanes::UnitWeight{}, buffers.tile.data(), n, scale, zero, error);
+    run_step<V>(args, lanes::UnitWeight{}, buffers.tile.data(), n, values);
   } else {
-    run_step<V>(args, TileWeights<V>{buffers.importance.data()}, buffers.tile.data(), n, scale,
-                zero, error);
+    run_step<V>(args, TileWeights<V>{buffers.importance.data()}, buffers.tile.data(), n, values);
   }
-  for (int l = 0; l < count; ++l) {
-    args.scale[j + l] = scale[l];
-    args.zero[j + l] = zero[l];
-    if (args.error != nullptr) args.error[j + l] = error[l];
-  }
+  values.store(args, count, group);
 }
 
 template <class V>
