@@ -464,6 +464,27 @@ TEST_F(Resume, AFailedWriteIsReportedAndCanBeResumed) {
   EXPECT_TRUE(same_contents(contents_of(folder_ / "q"), expected_));
 }
 
+TEST(FreeSpace, IsCheckedBeforeAnythingIsWritten) {
+  const TempFolder folder;
+  // A file of zeros that takes no space, ten times as large as the disk: one seventh of it is
+  // needed.
+  const std::uint64_t available = fs::space(folder.path()).available;
+  const std::uint64_t rows = available * 10 / (4 * 4096);
+  const std::string header = R"({"a.weight":{"dtype":"F32","shape":[)" + std::to_string(rows) +
+                             R"(,4096],"data_offsets":[0,)" + std::to_string(rows * 4 * 4096) +
+                             "]}}";
+  std::string start(8, '\0');
+  for (int i = 0; i < 8; ++i) start[i] = static_cast<char>(header.size() >> (8 * i));
+  write_bytes(folder / "x.safetensors", start + header);
+  std::error_code error;
+  fs::resize_file(folder / "x.safetensors", 8 + header.size() + rows * 4 * 4096, error);
+  if (error) GTEST_SKIP() << "this file system has no files of " << rows * 4 * 4096 << " bytes";
+  const std::string message = message_of<std::system_error>(
+      [&] { quantize_checkpoint(folder / "x.safetensors", folder / "q", {}); });
+  EXPECT_THAT(message, AllOf(HasSubstr("[quantize] the result needs"), HasSubstr("are free in")));
+  EXPECT_THAT(folder.names(), ElementsAre("x.safetensors"));
+}
+
 TEST(FirstDifference, PathsAndValues) {
   using Json = nlohmann::ordered_json;
   const Json base = {{"a", 1}, {"b", {{"c", {1, 2}}, {"d", "x"}}}};
