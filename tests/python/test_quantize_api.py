@@ -238,6 +238,16 @@ def test_dequantize_dtypes(rng):
             hqq_cpp.dequantize(q, wrong)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("group_size", [4096, 2**31, 2**62, 2**63 - 8])
+def test_groups_longer_than_the_matrix(rng, group_size, axis):
+    W = rng.standard_normal((4, 64), dtype=np.float32)
+    config = {"group_size": group_size, "axis": axis, "balance": "none"}
+    q = hqq_cpp.quantize(W, config)
+    assert q.scale.size == (4 if axis == 1 else 1)
+    assert np.array_equal(hqq_cpp.dequantize(q), reference_dequantize(q))
+
+
 def test_attributes(rng):
     config = {"nbits": 3, "group_size": 32, "quant_scale": True, "balance": "sinkhorn"}
     q = hqq_cpp.quantize(rng.standard_normal((16, 72)), config)
