@@ -47,7 +47,7 @@ struct LayerConfig {
   DType meta_dtype = DType::kF16;
 
   double effective_lp_norm() const { return lp_norm.value_or(solver == Solver::kHqq ? 0.7 : 2.0); }
-  int effective_iterations() const { return iterations.value_or(solver == Solver::kHqq ? 20 : 2); }
+  int effective_iterations() const { return iterations.value_or(solver == Solver::kHqq ? 20 : 1); }
   bool effective_round_zero() const { return round_zero.value_or(nbits == BitWidth::k4); }
 
   // Throws std::invalid_argument naming the field, its value and what is allowed.

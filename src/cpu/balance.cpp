@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "src/cpu/parallel.hpp"
 
@@ -42,18 +43,30 @@ namespace HWY_NAMESPACE {
 
 namespace lanes = core::HWY_NAMESPACE;
 
+// Fills neighbouring tiles, the first of which begins at column `col`. Together, because a row of
+// one tile is a few cache lines of a page of its own.
 template <class V>
-HWY_INLINE void load_tile_lanes(const GroupSource& source, std::int64_t col, SinkhornTile& tile) {
+HWY_INLINE void load_tiles_lanes(const GroupSource& source, std::int64_t col,
+                                 std::span<SinkhornTile> tiles) {
   constexpr int kBlock = kRowSlots;
-  std::vector<float> rows(static_cast<std::size_t>(kBlock * tile.cols));
-  for (std::int64_t row = 0; row < tile.rows; row += kBlock) {
-    const std::int64_t count = std::min<std::int64_t>(kBlock, tile.rows - row);
-    std::fill(rows.begin(), rows.end(), 0.0f);
-    for (std::int64_t l = 0; l < count; ++l) {
-      load_segment(source, row + l, col, tile.cols, &rows[static_cast<std::size_t>(l * tile.cols)]);
+  std::int64_t cols = 0;
+  for (const SinkhornTile& tile : tiles) cols += tile.cols;
+  std::vector<float> rows(static_cast<std::size_t>(kBlock * cols));
+  const std::int64_t count = tiles[0].rows;
+  for (std::int64_t row = 0; row < count; row += kBlock) {
+    for (std::int64_t l = 0; l < kBlock; ++l) {
+      float* out = rows.data() + l * cols;
+      if (row + l < count) {
+        load_segment(source, row + l, col, cols, out);
+      } else {
+        std::fill_n(out, cols, 0.0f);
+      }
     }
-    transpose(rows.data(), tile.cols, tile.cols, kBlock, tile.values.data() + row,
-              tile.padded_rows);
+    const float* segment = rows.data();
+    for (SinkhornTile& tile : tiles) {
+      transpose(segment, cols, tile.cols, kBlock, tile.values.data() + row, tile.padded_rows);
+      segment += tile.cols;
+    }
   }
 }
 
@@ -100,14 +113,15 @@ HWY_INLINE void sinkhorn_round_lanes(SinkhornTile& tile) {
   }
 }
 
-void load_tile_simd(const GroupSource& source, std::int64_t col, SinkhornTile& tile) {
-  load_tile_lanes<lanes::Vector>(source, col, tile);
+void load_tiles_simd(const GroupSource& source, std::int64_t col, std::span<SinkhornTile> tiles) {
+  load_tiles_lanes<lanes::Vector>(source, col, tiles);
 }
 void sinkhorn_round_simd(SinkhornTile& tile) { sinkhorn_round_lanes<lanes::Vector>(tile); }
 
 #if HWY_TARGET == HWY_STATIC_TARGET
-void load_tile_simd_scalar(const GroupSource& source, std::int64_t col, SinkhornTile& tile) {
-  load_tile_lanes<float>(source, col, tile);
+void load_tiles_simd_scalar(const GroupSource& source, std::int64_t col,
+                            std::span<SinkhornTile> tiles) {
+  load_tiles_lanes<float>(source, col, tiles);
 }
 void sinkhorn_round_simd_scalar(SinkhornTile& tile) { sinkhorn_round_lanes<float>(tile); }
 #endif
@@ -119,7 +133,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace hqq::cpu {
 
-HWY_EXPORT(load_tile_simd);
+HWY_EXPORT(load_tiles_simd);
 HWY_EXPORT(sinkhorn_round_simd);
 
 namespace {
@@ -130,6 +144,9 @@ constexpr int kMaxRounds = 16;
 // quantization.
 constexpr int kPatience = 2;
 constexpr float kTolerance = 0.01f;
+// Tiles that are loaded together, and the memory that they may take.
+constexpr std::int64_t kMaxTiles = 4;
+constexpr std::int64_t kMaxTilesBytes = std::int64_t{8} << 20;
 
 float slots_sum(const std::vector<float>& slots, std::int64_t c) {
   float total = 0.0f;
@@ -166,18 +183,20 @@ float spread_of(const float* deviations, std::int64_t count) {
 
 // The tile's overall deviation as the first s of every row: SINQ's clamped steps then start near 1.
 void start_at_overall_deviation(SinkhornTile& tile) {
-  double square = 0.0;
-  for (float x : tile.values) square += static_cast<double>(x) * static_cast<double>(x);
-  const auto count = static_cast<double>(tile.rows * tile.cols);
-  const auto deviation = static_cast<float>(std::sqrt(square / count));
-  std::fill(tile.row_scale.begin(), tile.row_scale.end(), deviation > 1e-30f ? deviation : 1.0f);
+  float slots[kRowSlots] = {};
+  for (std::size_t i = 0; i < tile.values.size(); i += kRowSlots) {
+    for (std::size_t k = 0; k < kRowSlots; ++k) slots[k] += tile.values[i + k] * tile.values[i + k];
+  }
+  float square = 0.0f;
+  for (float slot : slots) square += slot;
+  const float deviation = std::sqrt(square / static_cast<float>(tile.rows * tile.cols));
+  const bool usable = deviation > 1e-18f && deviation < 1e18f;
+  std::fill(tile.row_scale.begin(), tile.row_scale.end(), usable ? deviation : 1.0f);
 }
 
-void balance_tile(const GroupSource& source, std::int64_t col, std::int64_t cols, float* factors) {
-  // Reused between tiles: a fresh megabyte costs as much in page faults as a round.
-  thread_local SinkhornTile tile;
-  tile.rows = source.W.rows;
-  tile.padded_rows = (tile.rows + kRowSlots - 1) / kRowSlots * kRowSlots;
+void allocate(SinkhornTile& tile, std::int64_t rows, std::int64_t cols) {
+  tile.rows = rows;
+  tile.padded_rows = (rows + kRowSlots - 1) / kRowSlots * kRowSlots;
   tile.cols = cols;
   tile.values.resize(static_cast<std::size_t>(tile.padded_rows * cols));
   tile.inv_factor.assign(static_cast<std::size_t>(cols), 1.0f);
@@ -185,7 +204,10 @@ void balance_tile(const GroupSource& source, std::int64_t col, std::int64_t cols
   tile.row_deviation.resize(static_cast<std::size_t>(tile.padded_rows));
   tile.sum.resize(static_cast<std::size_t>(cols * kRowSlots));
   tile.square.resize(static_cast<std::size_t>(cols * kRowSlots));
-  HQQ_DISPATCH(load_tile_simd)(source, col, tile);
+}
+
+void balance_tile(SinkhornTile& tile, float* factors) {
+  const std::int64_t cols = tile.cols;
   start_at_overall_deviation(tile);
 
   std::vector<float> factor(static_cast<std::size_t>(cols), 1.0f);
@@ -219,10 +241,23 @@ void balance_tile(const GroupSource& source, std::int64_t col, std::int64_t cols
 std::vector<float> sinkhorn_factors(const GroupSource& source, std::int64_t tile_cols,
                                     int threads) {
   const std::int64_t cols = source.W.cols;
+  const std::int64_t bytes = source.W.rows * tile_cols * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t together = std::clamp(kMaxTilesBytes / bytes, std::int64_t{1}, kMaxTiles);
+  const std::int64_t unit_cols = tile_cols * together;
   std::vector<float> factors(static_cast<std::size_t>(cols));
-  parallel_for((cols + tile_cols - 1) / tile_cols, threads, [&](std::int64_t tile) {
-    const std::int64_t col = tile * tile_cols;
-    balance_tile(source, col, std::min(tile_cols, cols - col), factors.data() + col);
+  parallel_for((cols + unit_cols - 1) / unit_cols, threads, [&](std::int64_t unit) {
+    // Reused between units: a fresh megabyte costs as much in page faults as a round.
+    thread_local std::vector<SinkhornTile> tiles;
+    tiles.resize(kMaxTiles);
+    const std::int64_t begin = unit * unit_cols;
+    std::size_t count = 0;
+    for (std::int64_t col = begin; col < std::min(begin + unit_cols, cols); col += tile_cols) {
+      allocate(tiles[count++], source.W.rows, std::min(tile_cols, cols - col));
+    }
+    HQQ_DISPATCH(load_tiles_simd)(source, begin, std::span(tiles).first(count));
+    for (std::size_t t = 0; t < count; ++t) {
+      balance_tile(tiles[t], factors.data() + begin + static_cast<std::int64_t>(t) * tile_cols);
+    }
   });
   return factors;
 }

@@ -128,8 +128,9 @@ Tensor SafetensorsFile::map(const TensorInfo& info) const {
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::uint64_t start = position / page * page;
   const std::size_t length = position - start + info.nbytes();
-  void* memory =
-      ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE, impl_->fd, static_cast<off_t>(start));
+  // Writable, as a private copy: torch takes tensors without asking whether it may write to them.
+  void* memory = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
+                        impl_->fd, static_cast<off_t>(start));
   // The number of maps of a process is limited (65530 by default), and some file systems have none.
   if (memory == MAP_FAILED) return read(info);
   std::shared_ptr<void> owner(memory, [length](void* mapped) { ::munmap(mapped, length); });

@@ -16,7 +16,7 @@ struct SolverParams {
   float max_code = 15.0f;
   MetaType scale_type = MetaType::kF16;
   MetaType zero_type = MetaType::kF16;
-  int iterations = 2;  // refits of joint after the clipping search
+  int iterations = 1;  // refits of joint after the clipping search
   float lp_norm = 2.0f;
   float inv_beta = 0.1f;          // 1 / beta of this iteration
   float shrink_threshold = 0.0f;  // residuals below it shrink to 0

@@ -294,7 +294,7 @@ HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V
 // Starts of the search below, and refits beyond params.iterations: no shifts are tried there, so
 // each start needs more of them.
 inline constexpr float kPreciseRatios[] = {1.0f, 0.97f};
-inline constexpr int kPreciseRefits = 3;
+inline constexpr int kPreciseRefits = 4;
 
 // The same search with the error of every candidate summed from its residuals: for 6 and 8 bits,
 // where the closed form cancels, and for lp_norm < 2, where the target is w - shrink(residual).
