@@ -33,13 +33,16 @@ make_venv
 pip_install -q -r "$root/scripts/requirements-test.txt"
 pip_install -q --no-deps -r "$root/scripts/requirements-oracles.txt"
 
+# One name for the compiler in every build: ccache tells c++ and g++ apart.
+CXX=${CXX:-$(command -v g++ || command -v c++)}
+export CXX
 configure=(-G Ninja -DHQQ_PYTHON=OFF -DHQQ_BUILD_TESTS=ON)
 if command -v ccache >/dev/null; then
   # Relative paths, so that all build folders share results.
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 fi
 for linker in mold lld; do
-  if echo 'int main() {}' | "${CXX:-c++}" -fuse-ld=$linker -x c++ - -o /dev/null 2>/dev/null; then
+  if echo 'int main() {}' | "$CXX" -fuse-ld=$linker -x c++ - -o /dev/null 2>/dev/null; then
     configure+=(-DCMAKE_EXE_LINKER_FLAGS=-fuse-ld=$linker)
     break
   fi
