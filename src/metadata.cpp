@@ -27,19 +27,20 @@ void store_block(std::span<const float> values, std::uint8_t* codes, float& step
 
 }  // namespace
 
-std::vector<float> store_metadata(std::span<const float> values, Tensor& codes, Tensor& step,
-                                  Tensor& offset) {
-  std::vector<float> stored(values.size());
+void store_metadata(std::span<const float> values, std::size_t begin, Tensor& codes, Tensor& step,
+                    Tensor& offset, float* read_back) {
   if (codes.dtype != DType::kU8) {
-    from_f32(values, codes.dtype, codes.buffer.data);
-    return to_f32(codes);
+    std::byte* out = codes.buffer.data + begin * dtype_size(codes.dtype);
+    from_f32(values, codes.dtype, out);
+    to_f32(out, codes.dtype, {read_back, values.size()});
+    return;
   }
-  for (std::size_t begin = 0, block = 0; begin < values.size(); begin += kBlock, ++block) {
-    const std::size_t count = std::min(kBlock, values.size() - begin);
-    store_block(values.subspan(begin, count), codes.data<std::uint8_t>() + begin,
-                step.data<float>()[block], offset.data<float>()[block], stored.data() + begin);
+  for (std::size_t i = 0; i < values.size(); i += kBlock) {
+    const std::size_t count = std::min(kBlock, values.size() - i);
+    const std::size_t block = (begin + i) / kBlock;
+    store_block(values.subspan(i, count), codes.data<std::uint8_t>() + begin + i,
+                step.data<float>()[block], offset.data<float>()[block], read_back + i);
   }
-  return stored;
 }
 
 std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset) {
@@ -61,28 +62,30 @@ std::vector<float> read_zero(const QuantizedTensor& q) {
 }
 
 std::vector<float> to_f32(const Tensor& tensor) {
-  const auto count = static_cast<std::size_t>(tensor.numel());
-  std::vector<float> values(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    switch (tensor.dtype) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
+  to_f32(tensor.buffer.data, tensor.dtype, values);
+  return values;
+}
+
+void to_f32(const void* data, DType dtype, std::span<float> out) {
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    switch (dtype) {
       case DType::kF16:
-        values[i] = core::scalar::f16_bits_to_f32(tensor.data<std::uint16_t>()[i]);
+        out[i] = core::scalar::f16_bits_to_f32(static_cast<const std::uint16_t*>(data)[i]);
         break;
       case DType::kBF16:
-        values[i] = core::scalar::bf16_bits_to_f32(tensor.data<std::uint16_t>()[i]);
+        out[i] = core::scalar::bf16_bits_to_f32(static_cast<const std::uint16_t*>(data)[i]);
         break;
       case DType::kF32:
-        values[i] = tensor.data<float>()[i];
+        out[i] = static_cast<const float*>(data)[i];
         break;
       case DType::kF64:
-        values[i] = static_cast<float>(tensor.data<double>()[i]);
+        out[i] = static_cast<float>(static_cast<const double*>(data)[i]);
         break;
       default:
-        throw_invalid("tensor",
-                      "dtype " + std::string(dtype_name(tensor.dtype)) + " is not a float type");
+        throw_invalid("tensor", "dtype " + std::string(dtype_name(dtype)) + " is not a float type");
     }
   }
-  return values;
 }
 
 void from_f32(std::span<const float> values, DType dtype, void* out) {

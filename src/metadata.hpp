@@ -9,10 +9,11 @@
 
 namespace hqq {
 
-// Values as they will be read back, after being stored in `values_out` (meta_dtype, or uint8 with
-// one step and offset per block).
-std::vector<float> store_metadata(std::span<const float> values, Tensor& codes, Tensor& step,
-                                  Tensor& offset);
+// Stores the values of groups [begin, begin + values.size()) in `codes` (meta_dtype, or uint8 with
+// one step and offset per block), and writes them as they will be read back. `begin` is a multiple
+// of kMetadataBlock.
+void store_metadata(std::span<const float> values, std::size_t begin, Tensor& codes, Tensor& step,
+                    Tensor& offset, float* read_back);
 // Stored values as float32.
 std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset);
 std::vector<float> read_scale(const QuantizedTensor& q);
@@ -21,6 +22,7 @@ std::vector<float> read_zero(const QuantizedTensor& q);
 // Any float tensor as float32, and float32 values into a tensor of any weight dtype (rounded half
 // to even).
 std::vector<float> to_f32(const Tensor& tensor);
+void to_f32(const void* data, DType dtype, std::span<float> out);
 void from_f32(std::span<const float> values, DType dtype, void* out);
 
 }  // namespace hqq

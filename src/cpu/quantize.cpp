@@ -133,23 +133,47 @@ void solve_hqq(SolveArgs& args, int threads) {
   for (std::size_t g = 0; g < groups; ++g) args.scale[g] = 1.0f / args.scale[g];
 }
 
-void refuse_unstorable(const QuantizeTask& task, const core::GroupLayout& layout,
-                       std::span<const float> scale, std::span<const float> zero) {
-  for (std::size_t g = 0; g < scale.size(); ++g) {
-    if (std::isfinite(scale[g]) && std::isfinite(zero[g])) continue;
-    throw_invalid(task.name,
-                  "the scale or zero of " + group_name(layout, static_cast<std::int64_t>(g)) +
-                      " does not fit " + std::string(dtype_name(task.config.meta_dtype)) +
-                      "; use meta_dtype bfloat16 or float32, or smaller weights");
-  }
-}
+// Scale and zero as stored, and 1 / scale, [num_groups] each.
+struct StoredGroups {
+  std::vector<float> scale, inv_scale, zero;
+};
 
-// Keeps the middle code where it was when storing changed the scale.
-void refit_zeros(std::span<const float> solved, std::span<const float> stored, float middle,
-                 std::vector<float>& zero) {
-  for (std::size_t g = 0; g < zero.size(); ++g) {
-    if (stored[g] > 0.0f) zero[g] = middle - (middle - zero[g]) * (solved[g] / stored[g]);
-  }
+// Stores what was solved. With quant_scale the zero is refitted so that the middle code stays where
+// it was when storing changed the scale.
+StoredGroups store_groups(const QuantizeTask& task, std::span<const float> solved_scale,
+                          std::span<float> solved_zero, QuantizedTensor& out) {
+  const std::size_t groups = solved_scale.size();
+  StoredGroups stored{std::vector<float>(groups), std::vector<float>(groups),
+                      std::vector<float>(groups)};
+  const float middle = 0.5f * static_cast<float>(max_code(task.config.nbits));
+  constexpr std::size_t kUnit = 64 * QuantizedTensor::kMetadataBlock;
+  parallel_for(
+      static_cast<std::int64_t>((groups + kUnit - 1) / kUnit), task.threads,
+      [&](std::int64_t unit) {
+        const std::size_t begin = static_cast<std::size_t>(unit) * kUnit;
+        const std::size_t end = std::min(begin + kUnit, groups);
+        const std::size_t count = end - begin;
+        store_metadata(solved_scale.subspan(begin, count), begin, out.scale, out.scale_step,
+                       out.scale_offset, stored.scale.data() + begin);
+        for (std::size_t g = begin; g < end; ++g) {
+          const float scale = stored.scale[g];
+          stored.inv_scale[g] = 1.0f / scale;
+          if (task.config.quant_scale && scale > 0.0f) {
+            solved_zero[g] = middle - (middle - solved_zero[g]) * (solved_scale[g] / scale);
+          }
+        }
+        store_metadata(solved_zero.subspan(begin, count), begin, out.zero, out.zero_step,
+                       out.zero_offset, stored.zero.data() + begin);
+        for (std::size_t g = begin; g < end; ++g) {
+          if (std::isfinite(stored.scale[g]) && std::isfinite(stored.zero[g])) continue;
+          throw_invalid(task.name, "the scale or zero of " +
+                                       group_name(out.layout(), static_cast<std::int64_t>(g)) +
+                                       " does not fit " +
+                                       std::string(dtype_name(task.config.meta_dtype)) +
+                                       "; use meta_dtype bfloat16 or float32, or smaller weights");
+        }
+      });
+  return stored;
 }
 
 std::vector<float> reciprocals(std::span<const float> values) {
@@ -213,19 +237,10 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
                  [&](std::int64_t unit) { solve_unit(solve, unit); });
   }
 
-  const std::vector<float> scale =
-      store_metadata(solved_scale, out.scale, out.scale_step, out.scale_offset);
-  if (config.quant_scale) {
-    refit_zeros(solved_scale, scale, solve.params.max_code * 0.5f, solved_zero);
-  }
-  const std::vector<float> zero =
-      store_metadata(solved_zero, out.zero, out.zero_step, out.zero_offset);
-  refuse_unstorable(task, source.layout, scale, zero);
-
-  const std::vector<float> inv_scale = reciprocals(scale);
+  const StoredGroups stored = store_groups(task, solved_scale, solved_zero, out);
   std::vector<RowError> errors(task.stats != nullptr ? static_cast<std::size_t>(source.W.rows) : 0);
   EncodeArgs encode{source,
-                    {scale.data(), inv_scale.data(), zero.data()},
+                    {stored.scale.data(), stored.inv_scale.data(), stored.zero.data()},
                     core::row_format(config.nbits),
                     col_scale.empty() ? nullptr : col_scale.data(),
                     out.W_q.data<std::uint8_t>(),
