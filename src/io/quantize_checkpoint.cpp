@@ -1,7 +1,4 @@
 // quantize_checkpoint: plan, then read, solve and write at the same time, then publish the folder.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -60,24 +57,6 @@ QuantizeStats stats_from_json(const Json& json) {
   return {number(0), number(1), number(2), number(3)};
 }
 
-// Makes the pages of a mapped tensor present, here on the reader thread, where waiting for the disk
-// costs nothing; a page that cannot be read is an error and not yet a signal. Maps save the copy
-// that read() makes: the solver's threads and this one want the same cores.
-bool populate(const Tensor& tensor) {
-#ifdef MADV_POPULATE_READ
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto address = reinterpret_cast<std::uintptr_t>(tensor.buffer.data);
-  const std::uintptr_t begin = address / page * page;
-  void* pages = reinterpret_cast<void*>(begin);
-  const std::size_t size = address + tensor.nbytes() - begin;
-  // Asks for all of it at once; faults alone would read it in small pieces.
-  (void)::madvise(pages, size, MADV_WILLNEED);
-  return ::madvise(pages, size, MADV_POPULATE_READ) == 0;
-#else
-  return tensor.nbytes() == 0;
-#endif
-}
-
 class QuantizeJob : public ShardJob {
  public:
   QuantizeJob(const Checkpoint& source, const QuantizePlan& plan, OutputFolder& output,
@@ -114,12 +93,6 @@ class QuantizeJob : public ShardJob {
 
   std::vector<Tensor> read_step(const PlannedStep& step) override {
     const LayerDescription& description = layer(step).description;
-    // An expert is a part of its tensor, which map() might have to read whole.
-    if (!description.is_fused()) {
-      Tensor mapped = source_file(step).map(*step.source);
-      if (populate(mapped)) return {mapped};
-    }
-    // Also where the pages could not be had: this says why.
     Tensor matrix =
         pool().allocate(description.dtype, {description.out_features(), description.in_features()});
     source_file(step).read(*step.source, step.offset, {matrix.buffer.data, matrix.buffer.size});
