@@ -15,6 +15,8 @@ namespace {
 
 // Enough for many small steps to be on their way at once.
 constexpr std::uint64_t kMinBudget = std::uint64_t{32} << 20;
+// Copies are read faster than they are written; more of them ahead would only take memory.
+constexpr std::uint64_t kCopyBudget = 4 * kCopyChunk;
 constexpr auto kProgressInterval = std::chrono::milliseconds(100);
 
 struct Parcel {
@@ -84,8 +86,13 @@ class Pipeline {
       const std::uint64_t bytes = job_.input_bytes(step) + job_.output_bytes(step);
       {
         std::unique_lock lock(mutex_);
-        wait(lock, [&] { return in_flight_ == 0 || in_flight_ + bytes <= budget_; });
+        const bool copy = job_.output_bytes(step) == 0;
+        wait(lock, [&] {
+          if (copy && copies_ > 0 && copies_ + bytes > kCopyBudget) return false;
+          return in_flight_ == 0 || in_flight_ + bytes <= budget_;
+        });
         in_flight_ += bytes;
+        if (copy) copies_ += bytes;
       }
       Parcel parcel{step, job_.read(step), bytes};
       const std::lock_guard lock(mutex_);
@@ -148,6 +155,7 @@ class Pipeline {
       job_.write(step, std::move(parcel.tensors));
       const std::lock_guard lock(mutex_);
       in_flight_ -= parcel.bytes;
+      if (job_.output_bytes(step) == 0) copies_ -= parcel.bytes;
       changed_.notify_all();
     }
     job_.finish();
@@ -166,6 +174,7 @@ class Pipeline {
   std::deque<Parcel> to_compute_;
   std::deque<Parcel> to_write_;
   std::uint64_t in_flight_ = 0;  // inputs and results, from before they are read until written
+  std::uint64_t copies_ = 0;     // those of them that are copies
   bool written_ = false;
   std::exception_ptr error_;
 };

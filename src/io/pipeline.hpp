@@ -59,7 +59,7 @@ class ProgressMeter {
   double start_;
 };
 
-// Bytes of an unquantized tensor that one step copies: the job can be stopped between two of them.
+// Bytes that copies of unquantized tensors take at a time.
 inline constexpr std::uint64_t kCopyChunk = std::uint64_t{4} << 20;
 
 // Seconds of a steady clock.

@@ -64,9 +64,7 @@ ShardJob::ShardJob(const Checkpoint& source, const std::vector<ShardPlan>& shard
   for (const ShardPlan& shard : shards) {
     if (output.finished_shard(shard.name) != nullptr) continue;
     steps_.insert(steps_.end(), shard.steps.begin(), shard.steps.end());
-    for (const PlannedStep& step : shard.steps) {
-      if (!is_copy(step)) largest = std::max(largest, step.size);
-    }
+    for (const PlannedStep& step : shard.steps) largest = std::max(largest, step.size);
   }
   pool_ = BlockPool(largest);
 }
@@ -79,7 +77,7 @@ std::string ShardJob::step_name(std::size_t index) const {
 
 std::uint64_t ShardJob::input_bytes(std::size_t index) const {
   const PlannedStep& step = steps_[index];
-  return is_copy(step) ? 0 : matrix_input_bytes(step);
+  return is_copy(step) ? step.size : matrix_input_bytes(step);
 }
 
 std::uint64_t ShardJob::output_bytes(std::size_t index) const {
@@ -94,7 +92,11 @@ std::uint64_t ShardJob::step_work(std::size_t index) const {
 
 std::vector<Tensor> ShardJob::read(std::size_t index) {
   const PlannedStep& step = steps_[index];
-  return is_copy(step) ? std::vector<Tensor>() : read_step(step);
+  if (!is_copy(step)) return read_step(step);
+  if (step.size == 0) return {};
+  Tensor piece = pool_.allocate(DType::kU8, {static_cast<std::int64_t>(step.size)});
+  source_file(step).read(*step.source, step.offset, {piece.buffer.data, piece.buffer.size});
+  return {piece};
 }
 
 std::vector<Tensor> ShardJob::compute(std::size_t index, std::vector<Tensor> input) {
@@ -110,7 +112,7 @@ void ShardJob::write(std::size_t index, std::vector<Tensor> output) {
                                                   shard.metadata);
   }
   if (is_copy(step)) {
-    copy_piece(step);
+    for (const Tensor& piece : output) writer_->write(bytes_of(piece));
   } else {
     write_matrix(step, output);
   }
@@ -119,19 +121,6 @@ void ShardJob::write(std::size_t index, std::vector<Tensor> output) {
   FileRecord record{writer_->file_size(), writer_->file_hash()};
   writer_.reset();
   output_.shard_finished(shard.name, std::move(record), journal_extra(step.shard));
-}
-
-// Reads on the writer thread: whatever is copied, the reader and the solver go on with the next
-// matrix.
-void ShardJob::copy_piece(const PlannedStep& step) {
-  // Small enough to be still in the cache when it is hashed and written.
-  constexpr std::uint64_t kPiece = std::uint64_t{1} << 19;
-  copy_buffer_.resize(kPiece);
-  for (std::uint64_t done = 0; done < step.size; done += kPiece) {
-    const auto piece = std::span(copy_buffer_).first(std::min(kPiece, step.size - done));
-    source_file(step).read(*step.source, step.offset + done, piece);
-    writer_->write(piece);
-  }
 }
 
 void ShardJob::write_matrix(const PlannedStep& step, const std::vector<Tensor>& output) {

@@ -41,7 +41,7 @@ class ShardJob : public PipelineJob {
   std::vector<Tensor> read(std::size_t step) override;
   void write(std::size_t step, std::vector<Tensor> output) override;
   void finish() override {}
-  // Copies have neither input nor output: write() does all of them.
+  // Copies pass through.
   std::uint64_t input_bytes(std::size_t step) const override;
   std::uint64_t output_bytes(std::size_t step) const override;
   std::vector<Tensor> compute(std::size_t step, std::vector<Tensor> input) override;
@@ -68,7 +68,6 @@ class ShardJob : public PipelineJob {
   virtual nlohmann::ordered_json journal_extra(std::size_t /*shard*/) { return nullptr; }
 
  private:
-  void copy_piece(const PlannedStep& step);
   void write_matrix(const PlannedStep& step, const std::vector<Tensor>& output);
 
   const Checkpoint& source_;
@@ -78,7 +77,6 @@ class ShardJob : public PipelineJob {
   std::vector<PlannedStep> steps_;
   std::unique_ptr<SafetensorsWriter> writer_;
   std::unique_ptr<Spill> spill_;
-  std::vector<std::byte> copy_buffer_;
 };
 
 // Throws std::system_error (no space on device) when `bytes` surely do not fit beside `path`.

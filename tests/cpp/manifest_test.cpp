@@ -10,7 +10,6 @@
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
 #include "src/io/layer_store.hpp"
-#include "src/io/source_files.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {
@@ -115,25 +114,6 @@ TEST(Manifest, KeysKeepTheirOrder) {
   EXPECT_EQ(parse_json_in_order(R"({"b": 1, "a": {"d": 1, "c": 2}})", "x").dump(),
             R"({"b":1,"a":{"d":1,"c":2}})");
   EXPECT_THROW(parse_json_in_order(R"({"b": 1, "b": 2})", "x"), FormatError);
-}
-
-TEST(FirstDifference, PathsAndValues) {
-  using Json = nlohmann::ordered_json;
-  const Json base = {{"a", 1}, {"b", {{"c", {1, 2}}, {"d", "x"}}}};
-  EXPECT_FALSE(first_difference(base, base));
-  Json other = base;
-  other["b"]["c"] = {1, 3};
-  const auto difference = first_difference(base, other);
-  ASSERT_TRUE(difference);
-  EXPECT_EQ(difference->path, "b.c");
-  EXPECT_EQ(difference->before, "[1,2]");
-  EXPECT_EQ(difference->now, "[1,3]");
-  other = base;
-  other["b"].erase("d");
-  EXPECT_EQ(first_difference(base, other)->path, "b.d");
-  EXPECT_EQ(first_difference(base, other)->now, "absent");
-  EXPECT_EQ(first_difference(other, base)->before, "absent");
-  EXPECT_EQ(first_difference(Json(nullptr), Json::object())->path, "");
 }
 
 class Verify : public ::testing::Test {

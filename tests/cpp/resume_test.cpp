@@ -485,5 +485,24 @@ TEST(FreeSpace, IsCheckedBeforeAnythingIsWritten) {
   EXPECT_THAT(folder.names(), ElementsAre("x.safetensors"));
 }
 
+TEST(FirstDifference, PathsAndValues) {
+  using Json = nlohmann::ordered_json;
+  const Json base = {{"a", 1}, {"b", {{"c", {1, 2}}, {"d", "x"}}}};
+  EXPECT_FALSE(first_difference(base, base));
+  Json other = base;
+  other["b"]["c"] = {1, 3};
+  const auto difference = first_difference(base, other);
+  ASSERT_TRUE(difference);
+  EXPECT_EQ(difference->path, "b.c");
+  EXPECT_EQ(difference->before, "[1,2]");
+  EXPECT_EQ(difference->now, "[1,3]");
+  other = base;
+  other["b"].erase("d");
+  EXPECT_EQ(first_difference(base, other)->path, "b.d");
+  EXPECT_EQ(first_difference(base, other)->now, "absent");
+  EXPECT_EQ(first_difference(other, base)->before, "absent");
+  EXPECT_EQ(first_difference(Json(nullptr), Json::object())->path, "");
+}
+
 }  // namespace
 }  // namespace hqq
