@@ -20,13 +20,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import hqq_cpp
-
-METHODS = {
-    "minmax": {"solver": "minmax", "balance": "none"},
-    "hqq (upstream)": {"solver": "hqq", "balance": "none"},
-    "joint": {"balance": "none"},
-    "sinkhorn + joint (default)": {},
-}
+from methods import METHODS
 
 
 def main():

@@ -15,17 +15,11 @@ import tempfile
 from pathlib import Path
 
 import hqq_cpp
+from methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 from tiny_llama import TinyLlama, Tokenizer, perplexity  # noqa: E402
-
-METHODS = {
-    "minmax": {"solver": "minmax", "balance": "none"},
-    "hqq (upstream)": {"solver": "hqq", "balance": "none"},
-    "joint": {"balance": "none"},
-    "sinkhorn + joint (default)": {},
-}
 
 
 def main():

@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "hqq/core/math.hpp"
-#include "hqq/error.hpp"
+#include "src/float_values.hpp"
 
 namespace hqq {
 namespace {
@@ -31,8 +30,8 @@ void store_metadata(std::span<const float> values, std::size_t begin, Tensor& co
                     Tensor& offset, float* read_back) {
   if (codes.dtype != DType::kU8) {
     std::byte* out = codes.buffer.data + begin * dtype_size(codes.dtype);
-    from_f32(values, codes.dtype, out);
-    to_f32(out, codes.dtype, {read_back, values.size()});
+    write_values(values, codes.dtype, out);
+    read_values(codes.dtype, out, std::span(read_back, values.size()));
     return;
   }
   for (std::size_t i = 0; i < values.size(); i += kBlock) {
@@ -44,7 +43,7 @@ void store_metadata(std::span<const float> values, std::size_t begin, Tensor& co
 }
 
 std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset) {
-  if (codes.dtype != DType::kU8) return to_f32(codes);
+  if (codes.dtype != DType::kU8) return read_values(codes);
   const auto count = static_cast<std::size_t>(codes.numel());
   std::vector<float> values(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -59,54 +58,6 @@ std::vector<float> read_scale(const QuantizedTensor& q) {
 }
 std::vector<float> read_zero(const QuantizedTensor& q) {
   return read_metadata(q.zero, q.zero_step, q.zero_offset);
-}
-
-std::vector<float> to_f32(const Tensor& tensor) {
-  std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
-  to_f32(tensor.buffer.data, tensor.dtype, values);
-  return values;
-}
-
-void to_f32(const void* data, DType dtype, std::span<float> out) {
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    switch (dtype) {
-      case DType::kF16:
-        out[i] = core::scalar::f16_bits_to_f32(static_cast<const std::uint16_t*>(data)[i]);
-        break;
-      case DType::kBF16:
-        out[i] = core::scalar::bf16_bits_to_f32(static_cast<const std::uint16_t*>(data)[i]);
-        break;
-      case DType::kF32:
-        out[i] = static_cast<const float*>(data)[i];
-        break;
-      case DType::kF64:
-        out[i] = static_cast<float>(static_cast<const double*>(data)[i]);
-        break;
-      default:
-        throw_invalid("tensor", "dtype " + std::string(dtype_name(dtype)) + " is not a float type");
-    }
-  }
-}
-
-void from_f32(std::span<const float> values, DType dtype, void* out) {
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    switch (dtype) {
-      case DType::kF16:
-        static_cast<std::uint16_t*>(out)[i] = core::scalar::f32_to_f16_bits(values[i]);
-        break;
-      case DType::kBF16:
-        static_cast<std::uint16_t*>(out)[i] = core::scalar::f32_to_bf16_bits(values[i]);
-        break;
-      case DType::kF32:
-        static_cast<float*>(out)[i] = values[i];
-        break;
-      case DType::kF64:
-        static_cast<double*>(out)[i] = static_cast<double>(values[i]);
-        break;
-      default:
-        throw_invalid("tensor", "dtype " + std::string(dtype_name(dtype)) + " is not a float type");
-    }
-  }
 }
 
 }  // namespace hqq

@@ -19,10 +19,4 @@ std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const 
 std::vector<float> read_scale(const QuantizedTensor& q);
 std::vector<float> read_zero(const QuantizedTensor& q);
 
-// Any float tensor as float32, and float32 values into a tensor of any weight dtype (rounded half
-// to even).
-std::vector<float> to_f32(const Tensor& tensor);
-void to_f32(const void* data, DType dtype, std::span<float> out);
-void from_f32(std::span<const float> values, DType dtype, void* out);
-
 }  // namespace hqq

@@ -32,8 +32,8 @@ std::int64_t slice_alignment(BitWidth width);
 
 // Packs one row. `codes` holds values 0..max_code; `packed` has packed_row_bytes() bytes.
 void pack_row(BitWidth width, std::span<const std::uint8_t> codes, std::span<std::uint8_t> packed);
-// The inverse. Ternary bytes above 242, which no packer writes, are read modulo 243 codes' digits;
-// QuantizedTensor::validate and `hqq-cpp verify` report them.
+// The inverse. Ternary bytes above 242, which no packer writes, give codes all the same;
+// verify_checkpoint reports them.
 void unpack_row(BitWidth width, std::span<const std::uint8_t> packed,
                 std::span<std::uint8_t> codes);
 

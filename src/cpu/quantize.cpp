@@ -12,6 +12,7 @@
 #include "src/cpu/encode.hpp"
 #include "src/cpu/parallel.hpp"
 #include "src/cpu/solve.hpp"
+#include "src/float_values.hpp"
 #include "src/metadata.hpp"
 
 namespace hqq::cpu {
@@ -24,6 +25,15 @@ constexpr std::int64_t kMaxTileCols = 256;
 // Importance below this fraction of the mean counts as it: a column that was never active keeps a
 // say.
 constexpr float kMinImportance = 1e-4f;
+
+// Calls fn(row) for every row, in units of kUnitRows.
+template <class Fn>
+void parallel_rows(std::int64_t rows, int threads, const Fn& fn) {
+  parallel_for((rows + kUnitRows - 1) / kUnitRows, threads, [&](std::int64_t unit) {
+    const std::int64_t end = std::min(rows, (unit + 1) * kUnitRows);
+    for (std::int64_t row = unit * kUnitRows; row < end; ++row) fn(row);
+  });
+}
 
 core::MetaType meta_type(DType dtype) {
   if (dtype == DType::kF16) return core::MetaType::kF16;
@@ -63,14 +73,10 @@ std::string group_name(const core::GroupLayout& layout, std::int64_t group) {
 void refuse_nonfinite(const QuantizeTask& task, const GroupSource& source) {
   std::vector<std::int64_t> counts(static_cast<std::size_t>(source.W.rows));
   std::vector<std::int64_t> firsts(counts.size());
-  parallel_for(num_units({source.W.rows, source.W.cols, 1, 1}), task.threads,
-               [&](std::int64_t unit) {
-                 const std::int64_t end = std::min(source.W.rows, (unit + 1) * kUnitRows);
-                 for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
-                   const auto r = static_cast<std::size_t>(row);
-                   counts[r] = count_nonfinite(source, row, &firsts[r]);
-                 }
-               });
+  parallel_rows(source.W.rows, task.threads, [&](std::int64_t row) {
+    const auto r = static_cast<std::size_t>(row);
+    counts[r] = count_nonfinite(source, row, &firsts[r]);
+  });
   std::int64_t total = 0;
   std::size_t first_row = 0;
   for (std::size_t r = counts.size(); r-- > 0;) {
@@ -210,9 +216,9 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   if (config.balance == Balance::kSinkhorn) {
     const std::int64_t tile_cols =
         config.axis == 1 ? std::min(source.layout.group_size, kMaxTileCols) : kDefaultTileCols;
-    from_f32(sinkhorn_factors(source, tile_cols, task.threads), out.col_scale.dtype,
-             out.col_scale.buffer.data);
-    col_scale = to_f32(out.col_scale);
+    write_values(sinkhorn_factors(source, tile_cols, task.threads), out.col_scale.dtype,
+                 out.col_scale.buffer.data);
+    col_scale = read_values(out.col_scale);
     inv_col_scale = reciprocals(col_scale);
     source.inv_col_scale = inv_col_scale.data();
   }
@@ -225,9 +231,8 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   const auto groups = static_cast<std::size_t>(source.layout.num_groups());
   std::vector<float> solved_scale(groups);
   std::vector<float> solved_zero(groups);
-  SolveArgs solve{
-      source, SolveStep::kMinMax, solver_params(config), solved_scale.data(), solved_zero.data(),
-      nullptr};
+  SolveArgs solve{source, SolveStep::kMinMax, solver_params(config), solved_scale.data(),
+                  solved_zero.data()};
   set_beta(solve.params, config.beta);
   if (config.solver == Solver::kHqq) {
     solve_hqq(solve, task.threads);
@@ -246,20 +251,15 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
                     out.W_q.data<std::uint8_t>(),
                     packed_row_bytes(config.nbits, source.W.cols),
                     errors.empty() ? nullptr : errors.data()};
-  parallel_for(num_units({source.W.rows, source.W.cols, 1, 1}), task.threads,
-               [&](std::int64_t unit) {
-                 const std::int64_t end = std::min(source.W.rows, (unit + 1) * kUnitRows);
-                 for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
-                   encode_row(encode, row);
-                 }
-               });
+  parallel_rows(source.W.rows, task.threads, [&](std::int64_t row) { encode_row(encode, row); });
   if (task.stats != nullptr) sum_errors(errors, source.W.numel(), *task.stats);
 }
 
 void dequantize(const QuantizedTensor& q, Tensor& out, int threads) {
   const std::vector<float> scale = read_scale(q);
   const std::vector<float> zero = read_zero(q);
-  const std::vector<float> col_scale = q.col_scale ? to_f32(q.col_scale) : std::vector<float>();
+  const std::vector<float> col_scale =
+      q.col_scale ? read_values(q.col_scale) : std::vector<float>();
   const DequantizeArgs args{q.layout(),
                             {scale.data(), nullptr, zero.data()},
                             core::row_format(q.config.nbits),
@@ -267,19 +267,17 @@ void dequantize(const QuantizedTensor& q, Tensor& out, int threads) {
                             q.W_q.data<std::uint8_t>(),
                             packed_row_bytes(q.config.nbits, q.in_features)};
   const auto cols = static_cast<std::size_t>(q.in_features);
-  parallel_for((q.out_features + kUnitRows - 1) / kUnitRows, threads, [&](std::int64_t unit) {
-    const std::int64_t end = std::min(q.out_features, (unit + 1) * kUnitRows);
-    std::vector<float> row_values(out.dtype == DType::kF32 ? 0 : cols);
-    for (std::int64_t row = unit * kUnitRows; row < end; ++row) {
-      std::byte* target =
-          out.buffer.data + static_cast<std::size_t>(row) * cols * dtype_size(out.dtype);
-      if (out.dtype == DType::kF32) {
-        dequantize_row(args, row, reinterpret_cast<float*>(target));
-      } else {
-        dequantize_row(args, row, row_values.data());
-        from_f32(row_values, out.dtype, target);
-      }
+  parallel_rows(q.out_features, threads, [&](std::int64_t row) {
+    std::byte* target =
+        out.buffer.data + static_cast<std::size_t>(row) * cols * dtype_size(out.dtype);
+    if (out.dtype == DType::kF32) {
+      dequantize_row(args, row, reinterpret_cast<float*>(target));
+      return;
     }
+    thread_local std::vector<float> values;
+    values.resize(cols);
+    dequantize_row(args, row, values.data());
+    write_values(values, out.dtype, target);
   });
 }
 

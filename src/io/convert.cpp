@@ -386,9 +386,7 @@ void convert_checkpoint(const fs::path& source_path, const fs::path& destination
   const ConvertPlan plan = make_plan(source, to);
   OutputFolder output(source_path, destination,
                       {kWhere, options.force, false, nullptr, options.progress});
-  std::uint64_t total = 0;
-  for (const ShardPlan& shard : plan.shards) total += shard.data_bytes();
-  check_free_space(kWhere, output.path(), total);
+  check_free_space(kWhere, output.path(), total_data_bytes(plan.shards));
 
   ConvertJob job(source, plan, output);
   run_pipeline(job, kWhere, options.progress);

@@ -157,9 +157,7 @@ void dequantize_checkpoint(const fs::path& source_path, const fs::path& destinat
   const DensePlan plan = plan_dense(source, dtype);
   OutputFolder output(source_path, destination,
                       {kWhere, options.force, false, nullptr, options.progress});
-  std::uint64_t total = 0;
-  for (const ShardPlan& shard : plan.shards) total += shard.data_bytes();
-  check_free_space(kWhere, output.path(), total);
+  check_free_space(kWhere, output.path(), total_data_bytes(plan.shards));
 
   DequantizeJob job(source, plan, output, dtype, options.threads);
   run_pipeline(job, kWhere, options.progress);

@@ -6,7 +6,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
-#include "src/io/float_values.hpp"
+#include "src/float_values.hpp"
 #include "src/io/layer_store.hpp"
 #include "src/io/pipeline.hpp"
 

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "hqq/error.hpp"
-#include "src/io/float_values.hpp"
+#include "src/float_values.hpp"
 #include "src/io/json.hpp"
 
 namespace hqq {

@@ -231,11 +231,13 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
   return plan;
 }
 
-std::uint64_t QuantizePlan::data_bytes() const {
+std::uint64_t total_data_bytes(const std::vector<ShardPlan>& shards) {
   std::uint64_t total = 0;
   for (const ShardPlan& shard : shards) total += shard.data_bytes();
   return total;
 }
+
+std::uint64_t QuantizePlan::data_bytes() const { return total_data_bytes(shards); }
 
 QuantizeReport QuantizePlan::report() const {
   QuantizeReport report;

@@ -74,6 +74,9 @@ struct QuantizePlan {
 QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config,
                                const ImportanceFile& importance);
 
+// Bytes of data that the shards hold.
+std::uint64_t total_data_bytes(const std::vector<ShardPlan>& shards);
+
 // The index of the given shards; keeps what else `original` (may be empty) says.
 std::string make_index(const std::vector<ShardPlan>& shards, const std::string& original);
 

@@ -6,6 +6,7 @@
 
 #include "hqq/core/group.hpp"
 #include "hqq/error.hpp"
+#include "src/float_values.hpp"
 #include "src/io/json.hpp"
 #include "src/io/upstream_pack.hpp"
 #include "src/io/upstream_parts.hpp"
@@ -200,7 +201,7 @@ void fill_upstream_metadata(const Tensor& stored, const Tensor& step, const Tens
   if (stored.dtype == out.dtype) {
     std::memcpy(out.buffer.data, stored.buffer.data, out.nbytes());
   } else {
-    from_f32(read_metadata(stored, step, offset), out.dtype, out.buffer.data);
+    write_values(read_metadata(stored, step, offset), out.dtype, out.buffer.data);
   }
 }
 

@@ -4,9 +4,10 @@
 #include <set>
 
 #include "hqq/checkpoint.hpp"
+#include "hqq/core/codec.hpp"
 #include "hqq/error.hpp"
+#include "src/float_values.hpp"
 #include "src/io/atomic_file.hpp"
-#include "src/io/float_values.hpp"
 #include "src/io/json.hpp"
 #include "src/io/layer_store.hpp"
 #include "src/io/manifest.hpp"
@@ -148,8 +149,7 @@ class Verifier {
 
   void check_finite(const std::string& layer, const std::string& field, const Tensor& tensor) {
     if (!is_weight_dtype(tensor.dtype)) return;
-    std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
-    read_values(tensor.dtype, tensor.buffer.data, values);
+    const std::vector<float> values = read_values(tensor);
     for (std::size_t i = 0; i < values.size(); ++i) {
       if (std::isfinite(values[i])) continue;
       problem("layer " + layer + ": " + field + " is not finite at position " + std::to_string(i));
@@ -158,12 +158,12 @@ class Verifier {
   }
 
   void check_ternary(const std::string& layer, const Tensor& W_q) {
-    constexpr unsigned kLargestByte = 242;  // 3^5 - 1: five codes a byte
     const auto* bytes = W_q.data<std::uint8_t>();
     for (std::size_t i = 0; i < W_q.nbytes(); ++i) {
-      if (bytes[i] <= kLargestByte) continue;
+      if (bytes[i] <= core::kTernaryMaxByte) continue;
       problem("layer " + layer + ": W_q holds " + std::to_string(bytes[i]) + " at byte " +
-              std::to_string(i) + "; ternary bytes are at most 242");
+              std::to_string(i) + "; ternary bytes are at most " +
+              std::to_string(core::kTernaryMaxByte));
       return;
     }
   }

@@ -9,6 +9,7 @@
 #include "hqq/bitpack.hpp"
 #include "hqq/error.hpp"
 #include "hqq/safetensors.hpp"
+#include "src/float_values.hpp"
 #include "src/io/upstream_pack.hpp"
 #include "src/metadata.hpp"
 
@@ -86,7 +87,7 @@ QuantizedTensor random_tensor(const LayerConfig& config, std::int64_t out, std::
     }
     std::vector<float> values(static_cast<std::size_t>(tensor->numel()));
     for (float& value : values) value = static_cast<float>(random() % 4001) / 1000.0f - 2.0f;
-    from_f32(values, tensor->dtype, tensor->buffer.data);
+    write_values(values, tensor->dtype, tensor->buffer.data);
   }
   return q;
 }
@@ -291,8 +292,8 @@ TEST(UpstreamTest, EightBitMetadataBecomesFloat32) {
   EXPECT_EQ(std::string(dtype.data<char>(), dtype.nbytes()), "torch.float32");
   const QuantizedTensor back = from_upstream(tensors, "fc");
   EXPECT_EQ(back.config.meta_dtype, DType::kF32);
-  EXPECT_EQ(to_f32(back.scale), read_scale(q));
-  EXPECT_EQ(to_f32(back.zero), read_zero(q));
+  EXPECT_EQ(read_values(back.scale), read_scale(q));
+  EXPECT_EQ(read_values(back.zero), read_zero(q));
   EXPECT_TRUE(same(q.W_q, back.W_q));
 }
 

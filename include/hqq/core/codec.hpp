@@ -6,14 +6,7 @@
 #include <cstring>
 
 #include "hqq/bitpack.hpp"
-
-#ifndef HQQ_HD
-#ifdef __CUDACC__
-#define HQQ_HD __host__ __device__ __forceinline__
-#else
-#define HQQ_HD inline
-#endif
-#endif
+#include "hqq/core/host_device.hpp"
 
 namespace hqq::core {
 

@@ -16,16 +16,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hqq/core/host_device.hpp"
+
 #ifndef HQQ_CORE_TARGET
 #define HQQ_CORE_TARGET scalar
-#endif
-
-#ifndef HQQ_HD
-#ifdef __CUDACC__
-#define HQQ_HD __host__ __device__ __forceinline__
-#else
-#define HQQ_HD inline
-#endif
 #endif
 
 // Lambdas do not inherit the target attribute of the function around them.

@@ -264,17 +264,24 @@ HQQ_HD Fit<V> select_fit(M mask, const Fit<V>& a, const Fit<V>& b) {
           select(mask, a.mean_t, b.mean_t), select(mask, a.gain, b.gain)};
 }
 
+// The whole range, not rounded: what the searches below start from.
+template <class V>
+HQQ_HD ScaleZero<V> unrounded_range(const SolverParams& params, Range<V> range) {
+  const V scale =
+      max((range.high - range.low) / set<V>(params.max_code), set<V>(min_scale(MetaType::kF32)));
+  return {scale, (set<V>(0.0f) - range.low) / scale};
+}
+
 // Squared error, up to 5 bits: the error of a refit follows from the sums, so a pass needs three of
 // them.
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V> range,
                                  const Moments<V>& first, const SolverParams& params) {
   const Totals<V> sums = totals<V>(w, h, n);
-  const V full = max((range.high - range.low) / set<V>(params.max_code), set<V>(1.17549435e-38f));
-  const V zero = (set<V>(0.0f) - range.low) / full;
-  Fit<V> best = fit(first, sums.h, sums.w, full);
+  const ScaleZero<V> whole = unrounded_range(params, range);
+  Fit<V> best = fit(first, sums.h, sums.w, whole.scale);
   for (float ratio : kClipRatios) {
-    const ScaleZero<V> start{full * set<V>(ratio), zero};
+    const ScaleZero<V> start{whole.scale * set<V>(ratio), whole.zero};
     Moments<V> starts[kNumShifts];
     shifted_moments(w, h, n, start, params, starts);
     for (const Moments<V>& m : starts) {
@@ -303,12 +310,11 @@ HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> r
                               const SolverParams& params) {
   const bool lp = params.lp_norm != 2.0f;
   const Totals<V> sums = totals<V>(w, h, n);
-  const V full = max((range.high - range.low) / set<V>(params.max_code), set<V>(1.17549435e-38f));
-  const V zero = (set<V>(0.0f) - range.low) / full;
-  Fit<V> best{full, zero, set<V>(0.0f), set<V>(0.0f)};
+  const ScaleZero<V> whole = unrounded_range(params, range);
+  Fit<V> best{whole.scale, whole.zero, set<V>(0.0f), set<V>(0.0f)};
   V best_error = set<V>(3.0e38f);
   for (float ratio : kPreciseRatios) {
-    Fit<V> current{full * set<V>(ratio), zero, set<V>(0.0f), set<V>(0.0f)};
+    Fit<V> current{whole.scale * set<V>(ratio), whole.zero, set<V>(0.0f), set<V>(0.0f)};
     for (int k = 0; k <= params.iterations + kPreciseRefits; ++k) {
       const ScaleZero<V> sz{current.scale, current.zero()};
       const Moments<V> m = lp ? moments<Pass::kShrink>(w, h, n, sz, params)
@@ -350,8 +356,7 @@ HQQ_HD ScaleZero<V> solve_minmax(const W& w, std::int64_t n, const SolverParams&
   return minmax_params(params, group_range<V>(w, n));
 }
 
-// ---- hqq: upstream's solver (hqq 0.2.8, core/optimize.py, optimize_weights_proximal_legacy)
-// ----------
+// ---- hqq: upstream's solver (hqq 0.2.8, optimize_weights_proximal_legacy) ----
 
 template <class V>
 struct HqqState {

@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "hqq/dtype.hpp"
+#include "hqq/tensor.hpp"
 
 namespace hqq {
 
@@ -12,5 +14,11 @@ namespace hqq {
 // float.
 void read_values(DType dtype, const std::byte* in, std::span<float> out);
 void read_values(DType dtype, const std::byte* in, std::span<double> out);
+
+// A whole tensor.
+std::vector<float> read_values(const Tensor& tensor);
+
+// Writes values.size() elements, rounded half to even.
+void write_values(std::span<const float> values, DType dtype, std::byte* out);
 
 }  // namespace hqq
