@@ -18,11 +18,22 @@ struct QuantizeTask {
   QuantizeStats* stats = nullptr;
 };
 
+// One product y = x W_r^T + bias.
+struct LinearTask {
+  TensorView x;  // [M, in_features], any weight dtype
+  const QuantizedTensor* q = nullptr;
+  std::span<const float> bias;  // [out_features], or empty
+  std::byte* y = nullptr;       // [M, out_features] in the type of x
+  int threads = 1;
+};
+
 #define HQQ_BACKEND_FUNCTIONS                                                \
   /* Fills the (allocated) tensors of `out`. */                              \
   void quantize(const QuantizeTask& task, QuantizedTensor& out);             \
   /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */ \
-  void dequantize(const QuantizedTensor& q, Tensor& out, int threads);
+  void dequantize(const QuantizedTensor& q, Tensor& out, int threads);       \
+  /* Sums in float32. */                                                     \
+  void linear(const LinearTask& task);
 
 namespace cpu {
 HQQ_BACKEND_FUNCTIONS

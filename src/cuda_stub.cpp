@@ -13,6 +13,7 @@ namespace {
 
 void quantize(const QuantizeTask&, QuantizedTensor&) { refuse(); }
 void dequantize(const QuantizedTensor&, Tensor&, int) { refuse(); }
+void linear(const LinearTask&) { refuse(); }
 bool is_available() { return false; }
 
 }  // namespace hqq::cuda

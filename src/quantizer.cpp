@@ -49,6 +49,12 @@ void check_importance(std::span<const float> importance, const TensorView& W,
   if (sum == 0.0) throw_invalid(name, "importance is all zeros; at least one value must be > 0");
 }
 
+void check_dense_dtype(DType dtype) {
+  if (is_weight_dtype(dtype)) return;
+  throw_invalid("dequantize", "dtype " + std::string(dtype_name(dtype)) +
+                                  " is not one of float32, float16, bfloat16, float64");
+}
+
 LayerConfig resolve(const LayerConfig& config, std::span<const float> importance) {
   LayerConfig resolved = config;
   resolved.validate();
@@ -114,13 +120,19 @@ QuantizedTensor Quantizer::quantize(const TensorView& W, const LayerConfig& conf
 
 Tensor dequantize(const QuantizedTensor& q, DType dtype, int threads) {
   q.validate("dequantize");
-  if (!is_weight_dtype(dtype)) {
-    throw_invalid("dequantize", "dtype " + std::string(dtype_name(dtype)) +
-                                    " is not one of float32, float16, bfloat16, float64");
-  }
+  check_dense_dtype(dtype);
   Tensor out = Tensor::allocate(dtype, {q.out_features, q.in_features});
-  cpu::dequantize(q, out, threads > 0 ? threads : default_threads());
+  dequantize(q, dtype, out.buffer.data, threads);
   return out;
+}
+
+void dequantize(const QuantizedTensor& q, DType dtype, void* out, int threads) {
+  q.validate("dequantize");
+  check_dense_dtype(dtype);
+  const Buffer memory{nullptr, static_cast<std::byte*>(out),
+                      static_cast<std::size_t>(q.out_features * q.in_features) * dtype_size(dtype)};
+  Tensor dense{dtype, {q.out_features, q.in_features}, memory};
+  cpu::dequantize(q, dense, threads > 0 ? threads : default_threads());
 }
 
 RowMajorMatrix dequantize_matrix(const QuantizedTensor& q, int threads) {

@@ -64,6 +64,8 @@ class Quantizer {
 
 // W_r as float32, bfloat16, float16 or float64 [out_features, in_features].
 Tensor dequantize(const QuantizedTensor& q, DType dtype = DType::kF32, int threads = 0);
+// The same into memory of the caller.
+void dequantize(const QuantizedTensor& q, DType dtype, void* out, int threads = 0);
 RowMajorMatrix dequantize_matrix(const QuantizedTensor& q, int threads = 0);
 
 }  // namespace hqq

@@ -53,6 +53,7 @@ __all__ = [
     "CudaError",
     "FormatError",
     "HqqConfig",
+    "HqqExperts",
     "HqqLinear",
     "Interrupted",
     "LayerReport",
@@ -73,6 +74,7 @@ __all__ = [
     "dequantize",
     "dequantize_checkpoint",
     "diff_checkpoints",
+    "get_backend",
     "layer_tag",
     "linear",
     "load_safetensors",
@@ -81,20 +83,27 @@ __all__ = [
     "quantize_linear",
     "safetensors_metadata",
     "save_safetensors",
+    "set_backend",
     "verify_checkpoint",
 ]
 
 
 if TYPE_CHECKING:
-    from .torch_linear import HqqLinear
+    from .nn import HqqExperts, HqqLinear, get_backend, set_backend
 else:
+    # The names that need torch, and their modules.
+    _TORCH_NAMES = {
+        "HqqExperts": "experts",
+        "HqqLinear": "linear",
+        "get_backend": "backend",
+        "set_backend": "backend",
+    }
 
     def __getattr__(name):
-        # The only name that needs torch.
-        if name == "HqqLinear":
-            from .torch_linear import HqqLinear
+        if name in _TORCH_NAMES:
+            import importlib
 
-            return HqqLinear
+            return getattr(importlib.import_module(f"{__name__}.nn.{_TORCH_NAMES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

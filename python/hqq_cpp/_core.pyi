@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'layer_tag', 'linear', 'load_safetensors', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'layer_tag', 'linear', 'load_safetensors', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -427,6 +427,16 @@ class QuantizeStats:
         """
         sqrt(mean (W - W_r)^2).
         """
+class NativeLayer:
+    """
+    For hqq_cpp.nn: a layer by the addresses of its tensors.
+    """
+    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def dequantize(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
 class Checkpoint:
     """
     A checkpoint folder or a single .safetensors file, opened and validated.
@@ -842,6 +852,10 @@ def dequantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str
 def diff_checkpoints(a: os.PathLike | str | bytes, b: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> list[TensorDiff]:
     """
     See hqq_cpp.diff_checkpoints.
+    """
+def dtype_code(dtype: typing.Any) -> int:
+    """
+    The code that NativeLayer takes for a dtype.
     """
 def layer_tag(name: str) -> str:
     """

@@ -11,7 +11,7 @@ from ._core import QuantizedTensor, Tensor
 if TYPE_CHECKING:
     import numpy as np
 
-    from .torch_linear import HqqLinear
+    from .nn.linear import HqqLinear
 
 
 class QuantizedLinear:
@@ -113,6 +113,6 @@ def quantize_linear(
     q = api.quantize(weight, config, name=name or "", importance=importance, threads=threads)
     if not is_torch:
         return QuantizedLinear(q, bias)
-    from .torch_linear import HqqLinear
+    from .nn.linear import HqqLinear
 
-    return HqqLinear(q, bias)
+    return HqqLinear(q, bias, weight.dtype)
