@@ -124,15 +124,25 @@ def test_torch_dequantize_equals_the_library(torch, rng, nbits, axis):
         assert torch.equal(layer.dequantize(torch.bfloat16), dense)
 
 
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_forward_is_linear_of_dequantize(torch, dtype):
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_forward_is_linear_of_dequantize(torch, dtype, rows, backend):
     dtype = getattr(torch, dtype)
     layer = hqq_cpp.quantize_linear(torch.nn.Linear(80, 24), {"nbits": 3})
-    x = torch.randn(5, 80, dtype=dtype)
-    expected = torch.nn.functional.linear(x, layer.dequantize(dtype), layer.bias.to(dtype))
-    assert layer(x).dtype == dtype and torch.equal(layer(x), expected)
-    with pytest.raises(RuntimeError):
-        layer(x[:, 1:])
+    x = torch.randn(rows, 80, dtype=dtype)
+    exact = x.double() @ layer.dequantize(torch.float64).T + layer.bias.double()
+    # Of a sum of 80 products and of the rounded weights and results.
+    size = x.double().abs() @ layer.dequantize(torch.float64).abs().T + layer.bias.double().abs()
+    bound = 80 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * size
+    hqq_cpp.set_backend(backend)
+    try:
+        y = layer(x)
+        assert y.dtype == dtype and bool(((y.double() - exact).abs() <= bound).all())
+        with pytest.raises(ValueError, match=r"x has the shape .*79\]; its last dimension must be 80"):
+            layer(x[:, 1:])
+    finally:
+        hqq_cpp.set_backend("auto")
 
 
 def test_tensors_are_shared_with_the_module(torch, rng):
@@ -155,7 +165,7 @@ def test_state_dict_has_the_names_of_a_checkpoint(torch, rng):
     assert not torch.equal(other.dequantize(), layer.dequantize())
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.dequantize(), layer.dequantize())
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(RuntimeError, match=r"W_q is uint8 \[24, 33\]; it must be uint8 \[24, 30\]"):
         other.load_state_dict(hqq_cpp.quantize_linear(torch.randn(24, 88), config).state_dict())
 
 

@@ -1,0 +1,7 @@
+"""Quantized layers for torch. Importing it imports torch, but not Transformers."""
+
+from .backend import get_backend, set_backend
+from .experts import HqqExperts
+from .linear import HqqLinear
+
+__all__ = ["HqqExperts", "HqqLinear", "get_backend", "set_backend"]

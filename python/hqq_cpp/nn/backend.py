@@ -1,0 +1,166 @@
+"""Which code runs a quantized layer: the one place where torch meets the C++ kernels.
+
+Two backends: "native", the C++ kernels, for tensors in CPU memory, and "torch", plain torch operations, on
+any device. "auto" takes native where it can.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.nn import functional
+
+from .. import _core
+from .dequantize import Layout, Weight
+from .dequantize import dequantize as torch_dequantize
+
+_BACKENDS = ("auto", "torch", "native")
+_backend = "auto"
+
+# From this many rows of x on, a dense product with the whole W_r is faster than going row by row.
+_DENSE_ROWS = 9
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def set_backend(name: str) -> None:
+    """Selects the code that runs quantized layers of torch, for the whole process.
+
+    Args:
+        name: 'torch': plain torch operations on any device. 'native': the C++ kernels; a layer that is
+            not in CPU memory is an error. 'auto' (the default): native in CPU memory, torch elsewhere.
+
+    Raises:
+        ValueError: For another name.
+
+    Example:
+        >>> hqq_cpp.set_backend("torch")
+        >>> hqq_cpp.get_backend()
+        'torch'
+        >>> hqq_cpp.set_backend("auto")
+    """
+    global _backend
+    if name not in _BACKENDS:
+        raise ValueError(f"[backend] '{name}' is no backend; there are {', '.join(_BACKENDS)}")
+    _backend = name
+
+
+def get_backend() -> str:
+    """The backend that set_backend() selected."""
+    return _backend
+
+
+def uses_native(weight: Weight, x: torch.Tensor) -> bool:
+    """Whether the C++ kernels run this layer.
+
+    Raises:
+        ValueError: If they were asked for and cannot.
+    """
+    if _backend == "torch":
+        return False
+    possible = weight.W_q.device.type == "cpu" and x.dtype in _NATIVE_DTYPES
+    if _backend == "native" and not possible:
+        raise ValueError(
+            f"[backend] the native kernels take CPU tensors of float32, bfloat16, float16 or float64; "
+            f"the layer is on {weight.W_q.device}, x is {x.dtype}: use set_backend('auto')"
+        )
+    return possible
+
+
+def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    """W_r [out_features, in_features] of dtype, on the device of the weight."""
+    native = _backend != "torch" and weight.W_q.device.type == "cpu" and dtype in _NATIVE_DTYPES
+    if not native:
+        return torch_dequantize(weight, layout, dtype)
+    weight = _contiguous(weight)
+    out = torch.empty(layout.out_features, layout.in_features, dtype=dtype)
+    _native_layer(weight, layout).dequantize(
+        _addresses(weight), out.data_ptr(), _dtype_code(dtype), _threads()
+    )
+    return out
+
+
+def linear(
+    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x [..., in_features] W_r^T + bias, in the dtype of x."""
+    few = 0 < x.numel() < _DENSE_ROWS * layout.in_features
+    # The kernels sum in float32.
+    if uses_native(weight, x) and few and x.dtype != torch.float64:
+        return _native_linear(x, _contiguous(weight), layout, bias)
+    bias = None if bias is None else bias.to(x.dtype)
+    return functional.linear(x, dequantize(weight, layout, x.dtype), bias)
+
+
+def linear_backward(grad_y: torch.Tensor, weight: Weight, layout: Layout) -> torch.Tensor:
+    """The gradient of x: grad_y [..., out_features] W_r."""
+    return grad_y @ dequantize(weight, layout, grad_y.dtype)
+
+
+def _native_linear(
+    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
+) -> torch.Tensor:
+    rows = x.contiguous()
+    y = x.new_empty(*x.shape[:-1], layout.out_features)
+    bias = None if bias is None else bias.float().contiguous()
+    _native_layer(weight, layout).linear(
+        _addresses(weight),
+        rows.data_ptr(),
+        rows.numel() // layout.in_features,
+        _dtype_code(x.dtype),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        _threads(),
+    )
+    return y
+
+
+def _threads() -> int:
+    # torch's setting, so that torch.set_num_threads() and data loaders' workers are respected.
+    return torch.get_num_threads()
+
+
+def _contiguous(weight: Weight) -> Weight:
+    if all(t is None or t.is_contiguous() for t in weight):
+        return weight
+    return Weight(*(t if t is None else t.contiguous() for t in weight))
+
+
+def _addresses(weight: Weight) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in weight]
+
+
+def _native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
+    meta = next(
+        (t.dtype for t in (weight.scale, weight.zero, weight.col_scale) if _is_float(t)),
+        torch.float16,
+    )
+    return _make_native_layer(
+        layout, meta, weight.scale_step is not None, weight.zero_step is not None,
+        weight.col_scale is not None,
+    )  # fmt: skip
+
+
+def _is_float(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype != torch.uint8
+
+
+@functools.lru_cache(maxsize=1024)
+def _make_native_layer(
+    layout: Layout, meta: torch.dtype, quant_scale: bool, quant_zero: bool, balanced: bool
+) -> _core.NativeLayer:
+    config = {
+        "nbits": layout.nbits,
+        "group_size": layout.group_size or None,
+        "axis": layout.axis,
+        "meta_dtype": str(meta).removeprefix("torch."),
+        "quant_scale": quant_scale,
+        "quant_zero": quant_zero,
+        "balance": "sinkhorn" if balanced else "none",
+    }
+    return _core.NativeLayer(config, layout.out_features, layout.in_features)
+
+
+@functools.lru_cache(maxsize=None)
+def _dtype_code(dtype: torch.dtype) -> int:
+    return _core.dtype_code(dtype)

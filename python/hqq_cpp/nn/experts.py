@@ -1,0 +1,170 @@
+"""HqqExperts: the quantized weight of fused experts, [experts, out, in]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._core import QuantizedTensor
+from . import backend, ops
+from .dequantize import TENSOR_NAMES, Weight, weight_of
+from .module import QuantizedModule, parse_dtype
+
+
+class HqqExperts(QuantizedModule):
+    """Quantized matrices of experts: takes the place of a parameter [experts, out, in].
+
+    Every tensor of format 1 has a leading dimension. ``col_scale`` may also be [experts, parts, in]:
+    the rows of a matrix are then cut into `parts` equal parts with factors of their own, as when gate
+    and up projections were quantized one by one. Indexing with an expert's number dequantizes
+    its matrix, so code that reads a parameter keeps working; ``linear`` multiplies without that.
+
+    Args:
+        weights: One quantized matrix per expert, of equal shapes and settings.
+        dtype: Type of the dense weights.
+
+    Raises:
+        ValueError: If there is none, or shapes or settings differ.
+
+    Example:
+        >>> import torch
+        >>> q = hqq_cpp.quantize(torch.randn(8, 64), {"nbits": 4})
+        >>> experts = hqq_cpp.HqqExperts([q, q])
+        >>> experts.linear(torch.ones(3, 64), 1).shape, experts[0].shape
+        (torch.Size([3, 8]), torch.Size([8, 64]))
+    """
+
+    W_q: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, weights: Sequence[QuantizedTensor], dtype: torch.dtype | None = None):
+        super().__init__()
+        if not weights:
+            raise ValueError("[experts] there are 0 matrices; give one per expert")
+        first = weights[0]
+        for e, q in enumerate(weights):
+            if q.shape != first.shape or q.config != first.config:
+                raise ValueError(
+                    f"[experts] expert {e} is {q!r}, expert 0 is {first!r}; all must have one shape and "
+                    f"the same settings"
+                )
+        self._setup(first.config, (len(weights), *first.shape), parse_dtype(dtype, torch.float32))
+        tensors = [weight_of(q) for q in weights]
+        self._register_tensors(
+            {
+                name: torch.stack([getattr(w, name) for w in tensors])
+                for name in TENSOR_NAMES
+                if getattr(tensors[0], name) is not None
+            }
+        )
+
+    @classmethod
+    def empty(
+        cls,
+        config: dict[str, Any],
+        shape: tuple[int, int, int],
+        *,
+        parts: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> HqqExperts:
+        """Experts whose tensors are allocated, not set.
+
+        Args:
+            config: Settings of the layer, with balance 'none' or 'sinkhorn'.
+            shape: (experts, out_features, in_features).
+            parts: Parts of the rows with col_scale of their own.
+            dtype: Type of the dense weights.
+            device: Where the tensors are; 'meta' allocates nothing.
+        """
+        experts = cls.__new__(cls)
+        nn.Module.__init__(experts)
+        experts._setup(config, shape, dtype)
+        experts.parts = parts
+        device = torch.get_default_device() if device is None else torch.device(device)
+        experts._register_tensors(experts._empty_tensors(device))
+        return experts
+
+    # Parts of the rows that have factors of their own.
+    parts: int = 1
+
+    def _specs(self):
+        specs = super()._specs()
+        if self.parts > 1 and "col_scale" in specs:
+            (experts, cols), dtype = specs["col_scale"]
+            specs["col_scale"] = ((experts, self.parts, cols), dtype)
+        return specs
+
+    @property
+    def num_experts(self) -> int:
+        """Matrices there are."""
+        return self.dense_shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the dense parameter: [experts, out_features, in_features]."""
+        return torch.Size(self.dense_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the dense parameter."""
+        return self.compute_dtype
+
+    def __len__(self) -> int:
+        return self.num_experts
+
+    def _pieces(self, expert: int) -> list[tuple[Weight, Any]]:
+        """The matrix of an expert in parts whose rows share their col_scale."""
+        weight = Weight(*(t if t is None else t[expert] for t in self.packed()))
+        if self.parts == 1 or weight.col_scale is None:
+            return [(weight, self._layout)]
+        # Row-local packing makes a slice of rows a quantized matrix; parts exist only where the metadata
+        # can be cut as well (see merge_parts).
+        rows = self.out_features // self.parts
+        layout = self._layout._replace(out_features=rows)
+        pieces = []
+        for p in range(self.parts):
+            cut = [t if t is None else t.chunk(self.parts)[p] for t in weight]
+            piece = Weight(*cut)._replace(col_scale=weight.col_scale[p])
+            pieces.append((piece, layout))
+        return pieces
+
+    def dequantize(
+        self, expert: int | None = None, dtype: torch.dtype | str = torch.float32
+    ) -> torch.Tensor:
+        """W_r of one expert [out_features, in_features], or of all."""
+        if expert is None:
+            return torch.stack([self.dequantize(e, dtype) for e in range(self.num_experts)])
+        dtype = parse_dtype(dtype, torch.float32)
+        dense = [backend.dequantize(w, layout, dtype) for w, layout in self._pieces(expert)]
+        return dense[0] if len(dense) == 1 else torch.cat(dense)
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        """The dense weight of an expert, or of several: what a parameter gives."""
+        if isinstance(expert, torch.Tensor) and expert.ndim > 0:
+            return torch.stack([self[int(e)] for e in expert.flatten()]).unflatten(
+                0, expert.shape
+            )
+        index = int(expert)
+        if not -self.num_experts <= index < self.num_experts:
+            raise IndexError(f"[experts] there is no expert {index}; there are {self.num_experts}")
+        return self.dequantize(index % self.num_experts, self.compute_dtype)
+
+    def linear(
+        self, x: torch.Tensor, expert: int, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x [..., in_features] W_r^T + bias for one expert, in the dtype of x."""
+        pieces = self._pieces(expert)
+        if len(pieces) == 1:
+            return ops.linear(x, *pieces[0], bias)
+        y = torch.cat([ops.linear(x, *piece, None) for piece in pieces], -1)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """For repr(): sizes and the settings that matter for reading."""
+        parts = "" if self.parts == 1 else f", parts={self.parts}"
+        return f"shape={list(self.dense_shape)}, {self._repr_settings()}{parts}"
