@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
-    HqqConfig,
     LayerReport,
     Progress,
     QuantizedTensor,
@@ -44,6 +43,7 @@ from .api import (
     save_safetensors,
     verify_checkpoint,
 )
+from .config import HqqConfig
 from .errors import CudaError, FormatError, Interrupted
 from .numpy_linear import QuantizedLinear, quantize_linear
 
@@ -81,6 +81,7 @@ __all__ = [
     "quantize",
     "quantize_checkpoint",
     "quantize_linear",
+    "quantize_model_",
     "safetensors_metadata",
     "save_safetensors",
     "set_backend",
@@ -89,13 +90,14 @@ __all__ = [
 
 
 if TYPE_CHECKING:
-    from .nn import HqqExperts, HqqLinear, get_backend, set_backend
+    from .nn import HqqExperts, HqqLinear, get_backend, quantize_model_, set_backend
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
         "HqqExperts": "experts",
         "HqqLinear": "linear",
         "get_backend": "backend",
+        "quantize_model_": "quantize_model",
         "set_backend": "backend",
     }
 

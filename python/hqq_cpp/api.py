@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _core
 from ._core import (
     Checkpoint,
-    HqqConfig,
     Progress,
     QuantizedTensor,
     QuantizeReport,
@@ -18,9 +17,12 @@ from ._core import (
     TensorDiff,
     VerifyReport,
 )
+from .config import importance_of
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .config import HqqConfig
 
     PathLike = str | os.PathLike[str]
     # A dict in any form that HqqConfig.from_dict reads, or an object whose to_dict() gives one.
@@ -63,7 +65,7 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
         name: Name of the layer, which selects the rules of config and stands in messages. Empty:
             the settings that hold without rules.
         importance: [in_features]: a weight >= 0 for the squared error of each input column, best
-            the mean square of that input.
+            the mean square of that input. None: what config.importance has for the layer `name`.
         threads: CPU threads; 0: see default_threads().
         device: Where to solve: 'cpu'. 'cuda' needs a library with CUDA.
         stats: Also return the errors.
@@ -83,6 +85,8 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
         >>> q.shape, round(stats.relative_error, 2)
         ((64, 128), 0.07)
     """
+    if importance is None:
+        importance = importance_of(config, name)
     q, errors = _core.quantize(W, config, name, importance, threads, device, stats)
     return (q, errors) if stats else q
 
@@ -178,7 +182,7 @@ def quantize_checkpoint(
         dst: Folder to write.
         config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
         importance: Layer name -> 1-D array [in_features] (see quantize), or a safetensors file of
-            such.
+            such. None: config.importance.
         threads: CPU threads; 0: see default_threads().
         force: Replace dst if it is a checkpoint folder.
         resume: Go on from the finished shards of an interrupted run with the same arguments.
@@ -202,6 +206,8 @@ def quantize_checkpoint(
         >>> report.bits_per_weight < 3.8
         True
     """
+    if importance is None and (importance := getattr(config, "importance", None)) == "random":
+        importance_of(config, "")
     with _importance_file(importance) as file:
         return _core.quantize_checkpoint(
             src, dst, config, file, threads, force, resume, dry_run, device, progress

@@ -10,16 +10,16 @@ from torch import nn
 
 from .._core import QuantizedTensor
 from . import backend, ops
-from .dequantize import TENSOR_NAMES, Weight, weight_of
+from .dequantize import TENSOR_NAMES, Layout, Weight, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
 
 
 class HqqExperts(QuantizedModule):
     """Quantized matrices of experts: takes the place of a parameter [experts, out, in].
 
-    Every tensor of format 1 has a leading dimension. ``col_scale`` may also be [experts, parts, in]:
-    the rows of a matrix are then cut into `parts` equal parts with factors of their own, as when gate
-    and up projections were quantized one by one. Indexing with an expert's number dequantizes
+    Every tensor of format 1 has a leading dimension. The rows of a matrix may come in `parts` equal parts
+    that were quantized one by one, as gate and up projections; their tensors follow each other, and
+    ``col_scale`` is [experts, parts, in]. Indexing with an expert's number dequantizes
     its matrix, so code that reads a parameter keeps working; ``linear`` multiplies without that.
 
     Args:
@@ -93,10 +93,17 @@ class HqqExperts(QuantizedModule):
     parts: int = 1
 
     def _specs(self):
-        specs = super()._specs()
-        if self.parts > 1 and "col_scale" in specs:
-            (experts, cols), dtype = specs["col_scale"]
-            specs["col_scale"] = ((experts, self.parts, cols), dtype)
+        if self.parts == 1:
+            return super()._specs()
+        # Parts follow each other in every tensor but col_scale, where they are stacked.
+        experts = self.num_experts
+        rows = self.out_features // self.parts
+        specs = {}
+        for name, (shape, dtype) in tensor_specs(self.config, rows, self.in_features).items():
+            if name == "col_scale":
+                specs[name] = ((experts, self.parts, *shape), dtype)
+            else:
+                specs[name] = ((experts, self.parts * shape[0], *shape[1:]), dtype)
         return specs
 
     @property
@@ -117,19 +124,17 @@ class HqqExperts(QuantizedModule):
     def __len__(self) -> int:
         return self.num_experts
 
-    def _pieces(self, expert: int) -> list[tuple[Weight, Any]]:
+    def _pieces(self, expert: int) -> list[tuple[Weight, Layout]]:
         """The matrix of an expert in parts whose rows share their col_scale."""
         weight = Weight(*(t if t is None else t[expert] for t in self.packed()))
-        if self.parts == 1 or weight.col_scale is None:
+        if self.parts == 1:
             return [(weight, self._layout)]
-        # Row-local packing makes a slice of rows a quantized matrix; parts exist only where the metadata
-        # can be cut as well (see merge_parts).
-        rows = self.out_features // self.parts
-        layout = self._layout._replace(out_features=rows)
+        layout = self._layout._replace(out_features=self.out_features // self.parts)
         pieces = []
         for p in range(self.parts):
-            cut = [t if t is None else t.chunk(self.parts)[p] for t in weight]
-            piece = Weight(*cut)._replace(col_scale=weight.col_scale[p])
+            piece = Weight(*(t if t is None else t.chunk(self.parts)[p] for t in weight))
+            if weight.col_scale is not None:
+                piece = piece._replace(col_scale=weight.col_scale[p])
             pieces.append((piece, layout))
         return pieces
 

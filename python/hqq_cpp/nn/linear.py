@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from .. import api
-from .._core import HqqConfig, QuantizedTensor, Tensor
+from .._core import QuantizedTensor, Tensor
+from ..config import HqqConfig
 from . import backend, ops
-from .dequantize import TENSOR_NAMES, weight_of
+from .dequantize import weight_of
 from .module import QuantizedModule, parse_dtype
 
 

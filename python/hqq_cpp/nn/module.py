@@ -38,6 +38,9 @@ class QuantizedModule(nn.Module):
     parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and change ``compute_dtype``.
     """
 
+    # QuantizeStats of the weight, or a list of them for experts; None if it came from a file.
+    quantize_stats: Any = None
+
     # Transformers initializes what lacks this mark; there is nothing to initialize here.
     _is_hf_initialized = True
 
@@ -69,6 +72,22 @@ class QuantizedModule(nn.Module):
             name: torch.empty(shape, dtype=dtype, device=device)
             for name, (shape, dtype) in self._specs().items()
         }
+
+    def set_packed(self, tensors: dict[str, torch.Tensor], device: torch.device | str) -> None:
+        """Sets the stored tensors; they must be those of _specs()."""
+        specs = self._specs()
+        if tensors.keys() != specs.keys():
+            raise ValueError(
+                f"[module] the tensors are {', '.join(tensors)}; they must be {', '.join(specs)}"
+            )
+        for name, (shape, dtype) in specs.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+                raise ValueError(
+                    f"[module] {name} is {_name(tensor.dtype)} {list(tensor.shape)}; it must be "
+                    f"{_name(dtype)} {list(shape)}"
+                )
+            self._parameters[name] = nn.Parameter(tensor.to(device), requires_grad=False)
 
     def packed(self) -> Weight:
         """The stored tensors."""

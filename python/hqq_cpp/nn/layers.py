@@ -1,0 +1,111 @@
+"""Which weights of a model can be quantized, and under which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .experts import HqqExperts
+from .linear import HqqLinear
+
+# Routers choose experts by tiny differences, and are tiny; src/io/plan.cpp has the same rule for checkpoints.
+_ROUTER = re.compile(r"(^|\.)(mlp\.gate|block_sparse_moe\.gate|router|shared_expert_gate)$")
+_EXPERT_PARAMETERS = ("gate_up_proj", "down_proj", "gate_proj", "up_proj")
+
+
+class Layer(NamedTuple):
+    """A weight that can be quantized."""
+
+    # Of the layer, as rules of an HqqConfig see it: "model.layers.0.mlp.experts.down_proj".
+    name: str
+    # Of its parameter: name + ".weight", or the name itself for fused experts.
+    parameter: str
+    module: nn.Module
+    kind: str  # "linear", "conv1d", "conv2d" or "experts"
+    # [experts,] out, in. As stored: experts that keep their matrices transposed are taken as they are.
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def find_layers(model: nn.Module) -> Iterator[Layer]:
+    """All weights of a model that can be quantized, in its order.
+
+    nn.Linear and subclasses of it that do not read their weight elsewhere; Transformers' Conv1D, which keeps its
+    weight transposed; convolutions 1x1; fused experts [experts, out, in] of Transformers. Weights that are used twice
+    (tied) are left out, and so are routers and layers that are quantized already.
+    """
+    owners: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    tied |= set((getattr(model, "all_tied_weights_keys", None) or {}).values())
+    for name, module in model.named_modules():
+        if _ROUTER.search(name):
+            continue
+        for layer in _layers_of(name, module):
+            parameter = model.get_parameter(layer.parameter)
+            if layer.parameter not in tied and owners[id(parameter)] == 1:
+                yield layer
+
+
+def _layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
+    kind, shape = kind_of(module)
+    if kind is not None:
+        parameter = f"{name}.weight" if name else "weight"
+        yield Layer(name, parameter, module, kind, shape, module.weight.dtype)
+    elif is_experts(module):
+        for key in _EXPERT_PARAMETERS:
+            weight = module._parameters.get(key)
+            if weight is not None and weight.ndim == 3:
+                path = f"{name}.{key}"
+                yield Layer(path, path, module, "experts", tuple(weight.shape), weight.dtype)
+
+
+def kind_of(module: nn.Module) -> tuple[str | None, tuple[int, ...]]:
+    """What sort of linear layer a module is, and [out, in]; (None, ()) if it is none or quantized."""
+    if isinstance(module, HqqLinear) or "weight" not in module._parameters:
+        return None, ()
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None, ()  # nn.MultiheadAttention multiplies with its weight itself
+    weight = module._parameters["weight"]
+    if isinstance(module, nn.Linear):
+        return "linear", tuple(weight.shape)
+    if isinstance(module, nn.Conv2d):
+        plain = module.kernel_size == module.stride == module.dilation == (1, 1)
+        if plain and module.groups == 1 and module.padding in ((0, 0), "valid", "same"):
+            return "conv2d", tuple(weight.shape[:2])
+        return None, ()
+    # By its name, so that Transformers is not imported for a model that is none of its.
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+    if "transformers.pytorch_utils.Conv1D" in names:
+        return "conv1d", (weight.shape[1], weight.shape[0])
+    return None, ()
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether Transformers' experts interface runs this module, and its parameters can be replaced."""
+    return all(hasattr(module, name) for name in ("_apply_gate", "is_transposed", "has_gate"))
+
+
+def dense_matrix(kind: str, weight: torch.Tensor) -> torch.Tensor:
+    """The matrix [out, in] (or [experts, out, in]) of a layer's parameter."""
+    if kind == "conv1d":
+        return weight.t()
+    return weight.flatten(1) if kind == "conv2d" else weight
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, HqqLinear | HqqExperts]]:
+    """(name, module) of all quantized layers of a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, (HqqLinear, HqqExperts)):
+            yield name, module
+
+
+def parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds `name`, and the last component of the name."""
+    path, _, last = name.rpartition(".")
+    return model.get_submodule(path), last

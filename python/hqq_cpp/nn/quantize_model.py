@@ -1,0 +1,223 @@
+"""quantize_model_: quantization of any torch model in place, and its steps, which loaders share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .. import api
+from ..config import HqqConfig
+from .dequantize import weight_of
+from .experts import HqqExperts
+from .layers import Layer, dense_matrix, find_layers, parent_of
+from .linear import HqqLinear
+from .pointwise import HqqPointwiseConv2d
+
+
+class Quantized(NamedTuple):
+    """The packed tensors of a layer, and the errors."""
+
+    tensors: dict[str, torch.Tensor]
+    stats: Any
+    settings: dict[str, Any]
+
+
+class ImportanceSource:
+    """The importance vectors of a config: none, a mapping, or a file that is read when asked."""
+
+    def __init__(self, config: HqqConfig, vectors: Mapping[str, Any] | None = None):
+        source = config.importance if vectors is None else vectors
+        if isinstance(source, str) and source == "random":
+            raise ValueError(
+                "[quantize] importance 'random' needs the float model to run: use quantize_model_, or the file "
+                "that 'hqq-cpp importance MODEL_DIR FILE' writes"
+            )
+        if isinstance(source, (str, os.PathLike)):
+            source = api.load_safetensors(source)
+        self._vectors: Mapping[str, Any] = source or {}
+
+    def get(self, layer: Layer) -> torch.Tensor | None:
+        """[in] or [experts, in] in float32, or None.
+
+        Raises:
+            ValueError: If it does not fit the layer.
+        """
+        vector = self._vectors.get(layer.name)
+        if vector is None:
+            return None
+        vector = torch.as_tensor(
+            vector if isinstance(vector, torch.Tensor) else torch.from_dlpack(vector)
+        )
+        vector = vector.detach().float().cpu()
+        wanted = [layer.shape[-1:]]
+        if layer.kind == "experts":
+            if layer.module.is_transposed:
+                return None  # its columns are outputs
+            wanted.append((layer.shape[0], layer.shape[-1]))
+        if tuple(vector.shape) not in wanted:
+            raise ValueError(
+                f"[{layer.name}] importance has the shape {list(vector.shape)}; it must be "
+                + " or ".join(str(list(shape)) for shape in wanted)
+            )
+        return vector
+
+    def resolve(self, layer: Layer, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings with balance 'auto' decided, as the library decides it."""
+        if settings["balance"] != "auto":
+            return settings
+        return settings | {"balance": "sinkhorn" if self.get(layer) is None else "none"}
+
+
+def quantize_layer(
+    layer: Layer, weight: torch.Tensor, settings: dict[str, Any], importance: torch.Tensor | None
+) -> Quantized:
+    """Solves for the packed tensors of a layer; CPU tensors.
+
+    Args:
+        layer: The layer; its name stands in messages.
+        weight: Its parameter.
+        settings: As HqqConfig.layer() gives them.
+        importance: [in], or [experts, in] for experts, or None.
+    """
+    config = HqqConfig(**settings, skip_modules=())
+    matrix = dense_matrix(layer.kind, weight.detach()).cpu()
+    if layer.kind != "experts":
+        q, stats = _solve(layer.name, matrix, config, importance)
+        return Quantized({k: torch.from_dlpack(v) for k, v in q.tensors().items()}, stats, settings)
+    stacks: dict[str, torch.Tensor] = {}
+    all_stats = []
+    for e in range(matrix.shape[0]):
+        vector = importance if importance is None or importance.ndim == 1 else importance[e]
+        q, stats = _solve(f"{layer.name}.{e}", matrix[e], config, vector)
+        all_stats.append(stats)
+        for name, tensor in weight_of(q)._asdict().items():
+            if tensor is None:
+                continue
+            if name not in stacks:
+                stacks[name] = tensor.new_empty(matrix.shape[0], *tensor.shape)
+            stacks[name][e] = tensor
+    return Quantized(stacks, all_stats, settings)
+
+
+def _solve(name: str, matrix: torch.Tensor, config: HqqConfig, importance: Any):
+    return api.quantize(
+        matrix if matrix.stride(-1) == 1 else matrix.contiguous(),
+        config,
+        name=name,
+        importance=importance,
+        stats=True,
+    )
+
+
+def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqExperts:
+    """The quantized module for a layer, on device meta, with the layer's bias."""
+    if layer.kind == "experts":
+        return HqqExperts.empty(settings, layer.shape, dtype=layer.dtype, device="meta")
+    bias = layer.module._parameters.get("bias")
+    cls = HqqPointwiseConv2d if layer.kind == "conv2d" else HqqLinear
+    return cls.empty(
+        settings, *layer.shape, False if bias is None else bias, dtype=layer.dtype, device="meta"
+    )
+
+
+def put_module(model: nn.Module, layer: Layer, module: nn.Module) -> None:
+    """Puts the quantized module where the layer was."""
+    owner, last = parent_of(model, layer.name)
+    if layer.kind == "experts":
+        del owner._parameters[last]
+    module.train(layer.module.training)
+    setattr(owner, last, module)
+
+
+def store_quantized(
+    model: nn.Module, layer: Layer, quantized: Quantized, device: torch.device
+) -> nn.Module:
+    """Replaces a layer by its quantized form."""
+    module = empty_module(layer, quantized.settings)
+    module.set_packed(quantized.tensors, device)
+    module.quantize_stats = quantized.stats
+    put_module(model, layer, module)
+    return module
+
+
+def quantize_model_(
+    model: nn.Module,
+    config: Any = None,
+    *,
+    filter: Callable[[str, nn.Module], bool] | None = None,
+    importance: Any = None,
+    progress: Callable[[str, int, int], Any] | None = None,
+) -> nn.Module:
+    """Quantizes the linear layers of any torch model in place, one after the other.
+
+    nn.Linear, Transformers' Conv1D, convolutions 1x1 and fused experts. Layers that share their weight with
+    another (tied embeddings) and routers stay as they are.
+
+    Args:
+        model: Any module with linear layers below it.
+        config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
+        filter: Called with name and module of every layer that the config would quantize; False leaves it
+            as it is. For fused experts the name is that of the parameter.
+        importance: Layer name -> [in_features] (experts: [experts, in_features]), a safetensors file of such,
+            or 'random': run the model on random input first (collect_importance). None: config.importance.
+        progress: Called with the name of a layer, its number from 1, and how many there are.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If nothing is left to quantize, or a layer cannot be quantized as asked. Layers before it
+            are quantized already.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        >>> hqq_cpp.quantize_model_(model, {"nbits": 4}, filter=lambda name, module: name != "2")[0]
+        HqqLinear(in_features=64, out_features=32, bias=True, nbits=4, group_size=64, axis=1, balance=sinkhorn)
+    """
+    config = HqqConfig.from_dict(config)
+    chosen = [
+        (layer, settings)
+        for layer in find_layers(model)
+        if layer.name
+        and (settings := config.layer(layer.name)) is not None
+        and (filter is None or filter(layer.name, layer.module))
+    ]
+    if not chosen:
+        raise ValueError(
+            f"[quantize] there is nothing to quantize below {type(model).__name__}: its layers are "
+            f"{', '.join(layer.name or '(the module itself)' for layer in find_layers(model)) or 'none'}, "
+            f"and the config or the filter leaves them out (quantize_linear takes a single layer)"
+        )
+    importance = config.importance if importance is None else importance
+    if isinstance(importance, str) and importance == "random":
+        from .importance import collect_importance
+
+        importance = collect_importance(model)
+    source = ImportanceSource(config, importance or {})
+    for number, (layer, settings) in enumerate(chosen, 1):
+        parameter = model.get_parameter(layer.parameter)
+        settings = source.resolve(layer, settings)
+        quantized = quantize_layer(layer, parameter, settings, source.get(layer))
+        store_quantized(model, layer, quantized, parameter.device)
+        if progress is not None:
+            progress(layer.name, number, len(chosen))
+    _tell_transformers(model, config)
+    return model
+
+
+def _tell_transformers(model: nn.Module, config: HqqConfig) -> None:
+    """A model of Transformers can be saved, and runs its quantized experts."""
+    import sys
+
+    if "transformers" in sys.modules:
+        from transformers import PreTrainedModel
+
+        if isinstance(model, PreTrainedModel):
+            from ..transformers.quantizer import attach
+
+            attach(model, config)

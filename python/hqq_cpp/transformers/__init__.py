@@ -1,0 +1,22 @@
+"""HQQ for Transformers 5: importing this module is all it takes.
+
+    import hqq_cpp.transformers
+    from transformers import AutoModelForCausalLM, HqqConfig
+
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=HqqConfig(nbits=4))
+
+The import puts our quantizer under the methods "hqq" and "hqq_cpp" of Transformers, which has none of its own any
+more. docs/transformers.md has the rest.
+"""
+
+from __future__ import annotations
+
+from . import config as _config
+from .quantizer import HqqQuantizer
+from .register import register
+
+HqqConfig = _config.HqqConfig
+
+__all__ = ["HqqConfig", "HqqQuantizer", "register"]
+
+register()

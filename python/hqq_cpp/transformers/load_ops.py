@@ -1,0 +1,113 @@
+"""Quantization while from_pretrained reads: weights go to the C++ solver one by one, off the loader's thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps
+
+from ..nn.dequantize import tensor_specs
+from ..nn.layers import Layer
+from ..nn.quantize_model import ImportanceSource, Quantized, empty_module, put_module, quantize_layer
+
+
+class Plan:
+    """What is to become of one weight."""
+
+    def __init__(self, layer: Layer, settings: dict[str, Any], importance: ImportanceSource):
+        self.layer = layer
+        self.settings = importance.resolve(layer, settings)
+        self._importance = importance
+        self.done = False
+
+    def quantize(self, weight: torch.Tensor) -> Quantized:
+        """Solves for the packed tensors."""
+        self.done = True
+        return quantize_layer(self.layer, weight, self.settings, self._importance.get(self.layer))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the packed tensors, before they exist."""
+        rows, cols = self.layer.shape[-2:]
+        specs = tensor_specs(self.settings, rows, cols).values()
+        return 8 * sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs) / (rows * cols)
+
+
+class SolverThread:
+    """One thread that solves while the loader reads the next weight.
+
+    submit() waits for the weight before, so that no more than two dense weights are in memory. The solver itself uses
+    all cores.
+    """
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hqq-cpp-solver")
+        self._running: Future | None = None
+        self.expected = 0
+
+    def submit(self, work) -> None:
+        """Runs work() in the thread; raises what the work before raised."""
+        self.wait()
+        self._running = self._pool.submit(work)
+
+    def wait(self) -> None:
+        """Returns when nothing runs."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def join(self) -> None:
+        """Ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+class QuantizeOnLoad(ConversionOps):
+    """Takes dense weights from the loader; the tensors that replace them are set by the solver's thread."""
+
+    def __init__(self, plans: dict[str, Plan], solver: SolverThread):
+        self._plans = plans
+        self._solver = solver
+        # Transformers makes one operation per weight to quantize, all before the first is converted.
+        solver.expected += 1
+
+    @torch.no_grad()
+    def convert(self, input_dict, *, model=None, full_layer_name=None, missing_keys=None, **kwargs):
+        dense = {}
+        for name, tensors in input_dict.items():
+            tensor = tensors[0] if isinstance(tensors, list) else tensors
+            plan = self._plans.get(name)
+            if plan is None:
+                dense[name] = tensors
+                continue
+            missing_keys.discard(name)
+            dense |= self._start(model, plan, tensor)
+        self._solver.expected -= 1
+        if self._solver.expected == 0:
+            self._solver.wait()
+        return dense
+
+    def _start(self, model, plan: Plan, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        layer = plan.layer
+        target = weight.device
+        module = empty_module(layer, plan.settings)
+        put_module(model, layer, module)
+        if getattr(model, "_hqq_offloads", False):
+            return {f"{layer.name}.{k}": v for k, v in plan.quantize(weight).tensors.items()}
+
+        def work():
+            quantized = plan.quantize(weight)
+            module.set_packed(quantized.tensors, target)
+            module.quantize_stats = quantized.stats
+
+        if layer.kind == "experts":
+            # The loader merges experts in memory: it must not start the next before this one is gone.
+            self._solver.wait()
+            work()
+        else:
+            self._solver.submit(work)
+        return {}

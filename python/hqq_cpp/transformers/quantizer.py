@@ -1,0 +1,194 @@
+"""The HfQuantizer: what from_pretrained and save_pretrained call for quantized models."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers.quantizers.base import HfQuantizer
+
+from .. import _core
+from ..nn import layers as nn_layers
+from ..nn.dequantize import TENSOR_NAMES
+from ..nn.experts import HqqExperts
+from ..nn.linear import HqqLinear
+from ..nn.quantize_model import ImportanceSource, store_quantized
+from . import config as _config
+from . import saved
+from .experts import EXPERTS_FUNCTION
+from .load_ops import Plan, QuantizeOnLoad, SolverThread
+
+
+class HqqQuantizer(HfQuantizer):
+    """Quantizes on load, and loads what was quantized.
+
+    Args:
+        quantization_config: An hqq_cpp.HqqConfig, ours or Transformers' HqqConfig.
+        pre_quantized: Whether the checkpoint is quantized already.
+    """
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: Any, **kwargs: Any):
+        self.from_upstream = kwargs.get("pre_quantized", True) and _config.is_hqq(quantization_config)
+        if not isinstance(quantization_config, _config.HqqConfig):
+            quantization_config = _config.HqqConfig(quantization_config)
+        super().__init__(quantization_config, **kwargs)
+        self._plans: dict[str, Plan] = {}
+        self._packed_names: set[str] = set()
+        self.packed_patterns: set[str] = set()
+        self._solver: SolverThread | None = None
+
+    # Before the weights are read.
+
+    def update_device_map(self, device_map):
+        return device_map
+
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
+        if self.pre_quantized:
+            saved.replace_layers(model, self, checkpoint_files or [])
+            self._packed_names = {
+                f"{name}.{tensor}"
+                for name, _ in nn_layers.quantized_layers(model)
+                for tensor in TENSOR_NAMES
+            }
+            return
+        settings = self.quantization_config.config
+        importance = ImportanceSource(settings)
+        kept = _keep_in_fp32(model)
+        for layer in nn_layers.find_layers(model):
+            chosen = settings.layer(layer.name)
+            if chosen is not None and not any(kept(part) for part in layer.name.split(".")):
+                self._plans[layer.parameter] = Plan(layer, chosen, importance)
+        if not self._plans:
+            raise ValueError(
+                f"[quantize] the settings leave every layer of {type(model).__name__} unquantized: check "
+                f"skip_modules and the keys of dynamic_config against the names of its layers, such as "
+                f"{_some_layer(model)}"
+            )
+        self._solver = SolverThread()
+
+    def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
+        if self.pre_quantized:
+            return False
+        return param_name in self._plans
+
+    def param_element_size(self, model, param_name: str, param: torch.Tensor) -> float:
+        plan = self._plans.get(param_name)
+        if plan is None:
+            return param.element_size()
+        return plan.bits_per_weight / 8
+
+    # While the weights are read.
+
+    def get_quantize_ops(self):
+        return QuantizeOnLoad(self._plans, self._solver)
+
+    def get_new_dtype(self, converter, param, dtype):
+        # Rounding scale and zero to the type of the model would change the weights.
+        if self._reads_packed(converter):
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def _reads_packed(self, converter) -> bool:
+        if any(source in self.packed_patterns for source in converter.source_patterns):
+            return True
+        return converter.target_patterns[0] in self._packed_names
+
+    def get_weight_conversions(self):
+        return []
+
+    def update_weight_conversions(self, weight_conversions, model):
+        if not self.pre_quantized:
+            return weight_conversions
+        return saved.update_conversions(self, weight_conversions, model)
+
+    # Afterwards.
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        if self._solver is not None:
+            self._solver.join()
+            self._quantize_leftovers(model)
+            self._solver = None
+        finish(model, self.quantization_config)
+        return model
+
+    def _quantize_leftovers(self, model) -> None:
+        """Weights that came by a way that does not ask for quantization, such as one of several results of a
+        conversion."""
+        for plan in self._plans.values():
+            weight = plan.layer.module._parameters.get(plan.layer.parameter.rpartition(".")[2])
+            if weight is None or plan.done or weight.device.type == "meta":
+                continue
+            store_quantized(model, plan.layer, plan.quantize(weight), weight.device)
+
+    # Saving and the rest.
+
+    def get_state_dict_and_metadata(self, model):
+        return None, saved.metadata(model)
+
+    def _dequantize(self, model, dtype=None):
+        for name, module in list(nn_layers.quantized_layers(model)):
+            owner, last = nn_layers.parent_of(model, name)
+            dense = module.dequantize(dtype=dtype or module.compute_dtype)
+            if isinstance(module, HqqExperts):
+                delattr(owner, last)
+                owner.register_parameter(last, torch.nn.Parameter(dense))
+                owner.config._experts_implementation = "eager"
+                continue
+            linear = torch.nn.Linear(
+                module.in_features, module.out_features, bias=False, device="meta", dtype=dense.dtype
+            )
+            linear.weight = torch.nn.Parameter(dense)
+            linear.bias = None if module.bias is None else module.bias
+            setattr(owner, last, linear)
+        return model
+
+    def is_serializable(self):
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def finish(model, quantization_config: _config.HqqConfig) -> None:
+    """What a model needs once its layers are quantized."""
+    for name, module in nn_layers.quantized_layers(model):
+        # Transformers makes parameters of what it loads, with gradients where they are floats.
+        for parameter in module.packed():
+            if parameter is not None:
+                parameter.requires_grad_(False)
+        if isinstance(module, HqqExperts):
+            owner, _ = nn_layers.parent_of(model, name)
+            owner.config._experts_implementation = EXPERTS_FUNCTION
+    saved.drop_conversions(model)
+    quantization_config.not_quantized = saved.not_quantized(model)
+    # What peft's prepare_model_for_kbit_training asks for.
+    model.hqq_quantized = True
+
+
+def attach(model, config: Any) -> None:
+    """Makes a model whose layers were quantized in place one that save_pretrained can save."""
+    quantization_config = _config.HqqConfig(config)
+    model.hf_quantizer = HqqQuantizer(quantization_config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = quantization_config.quant_method
+    model.config.quantization_config = quantization_config
+    finish(model, quantization_config)
+
+
+def _keep_in_fp32(model):
+    patterns = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    compiled = [re.compile(pattern.replace("*", ".*") + "$") for pattern in patterns]
+    return lambda part: any(pattern.match(part) for pattern in compiled)
+
+
+def _some_layer(model) -> str:
+    names = [layer.name for layer in nn_layers.find_layers(model)]
+    return names[0] if names else "(it has no linear layer)"

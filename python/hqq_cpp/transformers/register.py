@@ -1,0 +1,21 @@
+"""Puts our classes where Transformers looks for them."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.quantizers import auto
+
+from . import config
+from .experts import EXPERTS_FUNCTION, experts_forward
+from .quantizer import HqqQuantizer
+
+
+def register() -> None:
+    """Registers quantizer, configurations and experts function. Doing it again changes nothing."""
+    # register_quantizer() refuses a name that exists, and Transformers' own "hqq" does.
+    auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
+    auto.AUTO_QUANTIZER_MAPPING["hqq_cpp"] = HqqQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["hqq_cpp"] = config.HqqConfig
+    config.take_over()
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

@@ -1,0 +1,237 @@
+"""Reading and writing quantized checkpoints through from_pretrained and save_pretrained: format 1."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
+
+from .. import _core
+from ..nn import layers as nn_layers
+from ..nn.dequantize import TENSOR_NAMES
+from ..nn.experts import HqqExperts
+from ..nn.linear import HqqLinear
+from ..nn.quantize_model import empty_module, put_module
+
+# Keys of a shard's metadata and of its descriptions; docs/format.md.
+_METADATA = "hqq_cpp"
+_NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
+
+
+class _Found(NamedTuple):
+    """A quantized layer of the files, for a parameter of the model."""
+
+    settings: dict[str, Any]
+    parts: int
+
+
+def replace_layers(model, quantizer, files: list[str]) -> None:
+    """Puts empty quantized modules where the files have quantized layers."""
+    keys, described = _read_headers(files)
+    found = _layers_in_model(model, quantizer, keys, described)
+    layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
+    unknown = [name for name in found if name not in layers]
+    if unknown:
+        raise _core.FormatError(
+            f"[from_pretrained] the checkpoint has the quantized layer {unknown[0]} (one of {len(unknown)}), but "
+            f"{type(model).__name__} has no linear layer of that name"
+        )
+    for parameter, (settings, parts) in found.items():
+        layer = layers[parameter]
+        module = empty_module(layer, settings)
+        if parts > 1:
+            module = HqqExperts.empty(
+                settings, layer.shape, parts=parts, dtype=layer.dtype, device="meta"
+            )
+        put_module(model, layer, module)
+    if not found:
+        raise _core.FormatError(
+            "[from_pretrained] config.json says that the checkpoint is quantized, but its files hold no W_q: "
+            "remove quantization_config from config.json, or quantize again"
+        )
+
+
+def _read_headers(files: list[str]) -> tuple[set[str], dict[str, dict]]:
+    keys: set[str] = set()
+    described: dict[str, dict] = {}
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise _core.FormatError(
+                f"[from_pretrained] {file} is no safetensors file; quantized checkpoints are stored in those"
+            )
+        with safe_open(file, framework="pt") as opened:
+            keys |= set(opened.keys())
+            text = (opened.metadata() or {}).get(_METADATA)
+        if text is not None:
+            try:
+                described |= json.loads(text)["layers"]
+            except (ValueError, KeyError, TypeError):
+                raise _core.FormatError(
+                    f"[from_pretrained] {file}: metadata hqq_cpp is no description of layers"
+                ) from None
+    return keys, described
+
+
+def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
+    """Parameter of the model -> what the files have for it."""
+    conversions = get_model_conversion_mapping(model, None, None)
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    state = model.state_dict()
+    config = quantizer.quantization_config.config
+    found: dict[str, _Found] = {}
+    quantizer.merged = {}
+    for name in sorted(key.removesuffix(".W_q") for key in keys if key.endswith(".W_q")):
+        description = described.get(name)
+        dense = f"{name}.weight" if description is None else description["tensor"]
+        parameter, pattern = rename_source_key(
+            dense, renamings, converters, model.base_model_prefix, state
+        )
+        if parameter not in state and description is None:
+            # Experts are stored without ".weight".
+            parameter, pattern = rename_source_key(
+                name, renamings, converters, model.base_model_prefix, state
+            )
+        if description is None:
+            settings = config.layer(parameter.removesuffix(".weight")) or config.layer(name)
+            if settings is None:
+                raise _core.FormatError(
+                    f"[from_pretrained] {name} is quantized in the files, but config.json leaves it unquantized"
+                )
+            balanced = f"{name}.col_scale" in keys
+            settings |= {"balance": "sinkhorn" if balanced else "none"}
+        else:
+            settings = _core.HqqConfig().layer("x") | {
+                k: v for k, v in description.items() if k not in _NOT_SETTINGS
+            }
+        parts = 1 if description is None else description.get("parts", 1)
+        if pattern is not None:
+            converter = next(c for c in converters if pattern in c.source_patterns)
+            parts = len(converter.source_patterns)
+            quantizer.merged[id(converter)] = converter
+        previous = found.get(parameter)
+        if previous is not None and previous.settings != settings:
+            differ = [k for k in settings if previous.settings[k] != settings[k]]
+            raise _core.FormatError(
+                f"[from_pretrained] the experts of {parameter} are stored with different settings ({differ[0]} "
+                f"{previous.settings[differ[0]]} and {settings[differ[0]]}); Transformers keeps them in one "
+                f"tensor, which needs the same for all"
+            )
+        found[parameter] = _Found(settings, parts)
+    return found
+
+
+def is_packed(model, name: str) -> bool:
+    """Whether a name is that of a packed tensor of a quantized module."""
+    path, _, last = name.rpartition(".")
+    if last not in TENSOR_NAMES:
+        return False
+    return isinstance(model.get_submodule(path), (HqqLinear, HqqExperts))
+
+
+class StackParts(ConversionOps):
+    """col_scale of the parts of merged experts: several [experts, in] to one [experts, parts, in]."""
+
+    @torch.no_grad()
+    def convert(self, input_dict, *, source_patterns, target_patterns, **kwargs):
+        tensors = [input_dict[source] for source in source_patterns]
+        tensors = [t[0] if isinstance(t, list) else t for t in tensors]
+        return {target_patterns[0]: torch.stack(tensors, 1)}
+
+    @property
+    def reverse_op(self):
+        return UnstackParts()
+
+
+class UnstackParts(ConversionOps):
+    """The way back, for save_pretrained."""
+
+    @torch.no_grad()
+    def convert(self, input_dict, *, source_patterns, target_patterns, **kwargs):
+        ((_, tensor),) = input_dict.items()
+        tensor = tensor[0] if isinstance(tensor, list) else tensor
+        return dict(zip(target_patterns, (t.contiguous() for t in tensor.unbind(1))))
+
+    @property
+    def reverse_op(self):
+        return StackParts()
+
+
+def update_conversions(quantizer, conversions, model):
+    """The model's conversions, with those that merge experts repeated for every packed tensor."""
+    added = []
+    for converter in conversions:
+        if not isinstance(converter, WeightConverter):
+            continue
+        sources = converter._original_source_patterns
+        if not any(
+            sources == merged._original_source_patterns for merged in quantizer.merged.values()
+        ):
+            continue
+        for name in TENSOR_NAMES:
+            operations = list(converter.operations)
+            if name == "col_scale" and len(sources) > 1:
+                operations = [operations[0], StackParts()]
+            added.append(
+                converter.copy(
+                    [source.removesuffix("$").removesuffix(".weight") + f".{name}$" for source in sources],
+                    [f"{target}.{name}" for target in converter._original_target_patterns],
+                    operations=operations,
+                )
+            )
+    quantizer.packed_patterns = {p for c in added for p in c.source_patterns}
+    return added + conversions
+
+
+def drop_conversions(model) -> None:
+    """save_pretrained would undo the merging of experts on packed tensors of experts that were merged dense."""
+    conversions = getattr(model, "_weight_conversions", None) or []
+    quantized = [
+        name for name, module in nn_layers.quantized_layers(model) if isinstance(module, HqqExperts)
+    ]
+
+    def touches(conversion) -> bool:
+        if not isinstance(conversion, WeightConverter):
+            return False
+        if any(target.rpartition(".")[2] in TENSOR_NAMES for target in conversion.target_patterns):
+            return False
+        reverse = conversion.reverse_transform()
+        return any(reverse.rename_source_key(name)[1] is not None for name in quantized)
+
+    model._weight_conversions = [c for c in conversions if not touches(c)]
+
+
+def not_quantized(model) -> list[str]:
+    """Names of the weights of two and more dimensions that stayed dense."""
+    packed = {
+        f"{name}.{tensor}" for name, _ in nn_layers.quantized_layers(model) for tensor in TENSOR_NAMES
+    }
+    return [
+        name.removesuffix(".weight")
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and name not in packed
+    ]
+
+
+def metadata(model) -> dict[str, str]:
+    """What the shards of save_pretrained say about their layers."""
+    layers = {}
+    for name, module in nn_layers.quantized_layers(model):
+        fused = isinstance(module, HqqExperts)
+        description = dict(module.config)
+        description["tensor"] = name if fused else f"{name}.weight"
+        description["shape"] = list(module.dense_shape)
+        description["dtype"] = str(module.compute_dtype).removeprefix("torch.")
+        if fused and module.parts > 1:
+            description["parts"] = module.parts
+        layers[name] = description
+    return {_METADATA: json.dumps({"format_version": _core.FORMAT_VERSION, "layers": layers})}
