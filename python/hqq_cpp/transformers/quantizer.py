@@ -38,6 +38,10 @@ class HqqQuantizer(HfQuantizer):
         self._plans: dict[str, Plan] = {}
         self._packed_names: set[str] = set()
         self.packed_patterns: set[str] = set()
+        # Of a checkpoint with one matrix per expert: the conversions that merge them, and the layers as the
+        # files describe them.
+        self.merged: dict[int, Any] = {}
+        self.merged_layers: dict[str, dict] = {}
         self._solver: SolverThread | None = None
 
     # Before the weights are read.

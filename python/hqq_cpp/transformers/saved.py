@@ -12,6 +12,7 @@ from transformers.core_model_loading import (
     ConversionOps,
     WeightConverter,
     WeightRenaming,
+    apply_renamings,
     rename_source_key,
 )
 
@@ -90,6 +91,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
     config = quantizer.quantization_config.config
     found: dict[str, _Found] = {}
     quantizer.merged = {}
+    quantizer.merged_layers = {}
     for name in sorted(key.removesuffix(".W_q") for key in keys if key.endswith(".W_q")):
         description = described.get(name)
         dense = f"{name}.weight" if description is None else description["tensor"]
@@ -118,6 +120,9 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
             converter = next(c for c in converters if pattern in c.source_patterns)
             parts = len(converter.source_patterns)
             quantizer.merged[id(converter)] = converter
+            quantizer.merged_layers[name] = description or (
+                settings | {"tensor": dense, "dtype": _name(state[parameter].dtype)}
+            )
         previous = found.get(parameter)
         if previous is not None and previous.settings != settings:
             differ = [k for k in settings if previous.settings[k] != settings[k]]
@@ -177,13 +182,14 @@ def update_conversions(quantizer, conversions, model):
             sources == merged._original_source_patterns for merged in quantizer.merged.values()
         ):
             continue
-        for name in TENSOR_NAMES:
+        # The first pattern that is found in a name wins: "scale_step" before "scale".
+        for name in sorted(TENSOR_NAMES, key=len, reverse=True):
             operations = list(converter.operations)
             if name == "col_scale" and len(sources) > 1:
                 operations = [operations[0], StackParts()]
             added.append(
                 converter.copy(
-                    [source.removesuffix("$").removesuffix(".weight") + f".{name}$" for source in sources],
+                    [source.removesuffix(".weight") + f".{name}" for source in sources],
                     [f"{target}.{name}" for target in converter._original_target_patterns],
                     operations=operations,
                 )
@@ -223,15 +229,22 @@ def not_quantized(model) -> list[str]:
 
 
 def metadata(model) -> dict[str, str]:
-    """What the shards of save_pretrained say about their layers."""
-    layers = {}
+    """What the shards of save_pretrained say about their layers, under the names in the files."""
+    layers = dict(model.hf_quantizer.merged_layers)
+    conversions = getattr(model, "_weight_conversions", None) or []
+    renamings = [c.reverse_transform() for c in conversions if isinstance(c, WeightRenaming)][::-1]
     for name, module in nn_layers.quantized_layers(model):
         fused = isinstance(module, HqqExperts)
-        description = dict(module.config)
-        description["tensor"] = name if fused else f"{name}.weight"
-        description["shape"] = list(module.dense_shape)
-        description["dtype"] = str(module.compute_dtype).removeprefix("torch.")
         if fused and module.parts > 1:
-            description["parts"] = module.parts
-        layers[name] = description
+            continue  # save_pretrained cuts it into the layers of merged_layers again
+        tensor = apply_renamings(name if fused else f"{name}.weight", renamings)
+        layers[tensor.removesuffix(".weight")] = dict(module.config) | {
+            "tensor": tensor,
+            "shape": list(module.dense_shape),
+            "dtype": _name(module.compute_dtype),
+        }
     return {_METADATA: json.dumps({"format_version": _core.FORMAT_VERSION, "layers": layers})}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
