@@ -33,6 +33,7 @@ void bind_linear(py::module_& m);
 void bind_safetensors(py::module_& m);
 void bind_checkpoint(py::module_& m);
 void bind_checkpoint_operations(py::module_& m);
+void bind_upstream(py::module_& m);
 void bind_cli(py::module_& m);
 
 // Dicts, lists, strings, numbers (NumPy's too), bools and None. Throws std::invalid_argument for

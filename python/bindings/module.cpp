@@ -49,5 +49,6 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_safetensors(m);
   bindings::bind_checkpoint(m);
   bindings::bind_checkpoint_operations(m);
+  bindings::bind_upstream(m);
   bindings::bind_cli(m);
 }

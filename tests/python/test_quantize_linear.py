@@ -196,7 +196,7 @@ def test_saving_and_copying(torch, tmp_path):
     loaded = torch.load(tmp_path / "layer.pt", weights_only=False)
     for other in (loaded, copy.deepcopy(layer)):
         assert torch.equal(other.dequantize(), layer.dequantize())
-        assert other.config == layer.config
+        assert other.layer_config == layer.layer_config
 
 
 def test_a_layer_of_a_checkpoint(torch, model, tmp_path):

@@ -97,6 +97,96 @@ def linear_backward(grad_y: torch.Tensor, weight: Weight, layout: Layout) -> tor
     return grad_y @ dequantize(weight, layout, grad_y.dtype)
 
 
+def expert_pieces(
+    weight: Weight, layout: Layout, parts: int, expert: int
+) -> list[tuple[Weight, Layout]]:
+    """One expert's matrix in the parts that were quantized one by one.
+
+    Args:
+        weight: Tensors with a leading dimension [experts].
+        layout: Of the whole matrix of one expert.
+        parts: Equal parts of its rows; their tensors follow each other, col_scale is stacked.
+    """
+    matrix = Weight(*(t if t is None else t[expert] for t in weight))
+    if parts == 1:
+        return [(matrix, layout)]
+    layout = layout._replace(out_features=layout.out_features // parts)
+    pieces = []
+    for p in range(parts):
+        piece = Weight(*(t if t is None else t.chunk(parts)[p] for t in matrix))
+        if matrix.col_scale is not None:
+            piece = piece._replace(col_scale=matrix.col_scale[p])
+        pieces.append((piece, layout))
+    return pieces
+
+
+def experts_dequantize(
+    weight: Weight, layout: Layout, parts: int, expert: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """W_r of one expert as stored, [out_features, in_features]."""
+    dense = [dequantize(*piece, dtype) for piece in expert_pieces(weight, layout, parts, expert)]
+    return dense[0] if len(dense) == 1 else torch.cat(dense)
+
+
+def experts_linear(
+    x: torch.Tensor,
+    counts: torch.Tensor,
+    weight: Weight,
+    layout: Layout,
+    parts: int,
+    transposed: bool,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Every row of x times the matrix of its expert.
+
+    Args:
+        x: [rows, in], sorted by expert.
+        counts: int64 [experts]: rows each expert has; rows after them get zeros.
+        transposed: The matrices are stored [in, out].
+        bias: [experts, out], or None.
+    """
+    features = layout.in_features if transposed else layout.out_features
+    y = x.new_zeros(x.shape[0], features)
+    start = 0
+    # Experts without rows are not read.
+    for expert, count in enumerate(counts.tolist()):
+        if count == 0:
+            continue
+        rows = slice(start, start + count)
+        start += count
+        if transposed:
+            y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)
+        else:
+            pieces = expert_pieces(weight, layout, parts, expert)
+            done = [linear(x[rows], *piece, None) for piece in pieces]
+            y[rows] = done[0] if len(done) == 1 else torch.cat(done, -1)
+        if bias is not None:
+            y[rows] += bias[expert].to(y.dtype)
+    return y
+
+
+def experts_linear_backward(
+    grad_y: torch.Tensor,
+    counts: torch.Tensor,
+    weight: Weight,
+    layout: Layout,
+    parts: int,
+    transposed: bool,
+) -> torch.Tensor:
+    """The gradient of x of experts_linear."""
+    features = layout.out_features if transposed else layout.in_features
+    grad_x = grad_y.new_zeros(grad_y.shape[0], features)
+    start = 0
+    for expert, count in enumerate(counts.tolist()):
+        if count == 0:
+            continue
+        rows = slice(start, start + count)
+        start += count
+        W_r = experts_dequantize(weight, layout, parts, expert, grad_y.dtype)
+        grad_x[rows] = grad_y[rows] @ (W_r.t() if transposed else W_r)
+    return grad_x
+
+
 def _native_linear(
     x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
 ) -> torch.Tensor:

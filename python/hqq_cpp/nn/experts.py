@@ -10,7 +10,7 @@ from torch import nn
 
 from .._core import QuantizedTensor
 from . import backend, ops
-from .dequantize import TENSOR_NAMES, Layout, Weight, tensor_specs, weight_of
+from .dequantize import TENSOR_NAMES, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
 
 
@@ -33,7 +33,7 @@ class HqqExperts(QuantizedModule):
         >>> import torch
         >>> q = hqq_cpp.quantize(torch.randn(8, 64), {"nbits": 4})
         >>> experts = hqq_cpp.HqqExperts([q, q])
-        >>> experts.linear(torch.ones(3, 64), 1).shape, experts[0].shape
+        >>> experts.linear(torch.ones(3, 64), torch.tensor([1, 2])).shape, experts[0].shape
         (torch.Size([3, 8]), torch.Size([8, 64]))
     """
 
@@ -99,7 +99,7 @@ class HqqExperts(QuantizedModule):
         experts = self.num_experts
         rows = self.out_features // self.parts
         specs = {}
-        for name, (shape, dtype) in tensor_specs(self.config, rows, self.in_features).items():
+        for name, (shape, dtype) in tensor_specs(self.layer_config, rows, self.in_features).items():
             if name == "col_scale":
                 specs[name] = ((experts, self.parts, *shape), dtype)
             else:
@@ -124,20 +124,6 @@ class HqqExperts(QuantizedModule):
     def __len__(self) -> int:
         return self.num_experts
 
-    def _pieces(self, expert: int) -> list[tuple[Weight, Layout]]:
-        """The matrix of an expert in parts whose rows share their col_scale."""
-        weight = Weight(*(t if t is None else t[expert] for t in self.packed()))
-        if self.parts == 1:
-            return [(weight, self._layout)]
-        layout = self._layout._replace(out_features=self.out_features // self.parts)
-        pieces = []
-        for p in range(self.parts):
-            piece = Weight(*(t if t is None else t.chunk(self.parts)[p] for t in weight))
-            if weight.col_scale is not None:
-                piece = piece._replace(col_scale=weight.col_scale[p])
-            pieces.append((piece, layout))
-        return pieces
-
     def dequantize(
         self, expert: int | None = None, dtype: torch.dtype | str = torch.float32
     ) -> torch.Tensor:
@@ -145,8 +131,7 @@ class HqqExperts(QuantizedModule):
         if expert is None:
             return torch.stack([self.dequantize(e, dtype) for e in range(self.num_experts)])
         dtype = parse_dtype(dtype, torch.float32)
-        dense = [backend.dequantize(w, layout, dtype) for w, layout in self._pieces(expert)]
-        return dense[0] if len(dense) == 1 else torch.cat(dense)
+        return backend.experts_dequantize(self.packed(), self._layout, self.parts, expert, dtype)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         """The dense weight of an expert, or of several: what a parameter gives."""
@@ -160,14 +145,27 @@ class HqqExperts(QuantizedModule):
         return self.dequantize(index % self.num_experts, self.compute_dtype)
 
     def linear(
-        self, x: torch.Tensor, expert: int, bias: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        counts: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        transposed: bool = False,
     ) -> torch.Tensor:
-        """x [..., in_features] W_r^T + bias for one expert, in the dtype of x."""
-        pieces = self._pieces(expert)
-        if len(pieces) == 1:
-            return ops.linear(x, *pieces[0], bias)
-        y = torch.cat([ops.linear(x, *piece, None) for piece in pieces], -1)
-        return y if bias is None else y + bias.to(y.dtype)
+        """Multiplies every row with the matrix of its expert; the other experts are not read.
+
+        Args:
+            x: [rows, in_features], sorted by expert.
+            counts: int64 [experts]: rows each expert has. Rows that are left over get zeros.
+            bias: [experts, out_features], or None.
+            transposed: The matrices are stored [in, out]: x is [rows, out_features], and so on.
+
+        Returns:
+            [rows, out_features] in the dtype of x, with gradients for x and bias.
+        """
+        return ops.experts_linear(
+            x, counts, self.packed(), self._layout, self.parts, transposed, bias
+        )
 
     def extra_repr(self) -> str:
         """For repr(): sizes and the settings that matter for reading."""

@@ -122,7 +122,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
         """The weight as a QuantizedTensor; shares memory if the layer is on the CPU."""
         tensors = {k: v.detach().cpu() for k, v in self.packed()._asdict().items() if v is not None}
         return QuantizedTensor.from_tensors(
-            tensors, HqqConfig.from_dict(self.config), (self.out_features, self.in_features)
+            tensors, HqqConfig.from_dict(self.layer_config), (self.out_features, self.in_features)
         )
 
     def quantize_(self, W: torch.Tensor, importance: Any = None) -> HqqLinear:
@@ -140,7 +140,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
                 f"[quantize] W has the shape {list(W.shape)}; the layer takes "
                 f"[{self.out_features}, {self.in_features}]"
             )
-        q = api.quantize(W.detach().cpu(), self.config, importance=importance)
+        q = api.quantize(W.detach().cpu(), self.layer_config, importance=importance)
         device = self.device
         for name, tensor in weight_of(q)._asdict().items():
             if tensor is not None:

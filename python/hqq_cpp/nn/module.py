@@ -48,7 +48,8 @@ class QuantizedModule(nn.Module):
         self, config: dict[str, Any], shape: tuple[int, ...], compute_dtype: torch.dtype
     ) -> None:
         """Attributes of a module whose dense weight has `shape` ([experts,] out, in)."""
-        self.config = dict(config)
+        # Not "config", which Transformers takes for one of its own.
+        self.layer_config = dict(config)
         self.dense_shape = tuple(shape)
         self.out_features, self.in_features = shape[-2:]
         self.compute_dtype = compute_dtype
@@ -64,7 +65,7 @@ class QuantizedModule(nn.Module):
     def _specs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of every tensor this module has."""
         lead = self.dense_shape[:-2]
-        specs = tensor_specs(self.config, self.out_features, self.in_features)
+        specs = tensor_specs(self.layer_config, self.out_features, self.in_features)
         return {name: ((*lead, *shape), dtype) for name, (shape, dtype) in specs.items()}
 
     def _empty_tensors(self, device: torch.device | str) -> dict[str, torch.Tensor]:
@@ -97,7 +98,7 @@ class QuantizedModule(nn.Module):
     @property
     def nbits(self) -> float:
         """8, 6, 5, 4, 3, 2, 1.58 or 1."""
-        return self.config["nbits"]
+        return self.layer_config["nbits"]
 
     @property
     def device(self) -> torch.device:
@@ -146,10 +147,10 @@ class QuantizedModule(nn.Module):
                     f"{list(shape)}"
                 )
         if wrong:
-            settings = ", ".join(f"{k}={self.config[k]}" for k in ("nbits", "group_size", "axis"))
+            settings = ", ".join(f"{k}={self.layer_config[k]}" for k in ("nbits", "group_size", "axis"))
             error_msgs.append(
                 f"[{prefix[:-1] or 'load_state_dict'}] does not fit a layer of {settings}, balance="
-                f"{self.config['balance']} for a weight {list(self.dense_shape)}: " + "; ".join(wrong)
+                f"{self.layer_config['balance']} for a weight {list(self.dense_shape)}: " + "; ".join(wrong)
             )
             return
         super()._load_from_state_dict(
@@ -157,7 +158,7 @@ class QuantizedModule(nn.Module):
         )
 
     def _repr_settings(self) -> str:
-        config = self.config
+        config = self.layer_config
         balance = "" if config["balance"] == "none" else f", balance={config['balance']}"
         return f"nbits={config['nbits']}, group_size={config['group_size']}, axis={config['axis']}{balance}"
 

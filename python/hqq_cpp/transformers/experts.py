@@ -27,31 +27,37 @@ def experts_forward(
     """
     experts = top_k_index.reshape(-1)
     order = torch.argsort(experts, stable=True)
-    counts = torch.bincount(experts, minlength=self.num_experts)[: self.num_experts].tolist()
-    tokens = order // top_k_index.shape[-1]
-    up_name = "gate_up_proj" if self.has_gate else "up_proj"
-    outputs = hidden_states.new_zeros(experts.numel(), hidden_states.shape[-1])
-    start = 0
-    for expert, count in enumerate(counts):
-        if count == 0:
-            continue
-        rows = order[start : start + count]
-        x = hidden_states[tokens[start : start + count]]
-        start += count
-        x = _project(self, up_name, x, expert)
-        x = self._apply_gate(x) if self.has_gate else self.act_fn(x)
-        x = _project(self, "down_proj", x, expert)
-        if getattr(self, "has_post_expert_norm", False):
-            x = self.post_expert_norm(x)
-        outputs[rows] = x.to(outputs.dtype)
-    weighted = outputs * top_k_weights.reshape(-1, 1).to(outputs.dtype)
+    # The last place counts what is routed to no expert here; sorting put it at the end.
+    counts = torch.zeros(self.num_experts + 1, dtype=torch.int64, device=experts.device)
+    counts.scatter_add_(0, experts.clamp(max=self.num_experts), torch.ones_like(experts))
+    counts = counts[:-1]
+    x = hidden_states[order // top_k_index.shape[-1]]
+    x = _project(self, "gate_up_proj" if self.has_gate else "up_proj", x, counts)
+    x = self._apply_gate(x) if self.has_gate else self.act_fn(x)
+    x = _project(self, "down_proj", x, counts)
+    if getattr(self, "has_post_expert_norm", False):
+        x = self.post_expert_norm(x)
+    outputs = torch.empty_like(x).index_copy(0, order, x)
+    weighted = outputs * top_k_weights.reshape(-1, 1)
     return weighted.view(*top_k_index.shape, -1).sum(dim=1).to(hidden_states.dtype)
 
 
-def _project(module: torch.nn.Module, name: str, x: torch.Tensor, expert: int) -> torch.Tensor:
+def _project(
+    module: torch.nn.Module, name: str, x: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
     weight = getattr(module, name)
-    bias = getattr(module, name + "_bias")[expert] if module.has_bias else None
-    if isinstance(weight, HqqExperts) and not module.is_transposed:
-        return weight.linear(x, expert, bias)
-    dense = weight[expert].to(x.dtype)
-    return torch.nn.functional.linear(x, dense.t() if module.is_transposed else dense, bias)
+    bias = getattr(module, name + "_bias") if module.has_bias else None
+    if isinstance(weight, HqqExperts):
+        return weight.linear(x, counts, bias, transposed=module.is_transposed)
+    # A projection that the settings leave dense.
+    y = x.new_zeros(x.shape[0], weight.shape[2 if module.is_transposed else 1])
+    start = 0
+    for expert, count in enumerate(counts.tolist()):
+        rows = slice(start, start + count)
+        start += count
+        if count > 0:
+            matrix = weight[expert].t() if module.is_transposed else weight[expert]
+            y[rows] = torch.nn.functional.linear(
+                x[rows], matrix, None if bias is None else bias[expert]
+            )
+    return y

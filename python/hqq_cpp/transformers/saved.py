@@ -238,7 +238,7 @@ def metadata(model) -> dict[str, str]:
         if fused and module.parts > 1:
             continue  # save_pretrained cuts it into the layers of merged_layers again
         tensor = apply_renamings(name if fused else f"{name}.weight", renamings)
-        layers[tensor.removesuffix(".weight")] = dict(module.config) | {
+        layers[tensor.removesuffix(".weight")] = dict(module.layer_config) | {
             "tensor": tensor,
             "shape": list(module.dense_shape),
             "dtype": _name(module.compute_dtype),
