@@ -66,6 +66,7 @@ __all__ = [
     "TensorDiff",
     "VerifyReport",
     "__version__",
+    "collect_importance",
     "convert_checkpoint",
     "cpu_target",
     "cpu_targets",
@@ -75,6 +76,7 @@ __all__ = [
     "dequantize_checkpoint",
     "diff_checkpoints",
     "get_backend",
+    "hqq_report",
     "layer_tag",
     "linear",
     "load_safetensors",
@@ -90,13 +92,23 @@ __all__ = [
 
 
 if TYPE_CHECKING:
-    from .nn import HqqExperts, HqqLinear, get_backend, quantize_model_, set_backend
+    from .nn import (
+        HqqExperts,
+        HqqLinear,
+        collect_importance,
+        get_backend,
+        hqq_report,
+        quantize_model_,
+        set_backend,
+    )
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
         "HqqExperts": "experts",
         "HqqLinear": "linear",
+        "collect_importance": "importance",
         "get_backend": "backend",
+        "hqq_report": "report",
         "quantize_model_": "quantize_model",
         "set_backend": "backend",
     }

@@ -2,7 +2,19 @@
 
 from .backend import get_backend, set_backend
 from .experts import HqqExperts
+from .importance import collect_importance
 from .linear import HqqLinear
 from .quantize_model import quantize_model_
+from .report import HqqReport, ReportRow, hqq_report
 
-__all__ = ["HqqExperts", "HqqLinear", "get_backend", "quantize_model_", "set_backend"]
+__all__ = [
+    "HqqExperts",
+    "HqqLinear",
+    "HqqReport",
+    "ReportRow",
+    "collect_importance",
+    "get_backend",
+    "hqq_report",
+    "quantize_model_",
+    "set_backend",
+]

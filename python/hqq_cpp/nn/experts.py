@@ -20,7 +20,7 @@ class HqqExperts(QuantizedModule):
     Every tensor of format 1 has a leading dimension. The rows of a matrix may come in `parts` equal parts
     that were quantized one by one, as gate and up projections; their tensors follow each other, and
     ``col_scale`` is [experts, parts, in]. Indexing with an expert's number dequantizes
-    its matrix, so code that reads a parameter keeps working; ``linear`` multiplies without that.
+    its matrix, so code that reads a parameter keeps working; calling it multiplies without that.
 
     Args:
         weights: One quantized matrix per expert, of equal shapes and settings.
@@ -33,7 +33,7 @@ class HqqExperts(QuantizedModule):
         >>> import torch
         >>> q = hqq_cpp.quantize(torch.randn(8, 64), {"nbits": 4})
         >>> experts = hqq_cpp.HqqExperts([q, q])
-        >>> experts.linear(torch.ones(3, 64), torch.tensor([1, 2])).shape, experts[0].shape
+        >>> experts(torch.ones(3, 64), torch.tensor([1, 2])).shape, experts[0].shape
         (torch.Size([3, 8]), torch.Size([8, 64]))
     """
 
@@ -144,7 +144,7 @@ class HqqExperts(QuantizedModule):
             raise IndexError(f"[experts] there is no expert {index}; there are {self.num_experts}")
         return self.dequantize(index % self.num_experts, self.compute_dtype)
 
-    def linear(
+    def forward(
         self,
         x: torch.Tensor,
         counts: torch.Tensor,

@@ -159,7 +159,7 @@ def experts_linear(
     transposed: bool,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See HqqExperts.linear()."""
+    """See HqqExperts.forward()."""
     features = layout.out_features if transposed else layout.in_features
     if x.ndim != 2 or x.shape[1] != features:
         raise ValueError(f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]")

@@ -48,7 +48,8 @@ def _project(
     weight = getattr(module, name)
     bias = getattr(module, name + "_bias") if module.has_bias else None
     if isinstance(weight, HqqExperts):
-        return weight.linear(x, counts, bias, transposed=module.is_transposed)
+        # A call, not a method: hooks that bring offloaded tensors run on calls.
+        return weight(x, counts, bias, transposed=module.is_transposed)
     # A projection that the settings leave dense.
     y = x.new_zeros(x.shape[0], weight.shape[2 if module.is_transposed else 1])
     start = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -69,9 +70,15 @@ class SolverThread:
 class QuantizeOnLoad(ConversionOps):
     """Takes dense weights from the loader; the tensors that replace them are set by the solver's thread."""
 
-    def __init__(self, plans: dict[str, Plan], solver: SolverThread):
+    def __init__(
+        self,
+        plans: dict[str, Plan],
+        solver: SolverThread,
+        is_offloaded: Callable[[str], bool],
+    ):
         self._plans = plans
         self._solver = solver
+        self._is_offloaded = is_offloaded
         # Transformers makes one operation per weight to quantize, all before the first is converted.
         solver.expected += 1
 
@@ -96,8 +103,11 @@ class QuantizeOnLoad(ConversionOps):
         target = weight.device
         module = empty_module(layer, plan.settings)
         put_module(model, layer, module)
-        if getattr(model, "_hqq_offloads", False):
-            return {f"{layer.name}.{k}": v for k, v in plan.quantize(weight).tensors.items()}
+        if self._is_offloaded(layer.name):
+            # The loader writes what it gets to disk.
+            quantized = plan.quantize(weight)
+            module.quantize_stats = quantized.stats
+            return {f"{layer.name}.{name}": t for name, t in quantized.tensors.items()}
 
         def work():
             quantized = plan.quantize(weight)

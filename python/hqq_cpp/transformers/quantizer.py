@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import torch
+from transformers.integrations.accelerate import get_device
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging
 
 from .. import _core
 from ..nn import layers as nn_layers
@@ -18,6 +20,9 @@ from . import config as _config
 from . import saved
 from .experts import EXPERTS_FUNCTION
 from .load_ops import Plan, QuantizeOnLoad, SolverThread
+
+
+logger = logging.get_logger("transformers.hqq_cpp")
 
 
 class HqqQuantizer(HfQuantizer):
@@ -43,11 +48,17 @@ class HqqQuantizer(HfQuantizer):
         self.merged: dict[int, Any] = {}
         self.merged_layers: dict[str, dict] = {}
         self._solver: SolverThread | None = None
+        self._device_map: Any = None
 
     # Before the weights are read.
 
-    def update_device_map(self, device_map):
-        return device_map
+    def validate_environment(self, *args, device_map=None, **kwargs):
+        # Called a second time with what "auto" became.
+        self._device_map = device_map
+
+    def _is_offloaded(self, name: str) -> bool:
+        device_map = self._device_map
+        return isinstance(device_map, dict) and get_device(device_map, name) == "disk"
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if self.pre_quantized:
@@ -87,7 +98,7 @@ class HqqQuantizer(HfQuantizer):
     # While the weights are read.
 
     def get_quantize_ops(self):
-        return QuantizeOnLoad(self._plans, self._solver)
+        return QuantizeOnLoad(self._plans, self._solver, self._is_offloaded)
 
     def get_new_dtype(self, converter, param, dtype):
         # Rounding scale and zero to the type of the model would change the weights.
@@ -171,10 +182,33 @@ def finish(model, quantization_config: _config.HqqConfig) -> None:
         if isinstance(module, HqqExperts):
             owner, _ = nn_layers.parent_of(model, name)
             owner.config._experts_implementation = EXPERTS_FUNCTION
+    _warn_of_dense_experts(model)
     saved.drop_conversions(model)
     quantization_config.not_quantized = saved.not_quantized(model)
     # What peft's prepare_model_for_kbit_training asks for.
     model.hqq_quantized = True
+
+
+def _warn_of_dense_experts(model) -> None:
+    """Experts that no rule left out, in modules whose code cannot take a quantized weight."""
+    stayed = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and ".experts." in f".{name}" and parameter.is_floating_point()
+    ]
+
+    def is_ours(name: str) -> bool:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        return isinstance(owner, HqqExperts) or nn_layers.is_experts(owner)
+
+    stayed = [(name, parameter) for name, parameter in stayed if not is_ours(name)]
+    if stayed:
+        share = sum(p.numel() for _, p in stayed) / sum(p.numel() for p in model.parameters())
+        owner = type(model.get_submodule(stayed[0][0].rpartition(".")[0])).__name__
+        logger.warning(
+            f"[quantize] {len(stayed)} tensors of experts ({100 * share:.0f} % of the parameters) stay dense: "
+            f"{owner} does not run through Transformers' experts interface"
+        )
 
 
 def attach(model, config: Any) -> None:

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers import auto
 
+from ..nn.report import hqq_report
 from . import config
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer
@@ -18,4 +19,5 @@ def register() -> None:
     auto.AUTO_QUANTIZER_MAPPING["hqq_cpp"] = HqqQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING["hqq_cpp"] = config.HqqConfig
     config.take_over()
+    PreTrainedModel.hqq_report = hqq_report
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

@@ -1,0 +1,64 @@
+// Single layers in upstream's layout: src/io/upstream.hpp.
+#include "src/io/upstream.hpp"
+
+#include "hqq/quantized_tensor.hpp"
+#include "python/bindings/array.hpp"
+
+namespace hqq::python {
+namespace {
+
+constexpr const char* kParseDoc = R"doc(What the tensors of a layer of upstream hqq say about it.
+
+Args:
+    tensors: Key ("W_q", "nbits", ...) -> array. Only shape and dtype of W_q, scale, zero and zero_scale count.
+    name: Of the layer, for messages.
+
+Returns:
+    (settings, (out_features, in_features)): settings as QuantizedTensor.config.
+
+Raises:
+    FormatError: For tensors that upstream would not have written.
+    ValueError: For a layer that format 1 cannot hold.
+)doc";
+
+constexpr const char* kFromDoc = R"doc(Converts one layer of upstream hqq's state_dict.
+
+Args:
+    tensors: Key ("W_q", "nbits", ...) -> array; a bias is ignored.
+    name: Of the layer, for messages.
+
+Raises:
+    FormatError: For tensors that upstream would not have written.
+    ValueError: For a layer that format 1 cannot hold.
+)doc";
+
+std::map<std::string, Tensor> tensors_from(const py::dict& tensors, const std::string& name) {
+  std::map<std::string, Tensor> result;
+  for (const auto& [key, value] : tensors) {
+    const std::string field = py::str(key).cast<std::string>();
+    result.emplace(field, tensor_from_python(value, name + "." + field));
+  }
+  return result;
+}
+
+py::tuple parse(const py::dict& tensors, const std::string& name) {
+  const UpstreamLayer layer = parse_upstream(tensors_from(tensors, name), name);
+  return py::make_tuple(json_to_python(layer_config_to_json(layer.config)),
+                        py::make_tuple(layer.out_features, layer.in_features));
+}
+
+QuantizedTensor convert(const py::dict& tensors, const std::string& name) {
+  const std::map<std::string, Tensor> fields = tensors_from(tensors, name);
+  const py::gil_scoped_release release;
+  return from_upstream(fields, name);
+}
+
+}  // namespace
+
+void bind_upstream(py::module_& m) {
+  m.attr("UPSTREAM_KEYS") = upstream_keys();
+  m.def("parse_upstream", &parse, py::arg("tensors"), py::arg("name"), kParseDoc);
+  m.def("from_upstream", &convert, py::arg("tensors"), py::arg("name"), kFromDoc);
+}
+
+}  // namespace hqq::python
