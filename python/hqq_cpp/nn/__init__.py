@@ -2,7 +2,6 @@
 
 from .backend import get_backend, set_backend
 from .experts import HqqExperts
-from .importance import collect_importance
 from .linear import HqqLinear
 from .quantize_model import quantize_model_
 from .report import HqqReport, ReportRow, hqq_report
@@ -12,7 +11,6 @@ __all__ = [
     "HqqLinear",
     "HqqReport",
     "ReportRow",
-    "collect_importance",
     "get_backend",
     "hqq_report",
     "quantize_model_",
