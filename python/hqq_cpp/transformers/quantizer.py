@@ -17,7 +17,7 @@ from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import ImportanceSource, store_quantized
 from . import config as _config
-from . import saved
+from . import legacy, saved
 from .experts import EXPERTS_FUNCTION
 from .load_ops import Plan, QuantizeOnLoad, SolverThread
 
@@ -36,9 +36,19 @@ class HqqQuantizer(HfQuantizer):
     requires_calibration = False
 
     def __init__(self, quantization_config: Any, **kwargs: Any):
+        if isinstance(quantization_config, legacy.UpstreamSource):
+            kwargs["pre_quantized"] = True
         self.from_upstream = kwargs.get("pre_quantized", True) and _config.is_hqq(quantization_config)
+        # What the config.json of an old checkpoint says, if it cannot be read; the files say the same.
+        self.unread_config: dict[str, Any] | None = None
         if not isinstance(quantization_config, _config.HqqConfig):
-            quantization_config = _config.HqqConfig(quantization_config)
+            try:
+                quantization_config = _config.HqqConfig(quantization_config)
+            except ValueError:
+                if not self.from_upstream:
+                    raise
+                self.unread_config = quantization_config.to_dict()
+                quantization_config = _config.HqqConfig()
         super().__init__(quantization_config, **kwargs)
         self._plans: dict[str, Plan] = {}
         self._packed_names: set[str] = set()
@@ -47,6 +57,7 @@ class HqqQuantizer(HfQuantizer):
         # files describe them.
         self.merged: dict[int, Any] = {}
         self.merged_layers: dict[str, dict] = {}
+        self.gather: legacy.Gather | None = None
         self._solver: SolverThread | None = None
         self._device_map: Any = None
 
@@ -62,7 +73,11 @@ class HqqQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if self.pre_quantized:
-            saved.replace_layers(model, self, checkpoint_files or [])
+            if self.from_upstream:
+                legacy.replace_layers(model, self, checkpoint_files or [])
+                self.packed_patterns = set(self.gather.source_patterns)
+            else:
+                saved.replace_layers(model, self, checkpoint_files or [])
             self._packed_names = {
                 f"{name}.{tensor}"
                 for name, _ in nn_layers.quantized_layers(model)
@@ -117,6 +132,8 @@ class HqqQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions, model):
         if not self.pre_quantized:
             return weight_conversions
+        if self.gather is not None:
+            return [self.gather, *weight_conversions]
         return saved.update_conversions(self, weight_conversions, model)
 
     # Afterwards.
@@ -126,6 +143,8 @@ class HqqQuantizer(HfQuantizer):
             self._solver.join()
             self._quantize_leftovers(model)
             self._solver = None
+        if self.gather is not None:
+            legacy.finish(model)
         finish(model, self.quantization_config)
         return model
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers import auto
+from transformers.utils.quantization_config import HqqConfig
 
 from ..nn.report import hqq_report
-from . import config
+from . import config, legacy
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer
 
@@ -19,5 +20,6 @@ def register() -> None:
     auto.AUTO_QUANTIZER_MAPPING["hqq_cpp"] = HqqQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING["hqq_cpp"] = config.HqqConfig
     config.take_over()
+    HqqConfig.from_dict = classmethod(legacy.read_config)
     PreTrainedModel.hqq_report = hqq_report
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

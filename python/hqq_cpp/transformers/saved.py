@@ -17,6 +17,7 @@ from transformers.core_model_loading import (
 )
 
 from .. import _core
+from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.experts import HqqExperts
@@ -42,7 +43,7 @@ def replace_layers(model, quantizer, files: list[str]) -> None:
     layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
     unknown = [name for name in found if name not in layers]
     if unknown:
-        raise _core.FormatError(
+        raise FormatError(
             f"[from_pretrained] the checkpoint has the quantized layer {unknown[0]} (one of {len(unknown)}), but "
             f"{type(model).__name__} has no linear layer of that name"
         )
@@ -55,7 +56,7 @@ def replace_layers(model, quantizer, files: list[str]) -> None:
             )
         put_module(model, layer, module)
     if not found:
-        raise _core.FormatError(
+        raise FormatError(
             "[from_pretrained] config.json says that the checkpoint is quantized, but its files hold no W_q: "
             "remove quantization_config from config.json, or quantize again"
         )
@@ -66,7 +67,7 @@ def _read_headers(files: list[str]) -> tuple[set[str], dict[str, dict]]:
     described: dict[str, dict] = {}
     for file in files:
         if not file.endswith(".safetensors"):
-            raise _core.FormatError(
+            raise FormatError(
                 f"[from_pretrained] {file} is no safetensors file; quantized checkpoints are stored in those"
             )
         with safe_open(file, framework="pt") as opened:
@@ -76,7 +77,7 @@ def _read_headers(files: list[str]) -> tuple[set[str], dict[str, dict]]:
             try:
                 described |= json.loads(text)["layers"]
             except (ValueError, KeyError, TypeError):
-                raise _core.FormatError(
+                raise FormatError(
                     f"[from_pretrained] {file}: metadata hqq_cpp is no description of layers"
                 ) from None
     return keys, described
@@ -106,7 +107,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
         if description is None:
             settings = config.layer(parameter.removesuffix(".weight")) or config.layer(name)
             if settings is None:
-                raise _core.FormatError(
+                raise FormatError(
                     f"[from_pretrained] {name} is quantized in the files, but config.json leaves it unquantized"
                 )
             balanced = f"{name}.col_scale" in keys
@@ -126,7 +127,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
         previous = found.get(parameter)
         if previous is not None and previous.settings != settings:
             differ = [k for k in settings if previous.settings[k] != settings[k]]
-            raise _core.FormatError(
+            raise FormatError(
                 f"[from_pretrained] the experts of {parameter} are stored with different settings ({differ[0]} "
                 f"{previous.settings[differ[0]]} and {settings[differ[0]]}); Transformers keeps them in one "
                 f"tensor, which needs the same for all"

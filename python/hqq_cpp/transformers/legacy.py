@@ -1,0 +1,495 @@
+"""Checkpoints of Transformers 4 and of upstream hqq: quant_method "hqq", up to 20 tensors a layer.
+
+The small tensors say what a layer is, so modules are put in place before anything large is read. While the weights
+are read, one converter gathers the tensors of each layer from all shards and turns them into format 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.utils import logging
+
+from .. import _core
+from ..config import HqqConfig as _Settings
+from ..errors import FormatError
+from ..nn import layers as nn_layers
+from ..nn.dequantize import weight_of
+from ..nn.experts import HqqExperts
+from ..nn.linear import HqqLinear
+from ..nn.quantize_model import empty_module, put_module
+from . import config as _config
+from . import upstream
+
+logger = logging.get_logger("transformers.hqq_cpp")
+
+
+@dataclass
+class Stored:
+    """A layer as the files have it."""
+
+    name: str
+    keys: list[str] = field(default_factory=list)
+    small: dict[str, torch.Tensor] = field(default_factory=dict)
+    has_bias: bool = False
+    shape: tuple[int, int] = (0, 0)
+    # None: format 1 cannot hold it, for this reason.
+    settings: dict[str, Any] | None = None
+    reason: str = ""
+
+
+@dataclass
+class Target:
+    """A parameter of the model, and the stored layers it is made of."""
+
+    parameter: str
+    # Of the quantized module; None: the parameter stays dense.
+    module: str | None = None
+    converter: WeightConverter | None = None
+    # One list per pattern of the converter; its layers in the order in which Transformers hands over tensors.
+    parts: list[list[Stored]] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """What the loader calls the result."""
+        return self.parameter if self.module is None else f"{self.module}.W_q"
+
+
+# Before the weights are read.
+
+
+def replace_layers(model: nn.Module, quantizer: Any, files: list[str]) -> None:
+    """Puts empty quantized modules where the files have quantized layers, and sets quantizer.gather.
+
+    Raises:
+        FormatError: If there is no such layer, or one is broken or of another shape than the model's.
+    """
+    source = quantizer.quantization_config
+    tensors = source.tensors if isinstance(source, UpstreamSource) else None
+    stored = _read_layers(files if tensors is None else [tensors])
+    if not stored:
+        raise FormatError(
+            "[from_pretrained] config.json says that the checkpoint is quantized by hqq, but its files hold no "
+            "W_q: remove quantization_config from config.json, or quantize again"
+        )
+    targets, slots = _targets(model, stored)
+    if not targets:
+        raise FormatError(
+            f"[from_pretrained] none of the {len(stored)} quantized layers of the checkpoint, such as "
+            f"{next(iter(stored))}, is one of {type(model).__name__}"
+        )
+    layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
+    dense: dict[str, str] = {}
+    for target in targets.values():
+        layer = layers.get(target.parameter)
+        settings, reason = _settings_of(target, layer, model)
+        if settings is None:
+            dense[target.parameter] = reason
+            continue
+        module = empty_module(layer, settings)
+        if target.parts[0][0].has_bias and isinstance(module, HqqLinear) and module.bias is None:
+            # hqq adds one to layers that have none when it calibrates.
+            bias = torch.empty(module.out_features, dtype=layer.dtype, device="meta")
+            module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        put_module(model, layer, module)
+        target.module = layer.name
+    if dense:
+        name, reason = next(iter(dense.items()))
+        logger.warning(
+            f"{len(dense)} of {len(targets)} quantized weights become dense ones, which take more memory: "
+            f"{name} ({reason})" + (", ..." if len(dense) > 1 else "")
+        )
+    quantizer.gather = Gather(targets, slots)
+    if isinstance(source, UpstreamSource) or quantizer.unread_config is not None:
+        skip = (quantizer.unread_config or {}).get("skip_modules") or []
+        quantizer.quantization_config = _config.HqqConfig(_config_of(targets.values(), skip))
+
+
+def _read_layers(sources: Iterable[str | Mapping[str, torch.Tensor]]) -> dict[str, Stored]:
+    """Layer name -> what the small tensors of files or state dicts say, in natural order."""
+    sources = [_Source(source) for source in sources]
+    names = {key.removesuffix(".W_q") for s in sources for key in s.keys if key.endswith(".W_q")}
+    stored = {name: Stored(name) for name in sorted(names, key=dot_natural_key)}
+    for source in sources:
+        for key in source.keys:
+            name, _, last = key.rpartition(".")
+            layer = stored.get(name)
+            if layer is None:
+                continue
+            layer.has_bias |= last == "bias"
+            if last in upstream.KEYS:
+                layer.keys.append(last)
+                layer.small[last] = source.small(key, last)
+    for layer in stored.values():
+        stand_ins = {
+            key: torch.empty(value.shape, dtype=value.dtype, device="cpu") if value.is_meta else value
+            for key, value in layer.small.items()
+        }
+        try:
+            layer.settings, layer.shape = _core.parse_upstream(stand_ins, layer.name)
+        except FormatError:
+            raise
+        except ValueError as error:
+            layer.reason = str(error)
+            layer.shape = tuple(int(n) for n in layer.small["shape"].tolist())
+    return stored
+
+
+class _Source:
+    """A file, or a state dict, of which only small tensors are read."""
+
+    def __init__(self, source: str | Mapping[str, torch.Tensor]):
+        self._tensors: Mapping[str, torch.Tensor] | None = None
+        self._file: Any = None
+        if not isinstance(source, str):
+            self._tensors = source
+        elif source.endswith(".safetensors"):
+            self._file = safe_open(source, framework="pt")
+        else:
+            self._tensors = _load_pickle(source)
+        self.keys = list(self._file.keys() if self._tensors is None else self._tensors)
+
+    def small(self, key: str, last: str) -> torch.Tensor:
+        """A tensor; on device meta where only its form matters."""
+        tensor = self._file.get_tensor(key) if self._tensors is None else self._tensors[key]
+        if not isinstance(tensor, torch.Tensor):
+            raise FormatError(
+                f"[from_pretrained] {key} is a {type(tensor).__name__}; a state dict of hqq must hold tensors"
+            )
+        large = last in ("W_q", "scale", "zero", "zero_scale")
+        return tensor.to("meta") if large else tensor.clone()
+
+
+def _targets(model: nn.Module, stored: dict[str, Stored]):
+    """(key of the loader's target by parameter, renamed layer name -> (parameter, part)) of stored layers."""
+    conversions = get_model_conversion_mapping(model, None, None)
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    state = model.state_dict()
+    targets: dict[str, Target] = {}
+    slots: dict[str, tuple[str, int]] = {}
+    for name, layer in stored.items():
+        parameter, pattern = rename_source_key(
+            f"{name}.weight", renamings, converters, model.base_model_prefix, state
+        )
+        if parameter not in state:
+            continue  # Transformers reports it as unexpected, unless the model says that it ignores it
+        target = targets.setdefault(parameter, Target(parameter))
+        part = 0
+        if pattern is not None:
+            target.converter = next(c for c in converters if pattern in c.source_patterns)
+            part = target.converter.source_patterns.index(pattern)
+        while len(target.parts) <= part:
+            target.parts.append([])
+        target.parts[part].append(layer)
+        slots[apply_renamings(f"{name}.W_q", renamings).removesuffix(".W_q")] = (parameter, part)
+    return targets, slots
+
+
+def _settings_of(target: Target, layer: nn_layers.Layer | None, model: nn.Module):
+    """(settings of the quantized module, "") or (None, why there is none)."""
+    first = target.parts[0][0] if target.parts[0] else None
+    everyone = [stored for part in target.parts for stored in part]
+    if first is None or any(len(part) != len(target.parts[0]) for part in target.parts):
+        raise FormatError(
+            f"[from_pretrained] {target.parameter} is made of several layers, some of which the checkpoint does "
+            f"not have quantized; it has {everyone[0].name}"
+        )
+    if layer is None:
+        return None, "the model needs it dense"
+    for stored in everyone:
+        if stored.settings is None:
+            return None, stored.reason
+    if any(stored.settings != first.settings for stored in everyone):
+        return None, "the layers that Transformers merges into it have different settings"
+    settings = dict(first.settings)
+    if target.converter is None:
+        shape = first.shape
+    elif not _merges_rows(target.converter, layer.kind):
+        return None, "Transformers changes it while it reads"
+    else:
+        rows = sum(part[0].shape[0] for part in target.parts)
+        shape = (len(target.parts[0]), rows, first.shape[1])[-len(layer.shape) :]
+        if len(target.parts) > 1 and settings["axis"] == 0:
+            size = settings["group_size"] or first.shape[0]
+            if size % 8 or any(part[0].shape[0] % size for part in target.parts):
+                return None, f"groups of {size} weights in columns cannot be merged"
+            settings["group_size"] = size
+    same = all(stored.shape == part[0].shape for part in target.parts for stored in part)
+    if tuple(shape) != layer.shape or not same:
+        raise FormatError(
+            f"[{first.name}] is stored with the shape {list(first.shape)}, which makes {list(shape)}; "
+            f"{type(model).__name__} needs {list(layer.shape)} for {target.parameter}"
+        )
+    return settings, ""
+
+
+def _merges_rows(converter: WeightConverter, kind: str) -> bool:
+    """Whether a conversion stacks experts, and puts rows below each other."""
+    operations = list(converter.operations)
+    if kind == "experts":
+        if not operations or type(operations[0]) is not MergeModulelist or operations[0].dim != 0:
+            return False
+        operations = operations[1:]
+    rows = 1 if kind == "experts" else 0
+    return all(type(op) is Concatenate and op.dim == rows for op in operations)
+
+
+def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> _Settings:
+    """A config that gives every quantized layer its settings."""
+    found = {t.module: t.parts[0][0].settings for t in targets if t.module is not None}
+    if not found:
+        return _Settings(skip_modules=skip_modules)
+    most, _ = Counter(json.dumps(settings) for settings in found.values()).most_common(1)[0]
+    most = json.loads(most)
+    others = {name: settings for name, settings in found.items() if settings != most}
+    return _Settings(**most, dynamic_config=others, skip_modules=skip_modules)
+
+
+# While the weights are read.
+
+
+class Gather(WeightConverter):
+    """Brings the tensors of a layer together, whatever shards they are in.
+
+    Its patterns are no part of names: part and key ("0.scale"), which tell what a tensor is for.
+    """
+
+    __slots__ = ("targets", "slots")
+
+    def __init__(self, targets: dict[str, Target], slots: dict[str, tuple[str, int]]):
+        most = max(len(target.parts) for target in targets.values())
+        patterns = [f"{part}.{key}" for part in range(most) for key in sorted(upstream.KEYS)]
+        by_key = {target.key: target for target in targets.values()}
+        # The conversion is small work on packed bytes; its results go to their devices.
+        super().__init__(patterns, [".W_q"], [ToFormat1(by_key)], force_cpu=True)
+        self.targets = targets
+        self.slots = slots
+
+    def __deepcopy__(self, memo: dict) -> Gather:
+        return Gather(self.targets, self.slots)
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """(key of the target, pattern), as the loader asks for every key; (source_key, None) for others."""
+        name, _, key = source_key.rpartition(".")
+        slot = self.slots.get(name)
+        if slot is None or key not in upstream.KEYS:
+            return source_key, None
+        parameter, part = slot
+        self._was_used = True
+        return self.targets[parameter].key, f"{part}.{key}"
+
+
+class ToFormat1(ConversionOps):
+    """The packed tensors of a module, or the dense weight, from the tensors of upstream's layers."""
+
+    def __init__(self, targets: dict[str, Target]):
+        self._targets = targets
+
+    @torch.no_grad()
+    def convert(self, input_dict, *, full_layer_name, model=None, config=None, **kwargs):
+        target = self._targets[full_layer_name]
+        given = {pattern: iter(tensors) for pattern, tensors in input_dict.items()}
+        layers = [
+            [
+                (stored.name, {key: next(given[f"{p}.{key}"]) for key in stored.keys})
+                for stored in part
+            ]
+            for p, part in enumerate(target.parts)
+        ]
+        if target.module is None:
+            return self._dense(target, layers, model, config)
+        module = model.get_submodule(target.module)
+        if not isinstance(module, HqqExperts):
+            packed = [_convert(*part[0]) for part in layers]
+            results = {key: _rows([q[key] for q in packed]) for key in packed[0]}
+        else:
+            results = {key: torch.empty_like(t, device="cpu") for key, t in module.named_parameters()}
+            for e in range(module.num_experts):
+                packed = [_convert(*part[e]) for part in layers]
+                for key, stack in results.items():
+                    stack[e] = _rows([q[key] for q in packed])
+        return {f"{target.module}.{key}": tensor for key, tensor in results.items()}
+
+    def _dense(self, target: Target, layers, model, config):
+        parameter = model.get_parameter(target.parameter)
+        dense = [
+            [
+                upstream.dequantize(upstream.decode(tensors), torch.float32, name).to(parameter.dtype)
+                for name, tensors in part
+            ]
+            for part in layers
+        ]
+        if target.converter is None:
+            return {target.parameter: dense[0][0]}
+        converter = copy.deepcopy(target.converter)
+        for pattern, tensors in zip(converter.source_patterns, dense):
+            converter.collected_tensors[pattern] = tensors
+        return converter.convert(target.parameter, model=model, config=config)
+
+
+def _rows(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _convert(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """W_q, scale and zero of format 1."""
+    aligned = {}
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        aligned[key] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
+    weight = weight_of(_core.from_upstream(aligned, name))._asdict()
+    return {key: tensor for key, tensor in weight.items() if tensor is not None}
+
+
+def finish(model: nn.Module) -> None:
+    """Forgets how the model was read: it is saved in format 1."""
+    model._weight_conversions = [c for c in model._weight_conversions if not isinstance(c, Gather)]
+
+
+# quantization_config.
+
+
+def read_config(cls: type, config: dict[str, Any], **kwargs: Any) -> Any:
+    """HqqConfig.from_dict of Transformers, also for files of its first versions, which lack keys."""
+    read = cls()
+    read.quant_config = config.get("quant_config", read.quant_config)
+    read.skip_modules = config.get("skip_modules", read.skip_modules)
+    return read
+
+
+# Folders of AutoHQQHFModel.save_quantized and save_to_safetensors.
+
+
+class UpstreamSource(_config.HqqConfig):
+    """Stands in for the quantization_config that such a folder lacks."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor] | None):
+        super().__init__()
+        self.quant_method = "hqq"
+        self.tensors = tensors
+
+    def __deepcopy__(self, memo: dict) -> UpstreamSource:
+        return self
+
+
+def load_upstream(
+    folder: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    model_class: Any = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Loads a folder that upstream hqq wrote: AutoHQQHFModel.save_quantized or save_to_safetensors.
+
+    Nothing but tensors and plain values is unpickled. save_pretrained() of the result writes format 1, which
+    from_pretrained() reads.
+
+    Args:
+        folder: With config.json and qmodel.pt, or safetensors files.
+        dtype: Of what is not quantized; None: what config.json says.
+        device_map: As from_pretrained() takes it.
+        model_class: A model class of Transformers; None: the architecture that config.json names.
+        **kwargs: For its from_pretrained().
+
+    Raises:
+        FormatError: If the files hold anything hqq does not write.
+        ValueError: If the folder has no such file, or the model class is unknown.
+    """
+    folder = os.fspath(folder)
+    pickled = os.path.join(folder, "qmodel.pt")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if "config.json" not in names or not (
+        "qmodel.pt" in names or any(name.endswith(".safetensors") for name in names)
+    ):
+        raise ValueError(
+            f"[load_upstream] {folder} must be a folder with config.json and qmodel.pt or safetensors files"
+        )
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model_class = model_class or _model_class(config)
+    tensors = _flatten(_load_pickle(pickled), pickled) if "qmodel.pt" in names else None
+    return model_class.from_pretrained(
+        None if tensors is not None else folder,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        device_map=device_map,
+        quantization_config=UpstreamSource(tensors),
+        **kwargs,
+    )
+
+
+def _model_class(config: Any) -> Any:
+    architectures = config.architectures or []
+    for architecture in architectures:
+        if (found := getattr(transformers, architecture, None)) is not None:
+            return found
+    raise ValueError(
+        f"[load_upstream] Transformers has no model class {', '.join(architectures) or '(none is named)'}, which "
+        f"config.json asks for: pass model_class"
+    )
+
+
+def _load_pickle(path: str) -> Mapping[str, Any]:
+    """torch.load without code: tensors, dicts and plain values only.
+
+    Raises:
+        FormatError: If there is anything else.
+    """
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before zip archives cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise FormatError(
+            f"[{path}] holds more than tensors, numbers, texts and dtypes, or is cut off: "
+            + str(error).strip().splitlines()[0]
+        ) from None
+    if not isinstance(loaded, Mapping):
+        raise FormatError(f"[{path}] holds a {type(loaded).__name__}; it must be a state dict")
+    return loaded
+
+
+def _flatten(modules: Mapping[str, Any], path: str) -> dict[str, torch.Tensor]:
+    """A state dict from {module: {key: value}}."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in modules.items():
+        if not isinstance(entry, Mapping):
+            raise FormatError(
+                f"[{path}] {name} is a {type(entry).__name__}; it must be the state dict of a module"
+            )
+        if "W_q" in entry:
+            entry = upstream.encode(entry, f"{path}, {name}")
+        for key, value in entry.items():
+            if not isinstance(value, torch.Tensor):
+                raise FormatError(
+                    f"[{path}] {name}.{key} is a {type(value).__name__}; it must be a tensor"
+                )
+            tensors[f"{name}.{key}"] = value.detach()
+    return tensors
