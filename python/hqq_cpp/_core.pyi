@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'layer_tag', 'linear', 'load_safetensors', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -857,6 +857,18 @@ def dtype_code(dtype: typing.Any) -> int:
     """
     The code that NativeLayer takes for a dtype.
     """
+def from_upstream(tensors: dict, name: str) -> QuantizedTensor:
+    """
+    Converts one layer of upstream hqq's state_dict.
+
+    Args:
+        tensors: Key ("W_q", "nbits", ...) -> array; a bias is ignored.
+        name: Of the layer, for messages.
+
+    Raises:
+        FormatError: For tensors that upstream would not have written.
+        ValueError: For a layer that format 1 cannot hold.
+    """
 def layer_tag(name: str) -> str:
     """
     The tag of a layer: its name without 'model', 'layers' and numbers.
@@ -875,6 +887,21 @@ def linear(x: typing.Any, q: QuantizedTensor, bias: typing.Any, threads: typing.
 def load_safetensors(path: os.PathLike | str | bytes) -> dict[str, Tensor]:
     """
     See hqq_cpp.load_safetensors.
+    """
+def parse_upstream(tensors: dict, name: str) -> tuple:
+    """
+    What the tensors of a layer of upstream hqq say about it.
+
+    Args:
+        tensors: Key ("W_q", "nbits", ...) -> array. Only shape and dtype of W_q, scale, zero and zero_scale count.
+        name: Of the layer, for messages.
+
+    Returns:
+        (settings, (out_features, in_features)): settings as QuantizedTensor.config.
+
+    Raises:
+        FormatError: For tensors that upstream would not have written.
+        ValueError: For a layer that format 1 cannot hold.
     """
 def quantize(W: typing.Any, config: typing.Any, name: str, importance: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex, device: str, stats: bool) -> tuple[QuantizedTensor, QuantizeStats]:
     """
@@ -897,5 +924,6 @@ def verify_checkpoint(path: os.PathLike | str | bytes, threads: typing.SupportsI
     See hqq_cpp.verify_checkpoint.
     """
 FORMAT_VERSION: int = 1
+UPSTREAM_KEYS: list = ['W_q', 'nbits', 'group_size', 'shape', 'scale', 'zero', 'axis', 'packing', 'unpack_view_dtype', 'view_as_float', 'quant_scale', 'quant_zero', 'compute_dtype', 'bias', 'offload_meta', 'encoded_state_dict', 'stores_quant_config', 'channel_wise', 'optimize', 'round_zero']
 __version__: str = '0.1.0'
 _pybind11_version: str = '3.1'

@@ -1,0 +1,128 @@
+"""Folders of AutoHQQHFModel.save_quantized (qmodel.pt) and save_to_safetensors of upstream hqq."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from ..errors import FormatError
+from . import config as _config
+from . import upstream
+
+
+class UpstreamSource(_config.HqqConfig):
+    """Stands in for the quantization_config that such a folder lacks."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor] | None):
+        super().__init__()
+        self.quant_method = "hqq"
+        self.tensors = tensors
+
+    def __deepcopy__(self, memo: dict) -> UpstreamSource:
+        return self
+
+
+def load_upstream(
+    folder: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    model_class: Any = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Loads a folder that upstream hqq wrote: AutoHQQHFModel.save_quantized or save_to_safetensors.
+
+    Nothing but tensors and plain values is unpickled. save_pretrained() of the result writes format 1, which
+    from_pretrained() reads.
+
+    Args:
+        folder: With config.json and qmodel.pt, or safetensors files.
+        dtype: Of what is not quantized; None: what config.json says.
+        device_map: As from_pretrained() takes it.
+        model_class: A model class of Transformers; None: the architecture that config.json names.
+        **kwargs: For its from_pretrained().
+
+    Raises:
+        FormatError: If the files hold anything hqq does not write.
+        ValueError: If the folder has no such file, or the model class is unknown.
+    """
+    folder = os.fspath(folder)
+    pickled = os.path.join(folder, "qmodel.pt")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if "config.json" not in names or not (
+        "qmodel.pt" in names or any(name.endswith(".safetensors") for name in names)
+    ):
+        raise ValueError(
+            f"[load_upstream] {folder} must be a folder with config.json and qmodel.pt or safetensors files"
+        )
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model_class = model_class or _model_class(config)
+    tensors = _flatten(load_pickle(pickled), pickled) if "qmodel.pt" in names else None
+    return model_class.from_pretrained(
+        None if tensors is not None else folder,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        device_map=device_map,
+        quantization_config=UpstreamSource(tensors),
+        **kwargs,
+    )
+
+
+def _model_class(config: Any) -> Any:
+    architectures = config.architectures or []
+    for architecture in architectures:
+        if (found := getattr(transformers, architecture, None)) is not None:
+            return found
+    raise ValueError(
+        f"[load_upstream] Transformers has no model class {', '.join(architectures) or '(none is named)'}, which "
+        f"config.json asks for: pass model_class"
+    )
+
+
+def load_pickle(path: str) -> Mapping[str, Any]:
+    """torch.load without code: tensors, dicts and plain values only.
+
+    Raises:
+        FormatError: If there is anything else.
+    """
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before zip archives cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise FormatError(
+            f"[{path}] holds more than tensors, numbers, texts and dtypes, or is cut off: "
+            + str(error).strip().splitlines()[0]
+        ) from None
+    if not isinstance(loaded, Mapping):
+        raise FormatError(f"[{path}] holds a {type(loaded).__name__}; it must be a state dict")
+    return loaded
+
+
+def _flatten(modules: Mapping[str, Any], path: str) -> dict[str, torch.Tensor]:
+    """A state dict from {module: {key: value}}."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in modules.items():
+        if not isinstance(entry, Mapping):
+            raise FormatError(
+                f"[{path}] {name} is a {type(entry).__name__}; it must be the state dict of a module"
+            )
+        if "W_q" in entry:
+            entry = upstream.encode(entry, f"{path}, {name}")
+        for key, value in entry.items():
+            if not isinstance(value, torch.Tensor):
+                raise FormatError(
+                    f"[{path}] {name}.{key} is a {type(value).__name__}; it must be a tensor"
+                )
+            tensors[f"{name}.{key}"] = value.detach()
+    return tensors
