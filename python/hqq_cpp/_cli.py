@@ -7,7 +7,10 @@ import os
 import sys
 
 from . import _core
+from .errors import FormatError
 
+# docs/cli.md
+_USER_ERROR, _FORMAT_ERROR, _SYSTEM_ERROR = 2, 3, 4
 _IMPORTANCE = "importance"
 
 
@@ -38,11 +41,19 @@ def _importance(arguments: list[str]) -> int:
         result = collect_importance_folder(
             args.model_dir, args.out, n=args.tokens, seed=args.seed
         )
-    except (ImportError, OSError, ValueError) as error:
-        print(f"hqq-cpp: {error}", file=sys.stderr)
-        return 1
+    except FormatError as error:
+        return _report(error, _FORMAT_ERROR)
+    except OSError as error:
+        return _report(error, _SYSTEM_ERROR)
+    except (ImportError, ValueError) as error:
+        return _report(error, _USER_ERROR)
     print(f"{args.out}: importance of {len(result)} layers")
     return 0
+
+
+def _report(error: Exception, code: int) -> int:
+    print(f"hqq-cpp: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
