@@ -49,9 +49,9 @@ class ImportanceSource:
         vector = self._vectors.get(layer.name)
         if vector is None:
             return None
-        vector = torch.as_tensor(
-            vector if isinstance(vector, torch.Tensor) else torch.from_dlpack(vector)
-        )
+        # Nothing that makes a new tensor: loaders call this with meta as the default device.
+        if not isinstance(vector, torch.Tensor):
+            vector = torch.from_dlpack(vector)
         vector = vector.detach().float().cpu()
         wanted = [layer.shape[-1:]]
         if layer.kind == "experts":

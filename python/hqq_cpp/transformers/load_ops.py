@@ -40,18 +40,27 @@ class SolverThread:
     """One thread that solves while the loader reads the next weight.
 
     submit() waits for the weight before, so that no more than two dense weights are in memory. The solver itself uses
-    all cores.
+    all cores. The first error is kept for join(): Transformers would bury it in a report about another weight.
     """
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hqq-cpp-solver")
         self._running: Future | None = None
+        self._error: Exception | None = None
         self.expected = 0
 
-    def submit(self, work) -> None:
-        """Runs work() in the thread; raises what the work before raised."""
+    def submit(self, work: Callable[[], None]) -> None:
+        """Runs work() in the thread."""
         self.wait()
-        self._running = self._pool.submit(work)
+        self._running = self._pool.submit(self.run, work)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Runs work() here, unless an error made it pointless."""
+        if self._error is None:
+            try:
+                work()
+            except Exception as error:
+                self._error = error
 
     def wait(self) -> None:
         """Returns when nothing runs."""
@@ -60,11 +69,11 @@ class SolverThread:
             running.result()
 
     def join(self) -> None:
-        """Ends the thread."""
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+        """Ends the thread and raises the first error."""
+        self.wait()
+        self._pool.shutdown()
+        if self._error is not None:
+            raise self._error
 
 
 class QuantizeOnLoad(ConversionOps):
@@ -117,7 +126,7 @@ class QuantizeOnLoad(ConversionOps):
         if layer.kind == "experts":
             # The loader merges experts in memory: it must not start the next before this one is gone.
             self._solver.wait()
-            work()
+            self._solver.run(work)
         else:
             self._solver.submit(work)
         return {}

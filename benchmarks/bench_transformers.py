@@ -1,0 +1,135 @@
+"""Loading and running a quantized model through Transformers, beside the same model in bfloat16.
+
+    python benchmarks/bench_transformers.py [--repeat 7] [--hidden 768] [--layers 12]
+
+Makes a random Llama of about 100 million parameters in a temporary folder and prints medians of interleaved runs:
+from_pretrained plain, with quantization (4 bits, group 64), reload of the quantized folder, and upstream hqq
+(if installed) on the layers of one decoder layer, times the number of layers. Then compiled against eager forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import hqq_cpp
+import hqq_cpp.transformers
+
+
+def seconds(work) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    result = work()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def interleaved(works: dict, repeat: int) -> dict[str, float]:
+    """Median seconds of each, run in turns so that a busy machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for name, work in works.items():
+        work()  # warms page cache, imports, compilers
+    for _ in range(repeat):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def upstream_seconds(model, threads: int) -> float | None:
+    """Upstream's time for all decoder layers, from one."""
+    try:
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+    except ImportError:
+        return None
+    config = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
+    layers = [m for m in model.model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+    start = time.perf_counter()
+    for layer in layers:
+        copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+        copy.weight.data = layer.weight.data.float()
+        HQQLinear(copy, config, compute_dtype=torch.float32, device="cpu")
+    return (time.perf_counter() - start) * len(model.model.layers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16000, hidden_size=arguments.hidden, intermediate_size=arguments.hidden * 8 // 3,
+        num_hidden_layers=arguments.layers, num_attention_heads=12, num_key_value_heads=12,
+        max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        dense, quantized = Path(folder, "dense"), Path(folder, "quantized")
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model.save_pretrained(dense)
+        count = sum(p.numel() for p in model.parameters())
+        upstream = upstream_seconds(model, torch.get_num_threads())
+        del model
+        settings = hqq_cpp.HqqConfig(nbits=4, group_size=64)
+
+        def load(path, **kwargs):
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **kwargs)
+
+        load(dense, quantization_config=settings).save_pretrained(quantized)
+        loads = interleaved(
+            {
+                "bfloat16": lambda: load(dense),
+                "quantize on load": lambda: load(dense, quantization_config=settings),
+                "reload quantized": lambda: load(quantized),
+            },
+            arguments.repeat,
+        )
+        print(
+            f"{count / 1e6:.0f} M parameters, {torch.get_num_threads()} threads, {hqq_cpp.cpu_target()}, torch "
+            f"{torch.__version__}, transformers {transformers.__version__}, {platform.machine()}\n"
+        )
+        print("| from_pretrained | seconds | against bfloat16 |\n|--|--:|--:|")
+        for name, value in loads.items():
+            print(f"| {name} | {value:.3f} | {value / loads['bfloat16']:.2f} |")
+        if upstream is not None:
+            work = loads["quantize on load"]
+            print(f"| upstream hqq, solving alone | {upstream:.1f} | {upstream / work:.0f}x ours |")
+
+        model = load(quantized)
+        compiled = torch.compile(model, fullgraph=True)
+        ids = {tokens: torch.randint(0, 16000, (1, tokens)) for tokens in (1, 64)}
+
+        def forward(run, tokens):
+            with torch.no_grad():
+                return run(ids[tokens], use_cache=False).logits
+
+        print("\n| forward | eager, ms | compiled, ms | compiled / eager |\n|--|--:|--:|--:|")
+        for tokens in ids:
+            times = interleaved(
+                {
+                    "eager": lambda: forward(model, tokens),
+                    "compiled": lambda: forward(compiled, tokens),
+                },
+                3 * arguments.repeat,
+            )
+            eager, fast = 1e3 * times["eager"], 1e3 * times["compiled"]
+            print(f"| {tokens} tokens | {eager:.1f} | {fast:.1f} | {fast / eager:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
