@@ -38,7 +38,7 @@ from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
 from . import config as _config
-from . import upstream
+from . import saved, upstream
 from .upstream_folder import UpstreamSource, load_pickle
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -107,6 +107,11 @@ def replace_layers(model: nn.Module, quantizer: Any, files: list[str]) -> None:
             dense[target.parameter] = reason
             continue
         module = empty_module(layer, settings)
+        if isinstance(module, HqqExperts):
+            module = HqqExperts.empty(
+                settings, layer.shape, parts=len(target.parts), dtype=layer.dtype, device="meta"
+            )
+            _save_one_by_one(quantizer, target, layer.dtype)
         if target.parts[0][0].has_bias and isinstance(module, HqqLinear) and module.bias is None:
             # hqq adds one to layers that have none when it calibrates.
             bias = torch.empty(module.out_features, dtype=layer.dtype, device="meta")
@@ -227,14 +232,11 @@ def _settings_of(target: Target, layer: nn_layers.Layer | None, model: nn.Module
         shape = first.shape
     elif not _merges_rows(target.converter, layer.kind):
         return None, "Transformers changes it while it reads"
+    elif layer.kind == "linear" and settings["axis"] == 0:
+        return None, "rows that share groups cannot be merged"
     else:
         rows = sum(part[0].shape[0] for part in target.parts)
         shape = (len(target.parts[0]), rows, first.shape[1])[-len(layer.shape) :]
-        if len(target.parts) > 1 and settings["axis"] == 0:
-            size = settings["group_size"] or first.shape[0]
-            if size % 8 or any(part[0].shape[0] % size for part in target.parts):
-                return None, f"groups of {size} weights in columns cannot be merged"
-            settings["group_size"] = size
     same = all(stored.shape == part[0].shape for part in target.parts for stored in part)
     if tuple(shape) != layer.shape or not same:
         raise FormatError(
@@ -253,6 +255,18 @@ def _merges_rows(converter: WeightConverter, kind: str) -> bool:
         operations = operations[1:]
     rows = 1 if kind == "experts" else 0
     return all(type(op) is Concatenate and op.dim == rows for op in operations)
+
+
+def _save_one_by_one(quantizer: Any, target: Target, dtype: torch.dtype) -> None:
+    """Lets save_pretrained cut merged experts into layers again, as saved.py has it."""
+    quantizer.merged[id(target.converter)] = target.converter
+    quantizer.merged_parameters.add(target.parameter)
+    for stored in (stored for part in target.parts for stored in part):
+        quantizer.merged_layers[stored.name] = stored.settings | {
+            "tensor": f"{stored.name}.weight",
+            "shape": list(stored.shape),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
 
 
 def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> _Settings:
@@ -362,9 +376,12 @@ def _convert(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {key: tensor for key, tensor in weight.items() if tensor is not None}
 
 
-def finish(model: nn.Module) -> None:
+def finish(model: nn.Module, quantizer: Any) -> None:
     """Forgets how the model was read: it is saved in format 1."""
-    model._weight_conversions = [c for c in model._weight_conversions if not isinstance(c, Gather)]
+    conversions = [c for c in model._weight_conversions if not isinstance(c, Gather)]
+    merging = list(quantizer.merged.values())
+    added = saved.update_conversions(quantizer, merging, model)[: -len(merging) or None]
+    model._weight_conversions = conversions + added
 
 
 # quantization_config.

@@ -57,6 +57,7 @@ class HqqQuantizer(HfQuantizer):
         # files describe them.
         self.merged: dict[int, Any] = {}
         self.merged_layers: dict[str, dict] = {}
+        self.merged_parameters: set[str] = set()
         self.gather: legacy.Gather | None = None
         self._solver: SolverThread | None = None
         self._device_map: Any = None
@@ -144,7 +145,7 @@ class HqqQuantizer(HfQuantizer):
             self._quantize_leftovers(model)
             self._solver = None
         if self.gather is not None:
-            legacy.finish(model)
+            legacy.finish(model, self)
         finish(model, self.quantization_config)
         return model
 

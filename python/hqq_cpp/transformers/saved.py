@@ -93,6 +93,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
     found: dict[str, _Found] = {}
     quantizer.merged = {}
     quantizer.merged_layers = {}
+    quantizer.merged_parameters = set()
     for name in sorted(key.removesuffix(".W_q") for key in keys if key.endswith(".W_q")):
         description = described.get(name)
         dense = f"{name}.weight" if description is None else description["tensor"]
@@ -121,6 +122,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
             converter = next(c for c in converters if pattern in c.source_patterns)
             parts = len(converter.source_patterns)
             quantizer.merged[id(converter)] = converter
+            quantizer.merged_parameters.add(parameter)
             quantizer.merged_layers[name] = description or (
                 settings | {"tensor": dense, "dtype": _name(state[parameter].dtype)}
             )
@@ -236,7 +238,7 @@ def metadata(model) -> dict[str, str]:
     renamings = [c.reverse_transform() for c in conversions if isinstance(c, WeightRenaming)][::-1]
     for name, module in nn_layers.quantized_layers(model):
         fused = isinstance(module, HqqExperts)
-        if fused and module.parts > 1:
+        if name in model.hf_quantizer.merged_parameters:
             continue  # save_pretrained cuts it into the layers of merged_layers again
         tensor = apply_renamings(name if fused else f"{name}.weight", renamings)
         layers[tensor.removesuffix(".weight")] = dict(module.layer_config) | {
