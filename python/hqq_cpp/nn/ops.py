@@ -75,12 +75,18 @@ def _backward(ctx, grad_y):
 torch.library.register_autograd("hqq_cpp::linear", _backward, setup_context=_setup_context)
 
 
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    device = x.device.type
+    if device != "meta" and x.is_floating_point() and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
 def linear(
     x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """x [..., in_features] W_r^T + bias in the dtype of x, with gradients for x and bias."""
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = _autocast(x)
     if x.shape[-1] != layout.in_features:
         raise ValueError(
             f"[linear] x has the shape {list(x.shape)}; its last dimension must be {layout.in_features}"
@@ -163,8 +169,7 @@ def experts_linear(
     features = layout.out_features if transposed else layout.in_features
     if x.ndim != 2 or x.shape[1] != features:
         raise ValueError(f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]")
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = _autocast(x)
     return torch.ops.hqq_cpp.experts_linear(
         x, counts, *weight, bias, *layout, parts, transposed
     )
