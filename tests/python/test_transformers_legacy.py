@@ -253,7 +253,9 @@ def test_offload_to_disk(tmp_path):
     model = llama()
     state, dense = quantize(model, all_but_head(nbits=4))
     folder = save(tmp_path / "old", model, state, config_for(upstream.BaseQuantizeConfig()))
-    device_map = {"": "cpu", "model.layers.1": "disk"}
+    names = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    device_map = {f"model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
+    device_map["model.layers.1"] = "disk"
     loaded = load(folder, device_map=device_map, offload_folder=tmp_path / "offloaded")
     assert loaded.model.layers[1].mlp.up_proj.W_q.device.type == "meta"
     torch.testing.assert_close(logits(loaded), logits(dense), rtol=0, atol=2e-6)
@@ -383,6 +385,7 @@ def test_experts_of_different_bits_become_dense(tmp_path, caplog, monkeypatch):
     assert isinstance(experts.down_proj, hqq_cpp.HqqExperts)
     assert isinstance(experts.gate_up_proj, torch.nn.Parameter)
     assert_same_model(loaded, dense, tolerance=1e-5)
+    assert_saves_in_our_format(loaded, tmp_path / "new")
 
 
 def test_experts_without_some_expert_are_refused(tmp_path):
