@@ -49,9 +49,9 @@ void add_own_layers(const Checkpoint& checkpoint, Contents& contents, Used& used
                 stored.description.shape};
     layer.weights = static_cast<std::uint64_t>(stored.description.numel());
     layer.shard = stored.shard;
-    for (const auto& [field, info] : stored.fields) {
-      layer.bytes += info->nbytes();
-      used.insert(info);
+    for (const StoredField& field : stored.fields) {
+      layer.bytes += field.info->nbytes();
+      used.insert(field.info);
     }
     contents.layers.push_back(layer);
   }

@@ -95,21 +95,22 @@ class ShardBuilder {
 
 // ---- format 1 -> upstream ----
 
-const TensorInfo* field_of(const StoredLayer& layer, const std::string& name) {
-  for (const auto& [field, info] : layer.fields) {
-    if (field == name) return info;
+// Without info if the layer has none of that name.
+StoredField field_of(const StoredLayer& layer, const std::string& name) {
+  for (const StoredField& field : layer.fields) {
+    if (field.name == name) return field;
   }
-  return nullptr;
+  return {name};
 }
 
-Recipe pack_recipe(const SafetensorsFile& file, const StoredLayer& layer, const Tensor& form) {
-  const TensorInfo* codes = field_of(layer, "W_q");
+Recipe pack_recipe(const StoredLayer& layer, const Tensor& form) {
+  const StoredField codes = field_of(layer, "W_q");
   const BitWidth width = layer.description.config.nbits;
   const std::int64_t in_features = layer.description.in_features();
   Recipe recipe;
-  recipe.input_bytes = codes->nbytes();
+  recipe.input_bytes = codes.info->nbytes();
   recipe.weights = static_cast<std::uint64_t>(layer.description.numel());
-  recipe.read = [&file, codes] { return std::vector<Tensor>{file.read(*codes)}; };
+  recipe.read = [codes] { return std::vector<Tensor>{codes.file->read(*codes.info)}; };
   recipe.compute = [=](std::vector<Tensor> input) {
     Tensor words = Tensor::allocate(form.dtype, form.shape);
     pack_upstream(width, input[0], in_features, words);
@@ -118,18 +119,17 @@ Recipe pack_recipe(const SafetensorsFile& file, const StoredLayer& layer, const 
   return recipe;
 }
 
-Recipe expand_recipe(const SafetensorsFile& file, const StoredLayer& layer, const std::string& key,
-                     const Tensor& form) {
-  std::vector<const TensorInfo*> parts;
+Recipe expand_recipe(const StoredLayer& layer, const std::string& key, const Tensor& form) {
+  std::vector<StoredField> parts;
   Recipe recipe;
   for (const char* suffix : {"", "_step", "_offset"}) {
     parts.push_back(field_of(layer, key + suffix));
-    if (parts.back() != nullptr) recipe.input_bytes += parts.back()->nbytes();
+    if (parts.back().info != nullptr) recipe.input_bytes += parts.back().info->nbytes();
   }
-  recipe.read = [&file, parts] {
+  recipe.read = [parts] {
     std::vector<Tensor> tensors;
-    for (const TensorInfo* part : parts) {
-      tensors.push_back(part == nullptr ? Tensor{} : file.read(*part));
+    for (const StoredField& part : parts) {
+      tensors.push_back(part.info == nullptr ? Tensor{} : part.file->read(*part.info));
     }
     return tensors;
   };
@@ -141,7 +141,7 @@ Recipe expand_recipe(const SafetensorsFile& file, const StoredLayer& layer, cons
   return recipe;
 }
 
-void add_to_upstream(const SafetensorsFile& file, const StoredLayer& layer, ShardBuilder& shard) {
+void add_to_upstream(const StoredLayer& layer, ShardBuilder& shard) {
   const LayerDescription& description = layer.description;
   if (description.is_fused()) {
     throw_invalid(upstream::where_of(description.name),
@@ -153,9 +153,9 @@ void add_to_upstream(const SafetensorsFile& file, const StoredLayer& layer, Shar
   for (const auto& [key, tensor] : layout) {
     Recipe recipe;
     if (key == "W_q") {
-      recipe = pack_recipe(file, layer, tensor);
+      recipe = pack_recipe(layer, tensor);
     } else if (key == "scale" || key == "zero") {
-      recipe = expand_recipe(file, layer, key, tensor);
+      recipe = expand_recipe(layer, key, tensor);
     } else {
       recipe.read = [] { return std::vector<Tensor>(); };
       recipe.compute = [tensor = tensor](std::vector<Tensor>) { return tensor; };
@@ -172,14 +172,14 @@ ConvertPlan plan_to_upstream(const Checkpoint& source, const std::vector<StoredL
   for (const StoredLayer& layer : layers) {
     plan.layers.push_back(layer.description);
     by_codes[layer.description.name + ".W_q"] = &layer;
-    for (const auto& [field, info] : layer.fields) fields.insert(info->name);
+    for (const StoredField& field : layer.fields) fields.insert(field.info->name);
   }
   for (std::size_t s = 0; s < source.shard_count(); ++s) {
     ShardBuilder shard(plan);
     for (const TensorInfo& tensor : source.shard(s).tensors()) {
       const auto layer = by_codes.find(tensor.name);
       if (layer != by_codes.end()) {
-        add_to_upstream(source.shard(s), *layer->second, shard);
+        add_to_upstream(*layer->second, shard);
       } else if (!fields.contains(tensor.name)) {
         shard.copy(tensor);
       }

@@ -27,7 +27,7 @@ ShardPlan plan_shard(const Checkpoint& source, std::size_t index,
   // Every tensor of a layer; the dense weight takes the place of the first, W_q.
   std::map<const TensorInfo*, std::size_t> layer_of;
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    for (const auto& [field, info] : layers[i].fields) layer_of[info] = i;
+    for (const StoredField& field : layers[i].fields) layer_of[field.info] = i;
   }
   ShardPlan shard;
   shard.name = output_shard_name(source, index);
@@ -40,7 +40,7 @@ ShardPlan plan_shard(const Checkpoint& source, std::size_t index,
       continue;
     }
     const StoredLayer& layer = layers[found->second];
-    if (&tensor != layer.fields.front().second) continue;
+    if (&tensor != layer.fields.front().info) continue;
     const LayerDescription& description = layer.description;
     const std::uint64_t size = static_cast<std::uint64_t>(description.numel()) * dtype_size(dtype);
     shard.tensors.push_back({description.tensor, dtype, description.shape, 0, size});
@@ -81,7 +81,7 @@ class DequantizeJob : public ShardJob {
  protected:
   std::uint64_t matrix_input_bytes(const PlannedStep& step) const override {
     std::uint64_t total = 0;
-    for (const auto& [field, info] : layer(step).fields) total += info->nbytes();
+    for (const StoredField& field : layer(step).fields) total += field.info->nbytes();
     return total / static_cast<std::uint64_t>(experts(step)) - step.size + pool().taken(step.size);
   }
   std::uint64_t matrix_output_bytes(const PlannedStep& step) const override {
@@ -99,7 +99,7 @@ class DequantizeJob : public ShardJob {
   }
 
   std::vector<Tensor> read_step(const PlannedStep& step) override {
-    QuantizedTensor q = read_matrix(source_file(step), layer(step), step.expert, false, &pool());
+    QuantizedTensor q = read_matrix(layer(step), step.expert, false, &pool());
     std::vector<Tensor> tensors;
     for (const auto& [field, tensor] : q.fields()) tensors.push_back(*tensor);
     return tensors;

@@ -31,14 +31,14 @@ class DenseCheckpoint {
       : checkpoint_(path), layers_(read_stored_layers(checkpoint_)) {
     std::map<const TensorInfo*, const StoredLayer*> layer_of;
     for (const StoredLayer& layer : layers_) {
-      for (const auto& [field, info] : layer.fields) layer_of[info] = &layer;
+      for (const StoredField& field : layer.fields) layer_of[field.info] = &layer;
     }
     for (std::size_t s = 0; s < checkpoint_.shard_count(); ++s) {
       for (const TensorInfo& info : checkpoint_.shard(s).tensors()) {
         const auto found = layer_of.find(&info);
         if (found == layer_of.end()) {
           tensors_.push_back({info.name, info.dtype, info.shape, s, &info, nullptr});
-        } else if (found->second->fields.front().second == &info) {
+        } else if (found->second->fields.front().info == &info) {
           const LayerDescription& layer = found->second->description;
           tensors_.push_back({layer.tensor, DType::kF32, layer.shape, s, nullptr, found->second});
         }
@@ -84,7 +84,7 @@ class ValueReader {
       if (position_ % matrix == 0) {
         dense_ = {};
         dense_ = dequantize(
-            read_matrix(file_, *tensor_.layer, static_cast<std::int64_t>(position_ / matrix)),
+            read_matrix(*tensor_.layer, static_cast<std::int64_t>(position_ / matrix)),
             DType::kF32, threads_);
       }
       const std::uint64_t at = position_ % matrix;

@@ -98,12 +98,12 @@ void check_fields(const StoredLayer& layer, const std::string& where) {
   for (FieldSpec& spec : specs) {
     if (description.is_fused()) spec.shape.insert(spec.shape.begin(), description.matrices());
     const auto found = std::find_if(layer.fields.begin(), layer.fields.end(),
-                                    [&](const auto& field) { return field.first == spec.field; });
+                                    [&](const auto& field) { return field.name == spec.field; });
     if (found == layer.fields.end()) {
       throw_format(where,
                    "tensor " + quote_text(description.name + "." + spec.field) + " is missing");
     }
-    const TensorInfo& info = *found->second;
+    const TensorInfo& info = *found->info;
     if (info.dtype != spec.dtype || info.shape != spec.shape) {
       throw_format(where, "tensor " + quote_text(info.name) + " is " +
                               std::string(safetensors_name(info.dtype)) + " " +
@@ -112,14 +112,93 @@ void check_fields(const StoredLayer& layer, const std::string& where) {
                               shape_string(spec.shape));
     }
   }
-  for (const auto& [field, info] : layer.fields) {
+  for (const StoredField& field : layer.fields) {
     const bool known = std::any_of(specs.begin(), specs.end(),
-                                   [&](const FieldSpec& spec) { return spec.field == field; });
+                                   [&](const FieldSpec& spec) { return spec.field == field.name; });
     if (!known) {
       throw_format(where,
-                   "tensor " + quote_text(info->name) + " does not belong to its description");
+                   "tensor " + quote_text(field.info->name) + " does not belong to its description");
     }
   }
+}
+
+using Files = std::vector<const SafetensorsFile*>;
+
+Files files_of(const Checkpoint& checkpoint) {
+  Files files;
+  for (std::size_t i = 0; i < checkpoint.shard_count(); ++i) files.push_back(&checkpoint.shard(i));
+  return files;
+}
+
+// What a description says, and which file says so.
+struct Described {
+  LayerDescription layer;
+  const SafetensorsFile* file;
+};
+
+std::map<std::string, Described> read_descriptions(const Files& files) {
+  std::map<std::string, Described> all;
+  const std::string* previous = nullptr;
+  for (const SafetensorsFile* file : files) {
+    const auto text = file->metadata().find(kLayersMetadataKey);
+    if (text == file->metadata().end()) continue;
+    // Shards of save_pretrained repeat one long text.
+    if (previous != nullptr && *previous == text->second) continue;
+    previous = &text->second;
+    for (auto& [name, layer] : parse_layers(*file, text->second)) {
+      const auto [known, is_new] = all.emplace(name, Described{layer, file});
+      if (!is_new && !(known->second.layer == layer)) {
+        throw_format(where_of(*file), "layer " + quote_text(name) + " is described otherwise than in " +
+                                          quote_text(known->second.file->path().filename().string()));
+      }
+    }
+  }
+  return all;
+}
+
+// The files of a checkpoint, a shard first: only save_pretrained puts tensors of a layer elsewhere.
+Files nearest_first(Files files, std::size_t shard) {
+  std::swap(files[0], files[shard]);
+  return files;
+}
+
+// The layer whose W_q is in the first of `files`.
+StoredLayer locate(const LayerDescription& description, std::size_t shard, const Files& files) {
+  StoredLayer layer{description, shard, {}};
+  QuantizedTensor all_fields;
+  for (const auto& [field, tensor] : all_fields.fields()) {
+    const std::string name = description.name + "." + field;
+    for (const SafetensorsFile* file : files) {
+      const TensorInfo* info = file->find(name);
+      if (info == nullptr) continue;
+      layer.fields.push_back({field, info, file});
+      break;
+    }
+  }
+  check_fields(layer, where_of(*files[0]) + ", layer " + quote_text(description.name));
+  return layer;
+}
+
+std::vector<StoredLayer> read_layers(const Files& files) {
+  std::map<std::string, Described> descriptions = read_descriptions(files);
+  std::vector<StoredLayer> layers;
+  if (descriptions.empty()) return layers;
+  for (std::size_t shard = 0; shard < files.size(); ++shard) {
+    const Files nearest = nearest_first(files, shard);
+    for (const TensorInfo& info : files[shard]->tensors()) {
+      if (!info.name.ends_with(".W_q")) continue;
+      const auto description = descriptions.find(info.name.substr(0, info.name.size() - 4));
+      if (description == descriptions.end()) continue;
+      layers.push_back(locate(description->second.layer, shard, nearest));
+      descriptions.erase(description);
+    }
+  }
+  if (!descriptions.empty()) {
+    const auto& [name, described] = *descriptions.begin();
+    throw_format(where_of(*described.file),
+                 "tensor " + quote_text(name + ".W_q") + " is missing; the metadata describes it");
+  }
+  return layers;
 }
 
 }  // namespace
@@ -172,46 +251,16 @@ std::string describe_layers(const std::vector<LayerDescription>& layers) {
   return Json{{"format_version", kFormatVersion}, {"layers", descriptions}}.dump();
 }
 
-std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file, std::size_t shard) {
-  const auto text = file.metadata().find(kLayersMetadataKey);
-  if (text == file.metadata().end()) return {};
-  const std::string where = where_of(file);
-  std::map<std::string, LayerDescription> descriptions = parse_layers(file, text->second);
-
-  std::vector<StoredLayer> layers;
-  QuantizedTensor all_fields;
-  for (const TensorInfo& info : file.tensors()) {
-    if (!info.name.ends_with(".W_q")) continue;
-    const std::string name = info.name.substr(0, info.name.size() - 4);
-    const auto description = descriptions.find(name);
-    if (description == descriptions.end()) continue;
-    StoredLayer layer{description->second, shard, {}};
-    for (const auto& [field, tensor] : all_fields.fields()) {
-      const TensorInfo* found = file.find(name + "." + field);
-      if (found != nullptr) layer.fields.emplace_back(field, found);
-    }
-    check_fields(layer, where + ", layer " + quote_text(name));
-    layers.push_back(std::move(layer));
-    descriptions.erase(description);
-  }
-  if (!descriptions.empty()) {
-    throw_format(where, "tensor " + quote_text(descriptions.begin()->first + ".W_q") +
-                            " is missing; the metadata describes it");
-  }
-  return layers;
+std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file) {
+  return read_layers({&file});
 }
 
 std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint) {
-  std::vector<StoredLayer> all;
-  for (std::size_t i = 0; i < checkpoint.shard_count(); ++i) {
-    std::vector<StoredLayer> layers = read_stored_layers(checkpoint.shard(i), i);
-    std::move(layers.begin(), layers.end(), std::back_inserter(all));
-  }
-  return all;
+  return read_layers(files_of(checkpoint));
 }
 
-QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& layer,
-                            std::int64_t expert, bool map_codes, BlockPool* pool) {
+QuantizedTensor read_matrix(const StoredLayer& layer, std::int64_t expert, bool map_codes,
+                            BlockPool* pool) {
   const LayerDescription& description = layer.description;
   if (expert < 0 || expert >= description.matrices()) {
     throw_invalid("load_quantized", "layer " + quote_text(description.name) + " has " +
@@ -225,9 +274,10 @@ QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& laye
   for (const auto& [field, destination] : q.fields()) {
     const std::string& wanted = field;
     const auto found = std::find_if(layer.fields.begin(), layer.fields.end(),
-                                    [&](const auto& stored) { return stored.first == wanted; });
+                                    [&](const auto& stored) { return stored.name == wanted; });
     if (found == layer.fields.end()) continue;
-    const TensorInfo& info = *found->second;
+    const TensorInfo& info = *found->info;
+    const SafetensorsFile& file = *found->file;
     std::vector<std::int64_t> shape = info.shape;
     if (description.is_fused()) shape.erase(shape.begin());
     const std::uint64_t size = info.nbytes() / static_cast<std::uint64_t>(description.matrices());
@@ -262,9 +312,13 @@ QuantizedTensor load_quantized(const Checkpoint& checkpoint, const std::string& 
                                std::int64_t expert) {
   const auto [info, shard] = checkpoint.find(layer_name + ".W_q");
   if (info != nullptr) {
-    const SafetensorsFile& file = checkpoint.shard(shard);
-    for (const StoredLayer& layer : read_stored_layers(file, shard)) {
-      if (layer.description.name == layer_name) return read_matrix(file, layer, expert);
+    const Files files = nearest_first(files_of(checkpoint), shard);
+    for (const SafetensorsFile* file : files) {
+      const auto text = file->metadata().find(kLayersMetadataKey);
+      if (text == file->metadata().end()) continue;
+      const std::map<std::string, LayerDescription> layers = parse_layers(*file, text->second);
+      const auto found = layers.find(layer_name);
+      if (found != layers.end()) return read_matrix(locate(found->second, shard, files), expert);
     }
   }
   throw_invalid("load_quantized", "there is no quantized layer " + quote_text(layer_name) + " in " +

@@ -44,28 +44,36 @@ struct LayerDescription {
   std::int64_t out_features() const { return shape[shape.size() - 2]; }
   std::int64_t in_features() const { return shape[shape.size() - 1]; }
   std::int64_t numel() const { return matrices() * out_features() * in_features(); }
+  friend bool operator==(const LayerDescription&, const LayerDescription&) = default;
 };
 // The JSON text for kLayersMetadataKey.
 std::string describe_layers(const std::vector<LayerDescription>& layers);
 
-// A layer of an open shard.
-struct StoredLayer {
-  LayerDescription description;
-  std::size_t shard = 0;
-  // The tensors that are there, in the order of the file: {"W_q", info}, ...
-  std::vector<std::pair<std::string, const TensorInfo*>> fields;
+// One stored tensor of a layer: "W_q", "scale", ... and where it lies.
+struct StoredField {
+  std::string name;
+  const TensorInfo* info = nullptr;
+  const SafetensorsFile* file = nullptr;
 };
 
-// Layers of one shard in file order; empty for a shard without our metadata. Throws FormatError
-// when the metadata is broken or names a layer whose tensors are missing or have other shapes.
-std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file, std::size_t shard);
-// Layers of all shards.
+// A layer of an open checkpoint, which must outlive it.
+struct StoredLayer {
+  LayerDescription description;
+  std::size_t shard = 0;            // that of W_q; others may lie elsewhere
+  std::vector<StoredField> fields;  // those that are there, W_q first
+};
+
+// Layers of a file in its order; empty without our metadata. Throws FormatError when the metadata
+// is broken or names a layer whose tensors are missing or have other shapes.
+std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file);
+// Layers of all shards, in the order of W_q. Any shard may describe any layer, as those do that
+// save_pretrained of Transformers writes.
 std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint);
 
 // Reads matrix `expert` of a layer. With `map_codes` W_q is a view of the mapped file, for callers
 // that need little or nothing of it; with `pool` its memory comes from there.
-QuantizedTensor read_matrix(const SafetensorsFile& file, const StoredLayer& layer,
-                            std::int64_t expert, bool map_codes = false, BlockPool* pool = nullptr);
+QuantizedTensor read_matrix(const StoredLayer& layer, std::int64_t expert, bool map_codes = false,
+                            BlockPool* pool = nullptr);
 
 // True if any shard describes quantized layers, or config.json names hqq_cpp as the quant_method.
 bool is_quantized_by_us(const Checkpoint& checkpoint);

@@ -123,7 +123,7 @@ class Verifier {
       }
       ProgressMeter meter("verify layers", weights, options_.progress);
       for (const StoredLayer& layer : layers) {
-        check_layer(checkpoint.shard(layer.shard), layer, meter);
+        check_layer(layer, meter);
         ++report_.layers;
       }
       meter.finish();
@@ -132,14 +132,14 @@ class Verifier {
     }
   }
 
-  void check_layer(const SafetensorsFile& file, const StoredLayer& layer, ProgressMeter& meter) {
+  void check_layer(const StoredLayer& layer, ProgressMeter& meter) {
     const LayerDescription& description = layer.description;
     const bool ternary = description.config.nbits == BitWidth::kTernary;
     for (std::int64_t expert = 0; expert < description.matrices(); ++expert) {
       const std::string name = quote_text(description.name) +
                                (description.is_fused() ? ", expert " + std::to_string(expert) : "");
       // Only ternary bytes can be invalid; for other widths W_q is not read.
-      const QuantizedTensor q = read_matrix(file, layer, expert, !ternary);
+      const QuantizedTensor q = read_matrix(layer, expert, !ternary);
       for (const auto& [field, tensor] : q.tensors()) check_finite(name, field, *tensor);
       if (ternary) check_ternary(name, q.W_q);
       meter.advance(static_cast<std::uint64_t>(q.out_features * q.in_features));

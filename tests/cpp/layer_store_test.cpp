@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "hqq/error.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
@@ -41,7 +44,7 @@ class OneLayer : public ::testing::Test {
   std::string refusal() const {
     save();
     return message_of<FormatError>(
-        [&] { read_stored_layers(SafetensorsFile(folder_ / "x.safetensors"), 0); });
+        [&] { read_stored_layers(SafetensorsFile(folder_ / "x.safetensors")); });
   }
   Json& layer() { return metadata_["layers"]["a"]; }
 
@@ -68,7 +71,7 @@ TEST_F(OneLayer, IsReadBack) {
   EXPECT_TRUE(is_quantized_by_us(checkpoint));
 
   const SafetensorsFile file(folder_ / "x.safetensors");
-  const QuantizedTensor mapped = read_matrix(file, read_stored_layers(file, 0)[0], 0, true);
+  const QuantizedTensor mapped = read_matrix(read_stored_layers(file)[0], 0, true);
   EXPECT_EQ(testing::bytes_of(mapped.W_q), testing::bytes_of(q_.W_q));
 }
 
@@ -155,6 +158,110 @@ TEST_F(OneLayer, TensorsThatAreMissing) {
   tensors_ = good;
   tensors_.emplace_back("a.zero_step", Tensor::allocate(DType::kF32, {1}));
   EXPECT_THAT(refusal(), HasSubstr("\"a.zero_step\" does not belong"));
+}
+
+// Two layers as save_pretrained of Transformers writes them: every shard describes both, and tensors
+// of one layer lie in two shards.
+class TwoShards : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    for (int i = 0; i < 2; ++i) {
+      const Tensor W = random_tensor(DType::kF32, {16, 64}, static_cast<std::uint64_t>(i) + 1);
+      q_.push_back(Quantizer().quantize(TensorView(W)));
+      const std::string name = i == 0 ? "a" : "b";
+      descriptions_.push_back({name, name + ".weight", q_[i].config, DType::kF32, {16, 64}});
+    }
+    for (auto& text : metadata_) text = describe_layers(descriptions_);
+    // W_q of "a" is in the second shard, its other tensors are in the first; "b" is whole.
+    for (const auto& [field, tensor] : q_[0].tensors()) {
+      shards_[field == "W_q" ? 1 : 0].emplace_back("a." + field, *tensor);
+    }
+    for (const auto& [field, tensor] : q_[1].tensors()) {
+      shards_[1].emplace_back("b." + field, *tensor);
+    }
+  }
+
+  std::filesystem::path save() const {
+    const std::filesystem::path folder = folder_ / "model";
+    std::filesystem::create_directories(folder);
+    Json weight_map = Json::object();
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::string name = "model-0000" + std::to_string(i + 1) + "-of-00002.safetensors";
+      std::vector<std::pair<std::string, const Tensor*>> pointers;
+      for (const auto& [key, tensor] : shards_[i]) {
+        pointers.emplace_back(key, &tensor);
+        weight_map[key] = name;
+      }
+      save_safetensors(folder / name, pointers, {{kLayersMetadataKey, metadata_[i]}});
+    }
+    std::ofstream(folder / "model.safetensors.index.json")
+        << Json{{"metadata", Json::object()}, {"weight_map", weight_map}}.dump();
+    return folder;
+  }
+  std::string refusal() const {
+    const Checkpoint checkpoint(save());
+    return message_of<FormatError>([&] { read_stored_layers(checkpoint); });
+  }
+
+  TempFolder folder_;
+  std::vector<QuantizedTensor> q_;
+  std::vector<LayerDescription> descriptions_;
+  testing::NamedTensors shards_[2];
+  std::string metadata_[2];
+};
+
+TEST_F(TwoShards, LayersAreFoundWhereverTheirTensorsLie) {
+  const Checkpoint checkpoint(save());
+  const std::vector<StoredLayer> layers = read_stored_layers(checkpoint);
+  ASSERT_EQ(layers.size(), 2u);
+  EXPECT_EQ(layers[0].shard, 1u);
+  for (int i = 0; i < 2; ++i) {
+    const std::string name = i == 0 ? "a" : "b";
+    EXPECT_THAT(quantized_layers(checkpoint), ElementsAre("a", "b"));
+    for (const QuantizedTensor& read :
+         {load_quantized(checkpoint, name), read_matrix(layers[static_cast<std::size_t>(i)], 0)}) {
+      const auto expected = q_[static_cast<std::size_t>(i)].tensors();
+      const auto found = read.tensors();
+      ASSERT_EQ(found.size(), expected.size());
+      for (std::size_t k = 0; k < expected.size(); ++k) {
+        EXPECT_EQ(testing::bytes_of(*found[k].second), testing::bytes_of(*expected[k].second));
+      }
+    }
+  }
+}
+
+TEST_F(TwoShards, OneShardMayDescribeAll) {
+  for (std::size_t only = 0; only < 2; ++only) {
+    metadata_[only] = describe_layers(descriptions_);
+    metadata_[1 - only] = describe_layers({});
+    const Checkpoint checkpoint(save());
+    EXPECT_THAT(quantized_layers(checkpoint), ElementsAre("a", "b"));
+    EXPECT_EQ(testing::bytes_of(load_quantized(checkpoint, "a").W_q), testing::bytes_of(q_[0].W_q));
+  }
+}
+
+TEST_F(TwoShards, ATensorThatIsInNoShard) {
+  std::erase_if(shards_[0], [](const auto& tensor) { return tensor.first == "a.zero"; });
+  EXPECT_THAT(refusal(), HasSubstr("tensor \"a.zero\" is missing"));
+  shards_[0].clear();
+  std::erase_if(shards_[1], [](const auto& tensor) { return tensor.first == "b.W_q"; });
+  shards_[0].emplace_back("x", Tensor::allocate(DType::kF32, {1}));
+  EXPECT_THAT(message_of<std::invalid_argument>([&] { load_quantized(Checkpoint(save()), "b"); }),
+              HasSubstr("no quantized layer \"b\""));
+}
+
+TEST_F(TwoShards, ALayerThatIsInNoShard) {
+  descriptions_.push_back({"c", "c.weight", q_[0].config, DType::kF32, {16, 64}});
+  metadata_[1] = describe_layers(descriptions_);
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("model-00002-of-00002"),
+                               HasSubstr("tensor \"c.W_q\" is missing; the metadata describes it")));
+}
+
+TEST_F(TwoShards, ShardsThatDisagree) {
+  descriptions_[0].dtype = DType::kF16;
+  metadata_[1] = describe_layers(descriptions_);
+  EXPECT_THAT(refusal(), HasSubstr("layer \"a\" is described otherwise than in "
+                                   "\"model-00001-of-00002.safetensors\""));
 }
 
 TEST(FieldSpecs, MatchWhatTheQuantizerMakes) {

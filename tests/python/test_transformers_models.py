@@ -117,6 +117,7 @@ def quiet():
 @pytest.mark.parametrize("name", MODELS)
 def test_model(name, tmp_path):
     *_, inputs, layers, share = MODELS[name]
+    torch.manual_seed(0)
     inputs = inputs()
     source = make(name)
     source.save_pretrained(tmp_path / "dense")
@@ -130,7 +131,7 @@ def test_model(name, tmp_path):
     # Two experts whose router scores are nearly equal may change places.
     limit = 0.15 if name in ("deepseek-v3", "qwen3-moe", "mixtral", "gpt-oss") else 0.03
     if name == "clip":
-        limit = 0.1  # its first output is a single number, of two random towers
+        limit *= source.logit_scale.exp().item() / exact.norm()  # a cosine near 0, times that
     assert (ours - exact).norm() < limit * exact.norm()
 
     model.save_pretrained(tmp_path / "quantized")

@@ -7,14 +7,15 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers import auto
 from transformers.utils.quantization_config import HqqConfig
 
+from .. import peft
 from ..nn.report import hqq_report
-from . import config, legacy
+from . import config, kv_cache, legacy
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer
 
 
 def register() -> None:
-    """Registers quantizer, configurations and experts function. Doing it again changes nothing."""
+    """Registers quantizer, configurations, experts function, cache and adapters. Doing it again changes nothing."""
     # register_quantizer() refuses a name that exists, and Transformers' own "hqq" does.
     auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
     auto.AUTO_QUANTIZER_MAPPING["hqq_cpp"] = HqqQuantizer
@@ -22,4 +23,6 @@ def register() -> None:
     config.take_over()
     HqqConfig.from_dict = classmethod(legacy.read_config)
     PreTrainedModel.hqq_report = hqq_report
+    kv_cache.register()
+    peft.register()
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)
