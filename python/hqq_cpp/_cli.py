@@ -26,8 +26,10 @@ def main() -> int:
 def _importance(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"hqq-cpp {_IMPORTANCE}",
-        description="Writes the importance of the input columns of every layer of a model, from one pass over random "
-        "tokens: a file for hqq-cpp quantize --importance. One decoder layer is in memory at a time.",
+        description="Writes the importance of the input columns of every layer of a model, from "
+        "one pass over random "
+        "tokens: a file for hqq-cpp quantize --importance. One decoder layer is in memory at a "
+        "time.",
         epilog="Needs torch and Transformers.",
     )
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder with the float model")
@@ -38,9 +40,7 @@ def _importance(arguments: list[str]) -> int:
     try:
         from .nn.importance_folder import collect_importance_folder
 
-        result = collect_importance_folder(
-            args.model_dir, args.out, n=args.tokens, seed=args.seed
-        )
+        result = collect_importance_folder(args.model_dir, args.out, n=args.tokens, seed=args.seed)
     except FormatError as error:
         return _report(error, _FORMAT_ERROR)
     except OSError as error:

@@ -19,6 +19,9 @@ class HqqConfig(_core.HqqConfig):
         1,
     ) if _core.HqqConfig.__doc__ else None  # fmt: skip
 
+    # No other attributes: a misspelled setting must not pass for one.
+    __slots__ = ("_importance",)
+
     # What Transformers asks a quantization_config for.
     quant_method = "hqq_cpp"
 

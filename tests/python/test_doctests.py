@@ -1,4 +1,4 @@
-"""Every example in the docstrings and in docs/python.md runs and prints what it says."""
+"""Every example in the docstrings and on the pages of docs/ runs and prints what it says."""
 
 import doctest
 import inspect
@@ -88,13 +88,13 @@ def test_members_are_documented():
     # Attributes that mirror an argument of HqqConfig or a tensor are described at the class.
     for name, value in OBJECTS.items():
         owner, _, member = name.partition(".")
-        if not member or owner == "HqqLinear" or isinstance(value, ModuleType):
+        if not member or owner in ("HqqLinear", "HqqExperts") or isinstance(value, ModuleType):
             continue
         in_class = re.search(rf"\b{member}\b", inspect.getdoc(OBJECTS[owner]))
         assert inspect.getdoc(value) or in_class, name
 
 
-# ---- docs/python.md ------------------------------------------------------------------------------
+# ---- docs/*.md -----------------------------------------------------------------------------------
 
 
 def code_blocks(text):
@@ -103,13 +103,21 @@ def code_blocks(text):
         yield text[: match.start()].count("\n") + 2, match.group(1)
 
 
-def test_the_page_runs(repository, namespace):
+@pytest.mark.parametrize(("name", "least"), [("python", 10), ("transformers", 6), ("training", 2)])
+def test_the_page_runs(repository, namespace, name, least):
     """All blocks in order, in one namespace: what users get by pasting them one after the other."""
-    page = repository / "docs" / "python.md"
+    if name != "python":
+        pytest.importorskip("transformers", reason="the page needs Transformers")
+        pytest.importorskip("accelerate", reason="the page needs accelerate")
+    if name == "training":
+        pytest.importorskip("peft", reason="the page needs peft")
+    page = repository / "docs" / f"{name}.md"
     blocks = list(code_blocks(page.read_text()))
-    assert len(blocks) > 10
+    assert len(blocks) >= least
     (namespace["folder"] / "examples").mkdir()
-    (namespace["folder"] / "examples" / "tiny-llama").symlink_to(namespace["model"])
+    for example in ("tiny-llama", "text"):
+        target = namespace["folder"] / "examples" / example
+        target.symlink_to(namespace["model"].parent / example)
     environment = {"__name__": "page"}
     for line, code in blocks:
         # Line numbers of the page in tracebacks.

@@ -282,7 +282,9 @@ MODELS = {
         eos_token_id=2,
         decoder_start_token_id=3,
     ),
-    "mamba": lambda: tiny("Mamba", vocab_size=90, hidden_size=32, num_hidden_layers=1, state_size=4),
+    "mamba": lambda: tiny(
+        "Mamba", vocab_size=90, hidden_size=32, num_hidden_layers=1, state_size=4
+    ),
 }
 
 
@@ -347,7 +349,8 @@ def test_importance_lowers_the_error_of_the_outputs(model):
     llm(input_ids=torch.randint(3, 2000, (1, 200), generator=torch.Generator().manual_seed(9)))
 
     def error(vector):
-        q = hqq_cpp.quantize(layer.weight.detach(), {"nbits": 2, "balance": "none"}, importance=vector)
+        config = {"nbits": 2, "balance": "none"}
+        q = hqq_cpp.quantize(layer.weight.detach(), config, importance=vector)
         difference = torch.from_numpy(hqq_cpp.dequantize(q)) - layer.weight.detach()
         return (inputs[0] @ difference.T).square().mean().item()
 

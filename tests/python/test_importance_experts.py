@@ -23,7 +23,12 @@ SMALL = {
 def qwen(**settings):
     torch.manual_seed(0)
     config = transformers.Qwen3MoeConfig(
-        **SMALL, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2, head_dim=16, **settings
+        **SMALL,
+        moe_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=2,
+        head_dim=16,
+        **settings,
     )
     return transformers.Qwen3MoeForCausalLM(config).eval()
 

@@ -46,7 +46,16 @@ def set_backend(name: str) -> None:
 
 
 def get_backend() -> str:
-    """The backend that set_backend() selected."""
+    """The backend that set_backend() selected.
+
+    Args: none.
+
+    Raises: nothing.
+
+    Example:
+        >>> hqq_cpp.get_backend()
+        'auto'
+    """
     return _backend
 
 

@@ -27,8 +27,9 @@ class Recorder:
 
     Args:
         model: Any torch module.
-        head: A layer whose input is recorded whole, but which then works on one position only: the logits
-            of random tokens are of no use, and with a large vocabulary they are the largest tensor.
+        head: A layer whose input is recorded whole, but which then works on one position only: the
+            logits of random tokens are of no use, and with a large vocabulary they are the largest
+            tensor.
 
     Attributes:
         mask: bool [B, T]: positions of the running batch that count, or None for all.
@@ -73,8 +74,8 @@ class Recorder:
         return hook
 
     def _square_sum(self, x: torch.Tensor, channels_dim: int) -> tuple[torch.Tensor, int]:
-        # q, k and v (gate and up) read one tensor: its sum is taken once. In inference mode tensors have no
-        # version, so a change in between could not be seen.
+        # q, k and v (gate and up) read one tensor: its sum is taken once. In inference mode tensors
+        # have no version, so a change in between could not be seen.
         version = None if x.is_inference() else x._version
         key = (version, channels_dim)
         if version is not None and self._last is not None:
@@ -110,7 +111,7 @@ class Recorder:
         self._counts[name][expert] += rows.shape[0]
 
     def result(self) -> dict[str, torch.Tensor]:
-        """Layer -> float32 [in] or [experts, in] on the CPU; layers that saw nothing or only zeros are left out.
+        """Layer -> float32 [in] or [experts, in] on the CPU, but for layers that saw only zeros.
 
         Raises:
             ValueError: If an input was NaN or Inf; it names the first such layer of the pass.
@@ -155,33 +156,38 @@ def collect_importance(
     batches: Any = None,
     save: str | os.PathLike[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The mean square of the input of every linear layer: what `importance` of a quantization wants.
+    """The mean square of every linear layer's input: the importance that quantization takes.
 
-    One forward pass without gradients, in eval mode, which is restored. By default over random input,
-    which needs no data: uniformly random token ids; normal noise as pixels, log-mel spectrogram or waveform for
-    models that take these. Towers of multimodal models run on noise of their own.
+    One forward pass without gradients, in eval mode, which is restored. By default over random
+    input, which needs no data: uniformly random token ids; normal noise as pixels, log-mel
+    spectrogram or waveform for models that take these. Towers of multimodal models run on noise of
+    their own.
 
     Layers are nn.Linear and what derives from it, Transformers' Conv1D, convolutions 1x1, and fused
-    experts of Transformers, where every expert gets the mean over the tokens routed to it, drawn to that of
-    all experts when these are few. Works on any device, and with accelerate's offload.
+    experts of Transformers, where every expert gets the mean over the tokens routed to it, drawn to
+    that of all experts when these are few. Works on any device, and with accelerate's offload.
 
     Args:
-        model: A model of Transformers, or a module that contains one; with `batches` any torch module.
+        model: A model of Transformers, or a module that contains one; with `batches` any torch
+            module.
         tokens: 'random', or the token ids to run: an integer tensor [T] or [B, T].
-        n: How many random tokens, in windows of at most 512. 128 are enough for most models, not for experts.
+        n: How many random tokens, in windows of at most 512. 128 are enough for most models, not
+            for experts.
         seed: Of the random input. It is the same on every device.
-        batches: The input, in place of random one: an iterable of tensors (the main input), tuples (positional
-            arguments), dicts (keyword arguments), or callables, which get the model. Or one callable that
-            gets the model. Positions that a 2-D attention_mask of a dict leaves out do not count.
+        batches: The input, in place of random one: an iterable of tensors (the main input), tuples
+            (positional arguments), dicts (keyword arguments), or callables, which get the model. Or
+            one callable that gets the model. Positions that a 2-D attention_mask of a dict leaves
+            out do not count.
         save: Where to write the result as a safetensors file (docs/format.md).
 
     Returns:
-        Name of the layer (without .weight) -> float32 [in_features], on the CPU; fused experts: name of the
-        parameter -> [experts, in_features]. Layers that saw no input, or nothing but zeros, are left out.
+        Name of the layer (without .weight) -> float32 [in_features], on the CPU; fused experts:
+        name of the parameter -> [experts, in_features]. Layers that saw no input, or nothing but
+        zeros, are left out.
 
     Raises:
-        ValueError: If the model runs on no input that is known here and there are no `batches`, if an input of
-            a layer was NaN or Inf, or if no layer saw any input.
+        ValueError: If the model runs on no input that is known here and there are no `batches`, if
+            an input of a layer was NaN or Inf, or if no layer saw any input.
 
     Example:
         >>> import torch
@@ -204,7 +210,8 @@ def collect_importance(
     result = recorder.result()
     if not result:
         raise ValueError(
-            f"[importance] no linear layer of {type(model).__name__} saw any input (but zeros); give batches "
+            f"[importance] no linear layer of {type(model).__name__} saw any input (but zeros); "
+            "give batches "
             f"that reach its layers"
         )
     if save is not None:
@@ -213,7 +220,7 @@ def collect_importance(
 
 
 def save_importance(path: str | os.PathLike[str], importance: Mapping[str, torch.Tensor]) -> None:
-    """Writes the file that `importance` of a config or of quantize_checkpoint may name (docs/format.md).
+    """Writes the file that quantize_checkpoint and a config take (docs/format.md).
 
     Args:
         path: The safetensors file.
@@ -238,7 +245,9 @@ def load_importance(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 def check_arguments(tokens: Any, n: int) -> None:
     """Raises ValueError unless tokens and n are what collect_importance takes."""
     if isinstance(tokens, str) and tokens != "random":
-        raise ValueError(f"[importance] tokens {tokens!r} must be 'random' or a tensor of token ids")
+        raise ValueError(
+            f"[importance] tokens {tokens!r} must be 'random' or a tensor of token ids"
+        )
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"[importance] n {n!r} must be a number of tokens, 1 or more")
 
@@ -246,8 +255,8 @@ def check_arguments(tokens: Any, n: int) -> None:
 def square_sum(rows: torch.Tensor) -> torch.Tensor:
     """Sum of squares over the rows of [n, in], in float32.
 
-    Of the ways torch has, this is the fastest on a CPU for both bfloat16 and float32 (vector_norm over the first
-    dimension takes 5 to 10 times as long).
+    Of the ways torch has, this is the fastest on a CPU for both bfloat16 and float32 (vector_norm
+    over the first dimension takes 5 to 10 times as long).
     """
     return rows.float().square().sum(0)
 
@@ -271,7 +280,7 @@ def input_channels_dim(module: nn.Module) -> int | None:
 
 
 def logits_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that makes logits of the hidden states of a language model, if the model names one."""
+    """The layer that makes a language model's logits, if the model names one."""
     if not type(model).__name__.endswith(("ForCausalLM", "ForConditionalGeneration")):
         return None
     return getattr(model, "get_output_embeddings", lambda: None)()
@@ -293,7 +302,8 @@ def _check_finite(name: str, total: torch.Tensor) -> None:
     bad = int((~torch.isfinite(total)).sum())
     if bad:
         raise ValueError(
-            f"[{name}] {bad} of {total.numel()} sums of squares of its input are NaN or Inf; the weights before "
+            f"[{name}] {bad} of {total.numel()} sums of squares of its input are NaN or Inf; the "
+            "weights before "
             f"it may be broken or uninitialised, or the dtype too small (try torch.float32)"
         )
 
@@ -303,7 +313,8 @@ def _check_not_meta(model: nn.Module) -> None:
     offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     if parameters and all(p.is_meta for p in parameters) and not offloaded:
         raise ValueError(
-            f"[importance] all weights of {type(model).__name__} are on device meta; load the model first, or use "
+            f"[importance] all weights of {type(model).__name__} are on device meta; load the "
+            "model first, or use "
             f"collect_importance_folder"
         )
 
@@ -314,7 +325,8 @@ def _run_batches(model: nn.Module, batches: Any, recorder: Recorder) -> None:
         return
     if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise ValueError(
-            f"[importance] batches is of type {type(batches).__name__}; it must be an iterable of tensors, tuples, dicts "
+            f"[importance] batches is of type {type(batches).__name__}; it must be an iterable of "
+            "tensors, tuples, dicts "
             f"or callables: [batch]"
         )
     for batch in batches:
@@ -327,7 +339,6 @@ def _run_batch(model: nn.Module, batch: Any, recorder: Recorder) -> None:
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
-    # BatchEncoding of Transformers is a UserDict, and callable it is not.
     if isinstance(batch, Mapping):
         arguments = {key: move(value) for key, value in batch.items()}
         mask = arguments.get("attention_mask")
@@ -345,6 +356,7 @@ def _run_batch(model: nn.Module, batch: Any, recorder: Recorder) -> None:
         batch(model)
     else:
         raise ValueError(
-            f"[importance] a batch is of type {type(batch).__name__}; it must be a tensor, a tuple, a dict or "
+            f"[importance] a batch is of type {type(batch).__name__}; it must be a tensor, a "
+            "tuple, a dict or "
             f"callable"
         )

@@ -12,10 +12,10 @@ from torch import nn
 
 from .layers import is_experts
 
-# Tokens that the mean over all experts counts for. The mean of n squares of a normal variable has the relative
-# variance 2 / n, and the mean squares of experts differ from their common mean by a relative variance v; the
-# estimate with the least expected error gives the common mean the weight of 2 / v tokens. v = 1/8 is a deviation of
-# 35 % between experts.
+# Tokens that the mean over all experts counts for. The mean of n squares of a normal variable has
+# the relative variance 2 / n, and the mean squares of experts differ from their common mean by a
+# relative variance v; the estimate with the least expected error gives the common mean the weight
+# of 2 / v tokens. v = 1/8 is a deviation of 35 % between experts.
 BLEND_TOKENS = 16
 
 
@@ -36,7 +36,7 @@ def blend(totals: torch.Tensor, counts: torch.Tensor, k: float = BLEND_TOKENS) -
 
 @contextmanager
 def recorded_experts(model: nn.Module, recorder: Any) -> Iterator[None]:
-    """Inside, experts of Transformers run through a function that tells `recorder` what every expert got.
+    """Inside, experts of Transformers tell `recorder` what every expert got.
 
     Experts that Transformers' experts interface does not run are left alone.
     """
@@ -86,7 +86,7 @@ def _kept_tokens(mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torc
 
 
 def _run(module, hidden_states, top_k_index, top_k_weights, record):
-    """Experts one after the other; record(parameter, expert, rows, tokens) sees what goes into each matrix."""
+    """Experts one by one; record(parameter, expert, rows, tokens) sees what goes into a matrix."""
     up_name = "gate_up_proj" if module.has_gate else "up_proj"
     result = torch.zeros_like(hidden_states, dtype=torch.float32)
     hit = [e for e in top_k_index.unique().tolist() if 0 <= e < module.num_experts]

@@ -1,4 +1,4 @@
-"""collect_importance_folder: importance of a checkpoint folder, with one layer's weights in memory at a time."""
+"""collect_importance_folder: importance of a checkpoint folder, one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ def collect_importance_folder(
     n: int = 512,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """collect_importance for a folder as save_pretrained writes it, without ever loading the whole model.
+    """collect_importance for a folder of save_pretrained, without loading the whole model.
 
-    The model is built without memory. What lies outside of the lists of decoder (or encoder) layers is
-    loaded; a layer of the lists is loaded when it runs, with all windows of tokens at once, and dropped
-    afterwards. Fused experts are put together as Transformers does when it loads them. A model without
-    such a list is loaded whole.
+    The model is built without memory. What lies outside of the lists of decoder (or encoder) layers
+    is loaded; a layer of the lists is loaded when it runs, with all windows of tokens at once, and
+    dropped afterwards. Fused experts are put together as Transformers does when it loads them. A
+    model without such a list is loaded whole.
 
-    Names are those of the checkpoint's tensors, without .weight: experts that a file stores one by one
-    ("experts.3.down_proj") get a vector each, and quantize_checkpoint takes the result. Tensors that are the
-    transpose of their layer's weight (Conv1D of GPT-2) are left out, as quantize_checkpoint does.
+    Names are those of the checkpoint's tensors, without .weight: experts that a file stores one by
+    one ("experts.3.down_proj") get a vector each, and quantize_checkpoint takes the result. Tensors
+    that are the transpose of their layer's weight (Conv1D of GPT-2) are left out, as
+    quantize_checkpoint does.
 
     Args:
         model_dir: Folder with config.json and safetensors files.
@@ -145,12 +146,13 @@ class LayeredCheckpoint:
         method = (config.get("quantization_config") or {}).get("quant_method")
         if config.get("quantization_config"):
             raise ValueError(
-                f"[importance] {str(self._folder)!r} is quantized already (quant_method {method!r}); importance needs "
+                f"[importance] {str(self._folder)!r} is quantized already (quant_method "
+                f"{method!r}); importance needs "
                 f"the float model"
             )
 
     def _read_targets(self) -> dict[str, tuple[str, str]]:
-        """Tensor in the files -> the model's parameter that it goes into, and the pattern that says so."""
+        """Tensor in the files -> the parameter that it goes into, and the pattern that says so."""
         from transformers.core_model_loading import (
             WeightConverter,
             WeightRenaming,
@@ -228,7 +230,8 @@ class LayeredCheckpoint:
         problems = [*map(str, info.mismatched_keys), *map(str, info.conversion_errors.values())]
         if problems:
             raise ValueError(
-                f"[importance] weights of {str(self._folder)!r} do not fit the model of its config.json: {problems[0]}"
+                f"[importance] weights of {str(self._folder)!r} do not fit the model of its "
+                f"config.json: {problems[0]}"
             )
         return info
 
@@ -239,7 +242,8 @@ class LayeredCheckpoint:
         info.missing_keys.clear()
         info.missing_keys.update(outside)
         model.mark_tied_weights_as_initialized(info)
-        # Buffers that no file has are computed in the initialisation; layers have nothing to initialise.
+        # Buffers that no file has are computed in the initialisation; layers have nothing to
+        # initialise.
         for name in self.layers:
             for tensor in _tensors(model.get_submodule(name)).values():
                 tensor._is_hf_initialized = True

@@ -57,7 +57,8 @@ def _pretrained_models(model: nn.Module) -> list[Any]:
         visit(model)
     if not found:
         raise ValueError(
-            f"[importance] random input is known for models of Transformers only, and {type(model).__name__} "
+            "[importance] random input is known for models of Transformers only, and "
+            f"{type(model).__name__} "
             f"contains none; give batches= of its input"
         )
     return found
@@ -76,7 +77,8 @@ def _run_towers(model: Any, inputs: RandomInputs) -> None:
         except Exception as error:  # every tower has its own conventions
             warnings.warn(
                 f"[importance] random input does not fit {type(model).__name__}.{method} "
-                f"({type(error).__name__}: {error}); layers that only it reaches get no importance, give batches= "
+                f"({type(error).__name__}: {error}); layers that only it reaches get no "
+                "importance, give batches= "
                 f"to include them",
                 stacklevel=2,
             )
@@ -106,7 +108,7 @@ class RandomInputs:
             return True
         # Models hand it on in **kwargs.
         kinds = [p.kind for p in self._parameters.values()]
-        return name == "use_cache" and hasattr(self.text, name) and inspect.Parameter.VAR_KEYWORD in kinds
+        return hasattr(self.text, name) and inspect.Parameter.VAR_KEYWORD in kinds
 
     def main(self, tokens: Any) -> Iterator[dict[str, torch.Tensor]]:
         """The keyword arguments of every forward pass."""
@@ -115,7 +117,8 @@ class RandomInputs:
             windows = self._windows(tokens)
         elif not isinstance(tokens, str):
             raise ValueError(
-                f"[importance] {type(self.model).__name__} takes {main}, not token ids; give batches="
+                f"[importance] {type(self.model).__name__} takes {main}, not token ids; give "
+                "batches="
             )
         elif main == "pixel_values":
             windows = ({main: self._image()} for _ in range(self._count(self._image_positions())))
@@ -126,7 +129,8 @@ class RandomInputs:
             windows = iter([{main: self._noise(1, 16000)}])
         else:
             raise ValueError(
-                f"[importance] random {main} is not known for {type(self.model).__name__}; give batches= of its "
+                f"[importance] random {main} is not known for {type(self.model).__name__}; give "
+                "batches= of its "
                 f"input"
             )
         for call in windows:
@@ -143,7 +147,8 @@ class RandomInputs:
             tokens = torch.as_tensor(tokens)
             if tokens.is_floating_point() or tokens.ndim not in (1, 2) or tokens.numel() == 0:
                 raise ValueError(
-                    f"[importance] tokens is {tokens.dtype} {list(tokens.shape)}; it must be integers [T] or [B, T]"
+                    f"[importance] tokens is {tokens.dtype} {list(tokens.shape)}; it must be "
+                    "integers [T] or [B, T]"
                 )
             for row in tokens.reshape(-1, tokens.shape[-1]):
                 for window in row.split(self._window()):

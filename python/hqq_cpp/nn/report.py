@@ -99,7 +99,7 @@ def hqq_report(model: nn.Module, by: str = "layer") -> HqqReport:
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32))
         >>> print(hqq_cpp.hqq_report(hqq_cpp.quantize_model_(model, {"balance": "none"})))
         layer  layers  bits  bits/weight   error  bytes
-        0           1     4        4.500  0...    1,152
+        0           1     4        4.500  0...  1,152
         2,048 weights quantized at 4.500 bits; 0.0 MB in all, 0.0 MB of it dense
     """
     if by not in ("layer", "tag"):
