@@ -45,7 +45,8 @@ def load_upstream(
         folder: With config.json and qmodel.pt, or safetensors files.
         dtype: Of what is not quantized; None: what config.json says.
         device_map: As from_pretrained() takes it.
-        model_class: A model class of Transformers; None: the architecture that config.json names.
+        model_class: A model class of Transformers; None: the architecture that config.json names, or the
+            causal one of its model_type if it names none.
         **kwargs: For its from_pretrained().
 
     Raises:
@@ -82,6 +83,9 @@ def _model_class(config: Any) -> Any:
     for architecture in architectures:
         if (found := getattr(transformers, architecture, None)) is not None:
             return found
+    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not architectures and type(config) in causal:
+        return causal[type(config)]
     raise ValueError(
         f"[load_upstream] Transformers has no model class {', '.join(architectures) or '(none is named)'}, which "
         f"config.json asks for: pass model_class"
