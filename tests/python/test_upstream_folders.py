@@ -11,7 +11,7 @@ upstream = pytest.importorskip("hqq.core.quantize", reason="it makes the checkpo
 base = pytest.importorskip("hqq.models.hf.base", reason="it makes the folders")
 
 import hqq_cpp  # noqa: E402
-from hqq_cpp.transformers.upstream_folder import load_upstream  # noqa: E402
+from hqq_cpp.transformers import load_upstream  # noqa: E402
 from upstream_maker import (  # noqa: E402
     TOKENS,
     all_but_head,

@@ -14,9 +14,10 @@ from __future__ import annotations
 from . import config as _config
 from .quantizer import HqqQuantizer
 from .register import register
+from .upstream_folder import load_upstream
 
 HqqConfig = _config.HqqConfig
 
-__all__ = ["HqqConfig", "HqqQuantizer", "register"]
+__all__ = ["HqqConfig", "HqqQuantizer", "load_upstream", "register"]
 
 register()
