@@ -77,7 +77,7 @@ def relative(x, y):
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("nbits", NBITS)
-@pytest.mark.parametrize("head_dim, group", [(64, 64), (80, 64), (32, 64), (20, 8)])
+@pytest.mark.parametrize("head_dim, group", [(64, 64), (80, 64), (20, 8)])
 def test_error_is_below_rounding_to_nearest(backend, nbits, axis, head_dim, group):
     x = states(2, 3, 2 * group, head_dim)
     y = roundtrip(HqqCacheLayer(nbits, axis, axis, group), x, axis)
@@ -161,14 +161,14 @@ def test_against_upstream(monkeypatch, nbits, axis, dtype):
 @pytest.mark.parametrize("axis_key, axis_value", [(0, 0), (0, 1), (1, 1)])
 def test_tokens_are_packed_once(axis_key, axis_value):
     layer = HqqCacheLayer(4, axis_key, axis_value, q_group_size=16, residual_length=24)
-    keys, values = states(2, 3, 200, 32, seed=1), states(2, 3, 200, 40, seed=2)
+    keys, values = states(1, 2, 120, 32, seed=1), states(1, 2, 120, 40, seed=2)
     assert layer.get_seq_length() == 0
     k, v = layer.update(keys[:, :, :37], values[:, :, :37])
     assert torch.equal(k, keys[:, :, :37]) and torch.equal(v, values[:, :, :37])
     before = None
-    for t in range(37, 200):
+    for t in range(37, 120):
         k, v = layer.update(keys[:, :, t : t + 1], values[:, :, t : t + 1])
-        assert k.shape == (2, 3, t + 1, 32) and v.shape == (2, 3, t + 1, 40)
+        assert k.shape == (1, 2, t + 1, 32) and v.shape == (1, 2, t + 1, 40)
         assert layer.get_seq_length() == t + 1
         # The newest tokens are exact, all others near.
         assert torch.equal(k[:, :, t:], keys[:, :, t : t + 1])
@@ -182,7 +182,7 @@ def test_tokens_are_packed_once(axis_key, axis_value):
             assert torch.equal(k[:, :, : before.shape[-2]], before)
         # What was packed keeps its bits for good.
         before = layer._dequantize(layer._quantized_keys)
-    assert packed > 150
+    assert packed > 80
     layer.reset()
     assert layer.get_seq_length() == 0 and layer.packed_nbytes == 0
     k, _ = layer.update(keys[:, :, :5], values[:, :, :5])
@@ -222,7 +222,7 @@ def test_generate(llama, installed, request, monkeypatch):
     else:
         request.getfixturevalue("no_hqq")
     ids = torch.tensor([[5, 17, 300, 42, 8, 99, 1024, 7]]).repeat(1, 10)
-    options = {"max_new_tokens": 40, "do_sample": False}
+    options = {"max_new_tokens": 24, "do_sample": False}
     plain = llama.generate(ids, **options)
     config = {"backend": "hqq", "nbits": 8, "q_group_size": 16, "residual_length": 16}
     quantized = llama.generate(ids, cache_implementation="quantized", cache_config=config, **options)
@@ -238,7 +238,7 @@ def test_generate(llama, installed, request, monkeypatch):
 
 def test_generate_with_beams(llama):
     ids = torch.tensor([[5, 17, 300, 42, 8, 99, 1024, 7]]).repeat(2, 4)
-    options = {"max_new_tokens": 24, "do_sample": False, "num_beams": 3}
+    options = {"max_new_tokens": 16, "do_sample": False, "num_beams": 3}
     config = {"backend": "hqq", "nbits": 8, "q_group_size": 8, "residual_length": 8}
     quantized = llama.generate(ids, cache_implementation="quantized", cache_config=config, **options)
     assert torch.equal(quantized, llama.generate(ids, **options))
