@@ -135,6 +135,7 @@ def test_biases_that_the_architecture_lacks(tmp_path):
     loaded = load(save(tmp_path / "old", model, state, config_for(upstream.BaseQuantizeConfig())))
     assert torch.equal(loaded.get_submodule(name).bias, bias)
     assert_same_model(loaded, dense)
+    assert_saves_in_our_format(loaded, tmp_path / "new")
 
 
 def test_the_base_model_alone(tmp_path):

@@ -35,7 +35,6 @@ from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.dequantize import weight_of
 from ..nn.experts import HqqExperts
-from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
 from . import config as _config
 from . import saved, upstream
@@ -112,10 +111,8 @@ def replace_layers(model: nn.Module, quantizer: Any, files: list[str]) -> None:
                 settings, layer.shape, parts=len(target.parts), dtype=layer.dtype, device="meta"
             )
             _save_one_by_one(quantizer, target, layer.dtype)
-        if target.parts[0][0].has_bias and isinstance(module, HqqLinear) and module.bias is None:
-            # hqq adds one to layers that have none when it calibrates.
-            bias = torch.empty(module.out_features, dtype=layer.dtype, device="meta")
-            module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        if target.parts[0][0].has_bias:
+            saved.add_bias(module)
         put_module(model, layer, module)
         target.module = layer.name
     if dense:

@@ -34,6 +34,7 @@ class _Found(NamedTuple):
 
     settings: dict[str, Any]
     parts: int
+    has_bias: bool
 
 
 def replace_layers(model, quantizer, files: list[str]) -> None:
@@ -47,19 +48,28 @@ def replace_layers(model, quantizer, files: list[str]) -> None:
             f"[from_pretrained] the checkpoint has the quantized layer {unknown[0]} (one of {len(unknown)}), but "
             f"{type(model).__name__} has no linear layer of that name"
         )
-    for parameter, (settings, parts) in found.items():
+    for parameter, (settings, parts, has_bias) in found.items():
         layer = layers[parameter]
         module = empty_module(layer, settings)
         if parts > 1:
             module = HqqExperts.empty(
                 settings, layer.shape, parts=parts, dtype=layer.dtype, device="meta"
             )
+        if has_bias:
+            add_bias(module)
         put_module(model, layer, module)
     if not found:
         raise FormatError(
             "[from_pretrained] config.json says that the checkpoint is quantized, but its files hold no W_q: "
             "remove quantization_config from config.json, or quantize again"
         )
+
+
+def add_bias(module: HqqLinear | HqqExperts) -> None:
+    """A bias that is still to be read, for a layer whose architecture has none: hqq adds some when it calibrates."""
+    if isinstance(module, HqqLinear) and module.bias is None:
+        bias = torch.empty(module.out_features, dtype=module.compute_dtype, device="meta")
+        module.register_parameter("bias", torch.nn.Parameter(bias, requires_grad=False))
 
 
 def _read_headers(files: list[str]) -> tuple[set[str], dict[str, dict]]:
@@ -134,7 +144,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
                 f"{previous.settings[differ[0]]} and {settings[differ[0]]}); Transformers keeps them in one "
                 f"tensor, which needs the same for all"
             )
-        found[parameter] = _Found(settings, parts)
+        found[parameter] = _Found(settings, parts, f"{name}.bias" in keys)
     return found
 
 
