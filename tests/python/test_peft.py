@@ -265,6 +265,15 @@ def test_what_cannot_be_merged_or_made(quantized):
         peft.get_peft_model(copy.deepcopy(quantized), lora(fan_in_fan_out=True))
 
 
+@pytest.mark.parametrize("target", ["q_proj.weight", "experts.gate_up_proj", "gate_up_proj.W_q"])
+def test_adapters_on_quantized_parameters_are_refused(quantized, target):
+    q = hqq_cpp.quantize(torch.randn(8, 64), {"nbits": 4})
+    quantized.model.experts = torch.nn.ModuleDict({"gate_up_proj": hqq_cpp.HqqExperts([q, q])})
+    config = lora(target_modules=["v_proj"], target_parameters=[target])
+    with pytest.raises(ValueError, match=rf"\[peft\] target_parameters has '{target}', but model\."):
+        peft.get_peft_model(quantized, config)
+
+
 def test_several_adapters(quantized, ids):
     model = peft.get_peft_model(quantized, lora())
     base = model(ids).logits
@@ -398,6 +407,22 @@ def test_dense_models_are_untouched(small, ids):
     torch.testing.assert_close(model.merge_and_unload()(ids).logits, expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="not supported"):
         peft.get_peft_model(copy.deepcopy(small[0]), lora(target_modules=["input_layernorm"]))
+
+
+def test_layers_of_upstream_are_left_to_peft():
+    quantize_module = pytest.importorskip("hqq.core.quantize")
+    layer = quantize_module.HQQLinear(
+        torch.nn.Linear(64, 16),
+        quantize_module.BaseQuantizeConfig(nbits=4, group_size=64),
+        compute_dtype=torch.float32,
+        device="cpu",
+    )
+    for config in (peft.LoraConfig(target_modules=["0"]), peft.OFTConfig(target_modules=["0"])):
+        model = peft.get_peft_model(torch.nn.Sequential(layer), config)
+        assert not isinstance(model.base_model.model[0], HqqLoraLinear)
+        assert type(model.base_model.model[0].get_base_layer()) is quantize_module.HQQLinear
+        backend = getattr(model.base_model.model[0], "quantization_backend", None)
+        assert backend is None or backend.backend_name == "hqq"
 
 
 ORDERS = {

@@ -11,7 +11,9 @@ from peft.tuners.mixed import MixedModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import quantization_utils
 
+from ..nn.dequantize import TENSOR_NAMES
 from ..nn.linear import HqqLinear
+from ..nn.module import QuantizedModule
 from .backend import HqqBackend
 from .lora import HqqLoraLinear
 
@@ -25,6 +27,7 @@ def apply() -> None:
     _replace(tuners_utils, "check_adapters_to_merge", _check_merge)
     for tuner in (BaseTuner, MixedModel):
         _replace(tuner, "_replace_module", _replace_module)
+    _replace(BaseTuner, "_inject_parameters", _inject_parameters)
 
 
 def _replace(home: Any, name: str, make: Any) -> None:
@@ -88,3 +91,21 @@ def _replace_module(original):
             original(self, parent, child_name, new_module, child)
 
     return _replace_module
+
+
+def _inject_parameters(original):
+    def _inject_parameters(self, peft_config, model, *args, **kwargs):
+        # Not a name of a parameter any more, so that peft would pass over it.
+        for name, module in model.named_modules():
+            if not isinstance(module, QuantizedModule):
+                continue
+            names = [name, *(f"{name}.{tensor}" for tensor in ("weight", *TENSOR_NAMES))]
+            for target in peft_config.target_parameters or ():
+                if any(n == target or n.endswith("." + target) for n in names):
+                    raise ValueError(
+                        f"[peft] target_parameters has '{target}', but {name} is quantized; adapters on parameters need "
+                        "dense ones: leave it out of target_parameters, or out of the quantization"
+                    )
+        return original(self, peft_config, model, *args, **kwargs)
+
+    return _inject_parameters
