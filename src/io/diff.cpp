@@ -83,9 +83,9 @@ class ValueReader {
     while (!out.empty()) {
       if (position_ % matrix == 0) {
         dense_ = {};
-        dense_ = dequantize(
-            read_matrix(*tensor_.layer, static_cast<std::int64_t>(position_ / matrix)),
-            DType::kF32, threads_);
+        dense_ =
+            dequantize(read_matrix(*tensor_.layer, static_cast<std::int64_t>(position_ / matrix)),
+                       DType::kF32, threads_);
       }
       const std::uint64_t at = position_ % matrix;
       const std::size_t count = std::min<std::uint64_t>(out.size(), matrix - at);

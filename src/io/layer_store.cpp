@@ -116,8 +116,8 @@ void check_fields(const StoredLayer& layer, const std::string& where) {
     const bool known = std::any_of(specs.begin(), specs.end(),
                                    [&](const FieldSpec& spec) { return spec.field == field.name; });
     if (!known) {
-      throw_format(where,
-                   "tensor " + quote_text(field.info->name) + " does not belong to its description");
+      throw_format(
+          where, "tensor " + quote_text(field.info->name) + " does not belong to its description");
     }
   }
 }
@@ -148,8 +148,9 @@ std::map<std::string, Described> read_descriptions(const Files& files) {
     for (auto& [name, layer] : parse_layers(*file, text->second)) {
       const auto [known, is_new] = all.emplace(name, Described{layer, file});
       if (!is_new && !(known->second.layer == layer)) {
-        throw_format(where_of(*file), "layer " + quote_text(name) + " is described otherwise than in " +
-                                          quote_text(known->second.file->path().filename().string()));
+        throw_format(where_of(*file),
+                     "layer " + quote_text(name) + " is described otherwise than in " +
+                         quote_text(known->second.file->path().filename().string()));
       }
     }
   }

@@ -160,8 +160,8 @@ TEST_F(OneLayer, TensorsThatAreMissing) {
   EXPECT_THAT(refusal(), HasSubstr("\"a.zero_step\" does not belong"));
 }
 
-// Two layers as save_pretrained of Transformers writes them: every shard describes both, and tensors
-// of one layer lie in two shards.
+// Two layers as save_pretrained of Transformers writes them: every shard describes both, and
+// tensors of one layer lie in two shards.
 class TwoShards : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -253,8 +253,9 @@ TEST_F(TwoShards, ATensorThatIsInNoShard) {
 TEST_F(TwoShards, ALayerThatIsInNoShard) {
   descriptions_.push_back({"c", "c.weight", q_[0].config, DType::kF32, {16, 64}});
   metadata_[1] = describe_layers(descriptions_);
-  EXPECT_THAT(refusal(), AllOf(HasSubstr("model-00002-of-00002"),
-                               HasSubstr("tensor \"c.W_q\" is missing; the metadata describes it")));
+  EXPECT_THAT(refusal(),
+              AllOf(HasSubstr("model-00002-of-00002"),
+                    HasSubstr("tensor \"c.W_q\" is missing; the metadata describes it")));
 }
 
 TEST_F(TwoShards, ShardsThatDisagree) {
