@@ -234,6 +234,27 @@ def test_experts_with_different_settings_cannot_be_merged(tiny_moe, tmp_path):
         load(tmp_path / "q")
 
 
+def test_importance_of_single_experts(tiny_moe, tmp_path):
+    """A file made for the folder serves the fused experts of the loaded model."""
+    found = hqq_cpp.collect_importance_folder(tiny_moe, tmp_path / "importance.safetensors", n=64)
+    assert "model.layers.0.mlp.experts.3.up_proj" in found
+    config = hqq_cpp.HqqConfig(
+        nbits=2, group_size=32, importance=str(tmp_path / "importance.safetensors")
+    )
+    model = load(tiny_moe, quantization_config=config)
+    hqq_cpp.quantize_checkpoint(
+        tiny_moe, tmp_path / "q", {"nbits": 2, "group_size": 32},
+        importance=tmp_path / "importance.safetensors",
+    )  # fmt: skip
+    other = load(tmp_path / "q")
+    for layer in (0, 1):
+        for name in ("gate_up_proj", "down_proj"):
+            path = f"model.layers.{layer}.mlp.experts.{name}"
+            assert torch.equal(
+                model.get_submodule(path).dequantize(), other.get_submodule(path).dequantize()
+            )
+
+
 def test_compiles_whole(tiny_moe):
     torch._dynamo.reset()
     model = load(tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32), dtype=torch.float32)

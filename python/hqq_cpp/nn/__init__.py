@@ -2,6 +2,8 @@
 
 from .backend import get_backend, set_backend
 from .experts import HqqExperts
+from .importance import collect_importance
+from .importance_folder import collect_importance_folder
 from .linear import HqqLinear
 from .quantize_model import quantize_model_
 from .report import HqqReport, ReportRow, hqq_report
@@ -11,6 +13,8 @@ __all__ = [
     "HqqLinear",
     "HqqReport",
     "ReportRow",
+    "collect_importance",
+    "collect_importance_folder",
     "get_backend",
     "hqq_report",
     "quantize_model_",

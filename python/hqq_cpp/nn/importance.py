@@ -207,7 +207,9 @@ def collect_importance(
             run_random(model, tokens, n, seed)
         else:
             _run_batches(model, batches, recorder)
-    result = recorder.result()
+    # Weights that are shared with an embedding are never quantized.
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    result = {k: v for k, v in recorder.result().items() if f"{k}.weight" not in tied}
     if not result:
         raise ValueError(
             f"[importance] no linear layer of {type(model).__name__} saw any input (but zeros); "

@@ -18,6 +18,15 @@ from .linear import HqqLinear
 from .pointwise import HqqPointwiseConv2d
 
 
+# Projections of a single expert that have the input of a fused one.
+_SINGLE_NAMES = {
+    "gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"),
+    "gate_proj": ("gate_proj", "w1"),
+    "up_proj": ("up_proj", "w3"),
+    "down_proj": ("down_proj", "w2"),
+}
+
+
 class Quantized(NamedTuple):
     """The packed tensors of a layer, and the errors."""
 
@@ -47,6 +56,8 @@ class ImportanceSource:
             ValueError: If it does not fit the layer.
         """
         vector = self._vectors.get(layer.name)
+        if vector is None and layer.kind == "experts":
+            vector = self._of_single_experts(layer)
         if vector is None:
             return None
         # Nothing that makes a new tensor: loaders call this with meta as the default device.
@@ -64,6 +75,19 @@ class ImportanceSource:
                 + " or ".join(str(list(shape)) for shape in wanted)
             )
         return vector
+
+    def _of_single_experts(self, layer: Layer) -> torch.Tensor | None:
+        """[experts, in] from vectors that are named as in a checkpoint with one matrix per expert."""
+        path, _, last = layer.name.rpartition(".")
+        for prefix in (path, path.replace(".mlp.experts", ".block_sparse_moe.experts")):
+            for name in _SINGLE_NAMES[last]:
+                keys = [f"{prefix}.{expert}.{name}" for expert in range(layer.shape[0])]
+                if all(key in self._vectors for key in keys):
+                    vectors = [self._vectors[key] for key in keys]
+                    return torch.stack(
+                        [v if isinstance(v, torch.Tensor) else torch.from_dlpack(v) for v in vectors]
+                    )
+        return None
 
     def resolve(self, layer: Layer, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings with balance 'auto' decided, as the library decides it."""
