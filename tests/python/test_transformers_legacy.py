@@ -150,6 +150,36 @@ def test_the_base_model_alone(tmp_path):
         )
 
 
+def test_names_of_an_older_architecture(tmp_path):
+    """Transformers renames what Llava was when hqq could save it, and the layers with it."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        text_config=llama().config,
+        image_token_index=95,
+        vision_feature_layer=-1,
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    text = {"nbits": 4, "group_size": 32}
+    state, dense = quantize(model, lambda name: text if "language_model.layers" in name else None)
+    old = {
+        key.replace("model.language_model.", "language_model.model.")
+        .replace("model.vision_tower", "vision_tower")
+        .replace("model.multi_modal", "multi_modal")
+        .replace("lm_head", "language_model.lm_head"): value
+        for key, value in state.items()
+    }
+    assert "language_model.model.layers.1.mlp.up_proj.W_q" in old
+    quantization_config = config_for(upstream.BaseQuantizeConfig(**text))
+    folder = save(tmp_path / "old", model, old, quantization_config)
+    loaded = load(folder, auto=transformers.AutoModelForImageTextToText)
+    assert_same_model(loaded, dense)
+    loaded.save_pretrained(tmp_path / "new")
+    again = load(tmp_path / "new", auto=transformers.AutoModelForImageTextToText)
+    assert torch.equal(logits(again), logits(loaded))
+
+
 def test_pytorch_model_bin(tmp_path):
     model = llama()
     state, dense = quantize(model, all_but_head(nbits=4))
@@ -322,3 +352,15 @@ def test_layers_of_another_model_are_refused(tmp_path):
 
     with pytest.raises(hqq_cpp.FormatError, match="none of the 14 quantized layers"):
         load(broken(tmp_path, rename))
+
+
+def test_a_plain_dict_is_no_file(tmp_path):
+    llama().save_pretrained(tmp_path)
+    auto = transformers.AutoModelForCausalLM
+    loaded = auto.from_pretrained(
+        tmp_path, quantization_config={"quant_method": "hqq", "nbits": 2, "group_size": 16}
+    )
+    layer = loaded.get_submodule(NAME)
+    assert layer.nbits == 2 and layer.layer_config["group_size"] == 16
+    with pytest.raises(ValueError, match="nbit"):
+        auto.from_pretrained(tmp_path, quantization_config={"quant_method": "hqq", "nbit": 2})

@@ -384,9 +384,15 @@ def finish(model: nn.Module, quantizer: Any) -> None:
 # quantization_config.
 
 
-def read_config(cls: type, config: dict[str, Any], **kwargs: Any) -> Any:
-    """HqqConfig.from_dict of Transformers, also for files of its first versions, which lack keys."""
+def read_config(cls: type, config: dict[str, Any]) -> Any:
+    """HqqConfig.from_dict of Transformers, also for files of its first versions, which lack keys.
+
+    A dict that a user writes has the arguments of HqqConfig instead of quant_config.
+    """
+    settings = {k: v for k, v in config.items() if k not in ("quant_method", "quant_config", "show_progress")}
+    if "quant_config" not in config:
+        return cls(**settings)
     read = cls()
-    read.quant_config = config.get("quant_config", read.quant_config)
+    read.quant_config = config["quant_config"]
     read.skip_modules = config.get("skip_modules", read.skip_modules)
     return read
