@@ -379,6 +379,7 @@ def finish(model: nn.Module, quantizer: Any) -> None:
     merging = list(quantizer.merged.values())
     added = saved.update_conversions(quantizer, merging, model)[: -len(merging) or None]
     model._weight_conversions = conversions + added
+    quantizer.gather = None
 
 
 # quantization_config.
