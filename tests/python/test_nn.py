@@ -178,6 +178,27 @@ def test_weight_stands_for_the_dense_one(layer):
         layer.weight = torch.nn.Parameter(W_r)
 
 
+def test_weight_is_read_only(layer):
+    before = layer.dequantize()
+    for change in (
+        lambda: layer.weight.add_(1),
+        lambda: layer.weight.copy_(before),
+        lambda: torch.nn.init.zeros_(layer.weight),
+        lambda: setattr(layer.weight, "data", before),
+        lambda: layer.weight.__setitem__(0, 1),
+    ):
+        with pytest.raises(RuntimeError, match=r"layer.quantize_\(W\) quantizes another one"):
+            change()
+    assert torch.equal(layer.weight.data, before)
+
+
+def test_result_can_be_changed_in_place(layer):
+    x = torch.randn(2, 12, 96, requires_grad=True)
+    y = layer(x)
+    y += 1
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
 def test_casts_keep_the_bits(layer):
     before = copy.deepcopy(layer.state_dict())
     for dtype in (torch.float16, torch.bfloat16, torch.float64):

@@ -255,6 +255,13 @@ def test_importance_of_single_experts(tiny_moe, tmp_path):
             )
 
 
+def test_copies(tiny_moe):
+    import copy
+
+    model = load(tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32))
+    assert torch.equal(outputs(copy.deepcopy(model), ids()), outputs(model, ids()))
+
+
 def test_compiles_whole(tiny_moe):
     torch._dynamo.reset()
     model = load(tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32), dtype=torch.float32)

@@ -97,8 +97,19 @@ def linear(
     # The kernels sum in float32.
     if uses_native(weight, x) and few and x.dtype != torch.float64:
         return _native_linear(x, _contiguous(weight), layout, bias)
+    W_r = dequantize(weight, layout, x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    return functional.linear(x, dequantize(weight, layout, x.dtype), bias)
+    if torch.compiler.is_compiling():
+        return functional.linear(x, W_r, bias)
+    # Not functional.linear, whose result for three dimensions is a view: autograd forbids changing that in
+    # place when it comes out of a custom operator.
+    y = x.new_empty(*x.shape[:-1], layout.out_features)
+    rows, out = x.reshape(-1, layout.in_features), y.view(-1, layout.out_features)
+    if bias is None:
+        torch.mm(rows, W_r.t(), out=out)
+    else:
+        torch.addmm(bias, rows, W_r.t(), out=out)
+    return y
 
 
 def linear_backward(grad_y: torch.Tensor, weight: Weight, layout: Layout) -> torch.Tensor:

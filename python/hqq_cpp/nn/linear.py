@@ -169,6 +169,9 @@ class HqqLinear(QuantizedModule, nn.Linear):
 class _DenseWeight(torch.Tensor):
     """The dense weight of a layer, made when an operation asks for its values."""
 
+    # Transformers' functions that initialize weights leave out what has this mark.
+    _is_hf_initialized = True
+
     @staticmethod
     def __new__(cls, layer: HqqLinear):
         return torch.Tensor._make_wrapper_subclass(
@@ -185,8 +188,32 @@ class _DenseWeight(torch.Tensor):
                 return value._layer.dequantize(value.dtype)
             return value
 
-        args, kwargs = torch.utils._pytree.tree_map(dense, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        for argument, value in zip(func._schema.arguments, args):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, cls):
+                raise cls._read_only()
+        args, kwargs = torch.utils._pytree.tree_map(dense, (args, kwargs))
         return func(*args, **kwargs)
+
+    @staticmethod
+    def _read_only() -> RuntimeError:
+        return RuntimeError(
+            "[weight] the weight of a quantized layer cannot be changed in place; "
+            "layer.quantize_(W) quantizes another one"
+        )
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise self._read_only()
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The dense values."""
+        return self._layer.dequantize(self.dtype)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        raise self._read_only()
 
     def __repr__(self, **kwargs) -> str:
         return f"<dense weight {list(self.shape)} of {self._layer!r}>"

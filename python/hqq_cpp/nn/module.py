@@ -38,7 +38,7 @@ class QuantizedModule(nn.Module):
     parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and change ``compute_dtype``.
     """
 
-    # QuantizeStats of the weight, or a list of them for experts; None if it came from a file.
+    # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a file.
     quantize_stats: Any = None
 
     # Transformers initializes what lacks this mark; there is nothing to initialize here.

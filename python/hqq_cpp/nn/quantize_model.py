@@ -28,7 +28,7 @@ _SINGLE_NAMES = {
 
 
 class Quantized(NamedTuple):
-    """The packed tensors of a layer, and the errors."""
+    """The packed tensors of a layer, their errors (a dict, or one per expert) and the settings."""
 
     tensors: dict[str, torch.Tensor]
     stats: Any
@@ -128,13 +128,14 @@ def quantize_layer(
 
 
 def _solve(name: str, matrix: torch.Tensor, config: HqqConfig, importance: Any):
-    return api.quantize(
+    q, stats = api.quantize(
         matrix if matrix.stride(-1) == 1 else matrix.contiguous(),
         config,
         name=name,
         importance=importance,
         stats=True,
     )
+    return q, stats.to_dict()
 
 
 def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqExperts:

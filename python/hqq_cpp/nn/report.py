@@ -126,7 +126,7 @@ def _row(name: str, modules: list[nn.Module]) -> ReportRow:
         stats = module.quantize_stats
         if stats is not None:
             several = stats if isinstance(module, HqqExperts) else [stats]
-            errors += [one.relative_error for one in several]
+            errors += [one["relative_error"] for one in several]
     weights = sum(_numel(module) for module in modules)
     nbytes = sum(module.packed_nbytes for module in modules)
     widths = {module.nbits for module in modules}
