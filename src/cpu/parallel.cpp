@@ -1,5 +1,6 @@
 #include "src/cpu/parallel.hpp"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -25,6 +26,48 @@ Eigen::ThreadPool& pool(int threads) {
   return *entry;
 }
 
+// The entry into a parallel region of GCC's OpenMP runtime, which LLVM's and Intel's have too.
+using OpenMpRegion = void (*)(void (*)(void*), void* data, unsigned threads, unsigned flags);
+
+// That of the process, or null. torch makes its runtime visible to all. Its idle threads keep
+// spinning for some milliseconds, so threads of our own beside them would get half of a core each:
+// we join its team.
+OpenMpRegion openmp_region() {
+  static std::atomic<OpenMpRegion> found{nullptr};
+  OpenMpRegion region = found.load(std::memory_order_relaxed);
+  if (region == nullptr) {
+    // Asked again every time: torch may be imported later.
+    region = reinterpret_cast<OpenMpRegion>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    found.store(region, std::memory_order_relaxed);
+  }
+  return region;
+}
+
+// The process that loaded this library. In a child of fork() the team of an OpenMP runtime has lost
+// its threads, and joining it hangs.
+const pid_t loading_process = getpid();
+
+// Runs work() on up to `threads` threads including this one.
+template <class Work>
+void run_on_threads(int threads, Work& work) {
+  const OpenMpRegion region = getpid() == loading_process ? openmp_region() : nullptr;
+  if (region != nullptr) {
+    region([](void* data) { (*static_cast<Work*>(data))(); }, &work, static_cast<unsigned>(threads),
+           0);
+    return;
+  }
+  Eigen::Barrier barrier(static_cast<unsigned>(threads - 1));
+  Eigen::ThreadPool& workers = pool(threads - 1);
+  for (int i = 0; i + 1 < threads; ++i) {
+    workers.Schedule([&] {
+      work();
+      barrier.Notify();
+    });
+  }
+  work();
+  barrier.Wait();
+}
+
 }  // namespace
 
 void parallel_for(std::int64_t units, int threads, const std::function<void(std::int64_t)>& fn) {
@@ -36,7 +79,7 @@ void parallel_for(std::int64_t units, int threads, const std::function<void(std:
   std::atomic<std::int64_t> next{0};
   std::mutex mutex;
   std::exception_ptr failure;
-  const auto work = [&] {
+  auto work = [&] {
     try {
       for (std::int64_t unit = next++; unit < units; unit = next++) fn(unit);
     } catch (...) {
@@ -45,16 +88,7 @@ void parallel_for(std::int64_t units, int threads, const std::function<void(std:
       if (failure == nullptr) failure = std::current_exception();
     }
   };
-  Eigen::Barrier barrier(static_cast<unsigned>(threads - 1));
-  Eigen::ThreadPool& workers = pool(threads - 1);
-  for (int i = 0; i + 1 < threads; ++i) {
-    workers.Schedule([&] {
-      work();
-      barrier.Notify();
-    });
-  }
-  work();
-  barrier.Wait();
+  run_on_threads(threads, work);
   if (failure != nullptr) std::rethrow_exception(failure);
 }
 

@@ -207,3 +207,25 @@ def test_a_layer_of_a_checkpoint(torch, model, tmp_path):
     dense = hqq_cpp.Checkpoint(model).tensor(name + ".weight")
     error = (layer.dequantize() - torch.from_dlpack(dense).float()).norm()
     assert 0 < error < 0.25 * torch.from_dlpack(dense).float().norm()
+
+
+FORK = """
+import os, sys
+import torch
+import hqq_cpp
+
+torch.set_num_threads(2)
+W = torch.randn(512, 512)
+W @ W  # starts torch's threads, which quantize() joins
+expected = hqq_cpp.quantize(W, threads=2).codes()
+child = os.fork()
+if child == 0:
+    same = (hqq_cpp.quantize(W, threads=2).codes() == expected).all()
+    os._exit(0 if same else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_works_in_a_forked_process(torch, run_python):
+    done = run_python(FORK)
+    assert done.returncode == 0, done.stderr
