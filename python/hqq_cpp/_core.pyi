@@ -893,7 +893,8 @@ def parse_upstream(tensors: dict, name: str) -> tuple:
     What the tensors of a layer of upstream hqq say about it.
 
     Args:
-        tensors: Key ("W_q", "nbits", ...) -> array. Only shape and dtype of W_q, scale, zero and zero_scale count.
+        tensors: Key ("W_q", "nbits", ...) -> array. Of W_q, scale, zero and zero_scale only shape and
+            dtype count.
         name: Of the layer, for messages.
 
     Returns:
