@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ def quantize_layer(
         settings: As HqqConfig.layer() gives them.
         importance: [in], or [experts, in] for experts, or None.
     """
-    config = HqqConfig(**settings, skip_modules=())
+    config = _config_of(tuple(settings.items()))
     matrix = dense_matrix(layer.kind, weight.detach()).cpu()
     if layer.kind != "experts":
         q, stats = _solve(layer.name, matrix, config, importance)
@@ -125,6 +126,11 @@ def quantize_layer(
                 stacks[name] = tensor.new_empty(matrix.shape[0], *tensor.shape)
             stacks[name][e] = tensor
     return Quantized(stacks, all_stats, settings)
+
+
+@functools.lru_cache(maxsize=64)
+def _config_of(settings: tuple[tuple[str, Any], ...]) -> HqqConfig:
+    return HqqConfig(**dict(settings), skip_modules=())
 
 
 def _solve(name: str, matrix: torch.Tensor, config: HqqConfig, importance: Any):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -37,22 +38,27 @@ class Plan:
 
 
 class SolverThread:
-    """One thread that solves while the loader reads the next weight.
+    """One thread that solves while the loader reads the next weights.
 
-    submit() waits for the weight before, so that no more than two dense weights are in memory. The solver itself uses
-    all cores. The first error is kept for join(): Transformers would bury it in a report about another weight.
+    submit() waits until what is waiting is small, so that no more than two large dense weights are in memory. The
+    solver itself uses all cores. The first error is kept for join(): Transformers would bury it in a report about
+    another weight.
     """
+
+    # Bytes of dense weights that may wait; of larger ones none does while another is solved.
+    MAX_WAITING = 64 << 20
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hqq-cpp-solver")
-        self._running: Future | None = None
+        self._pending: deque[tuple[Future, int]] = deque()
         self._error: Exception | None = None
         self.expected = 0
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Runs work() in the thread."""
-        self.wait()
-        self._running = self._pool.submit(self.run, work)
+    def submit(self, work: Callable[[], None], nbytes: int) -> None:
+        """Runs work(), which holds nbytes, in the thread."""
+        while self._pending and nbytes + sum(n for _, n in self._pending) > self.MAX_WAITING:
+            self._pending.popleft()[0].result()
+        self._pending.append((self._pool.submit(self.run, work), nbytes))
 
     def run(self, work: Callable[[], None]) -> None:
         """Runs work() here, unless an error made it pointless."""
@@ -64,9 +70,8 @@ class SolverThread:
 
     def wait(self) -> None:
         """Returns when nothing runs."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        while self._pending:
+            self._pending.popleft()[0].result()
 
     def join(self) -> None:
         """Ends the thread and raises the first error."""
@@ -128,5 +133,5 @@ class QuantizeOnLoad(ConversionOps):
             self._solver.wait()
             self._solver.run(work)
         else:
-            self._solver.submit(work)
+            self._solver.submit(work, weight.nbytes)
         return {}
