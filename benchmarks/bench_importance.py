@@ -7,7 +7,7 @@
 
 First table: collect_importance on N random tokens against one plain forward pass of as many, in
 float32 and bfloat16, alternating, medians. Second: groups of 64, loss on the last 60 kB of
-examples/text/valid.txt in 6 windows of 512 tokens; "gap" is the mean loss minus that of the float
+examples/text/valid.txt in windows of 512 tokens; "gap" is the mean loss minus that of the float
 model, in nats a token. Upstream's algorithm is our solver "hqq" (tests compare the two), or with
 --package the package hqq itself, axis=1, which takes minutes. All linear layers but lm_head,
 dequantized to float32.
@@ -79,10 +79,11 @@ def quantize_upstream(weight, nbits):
     return Quantizer.dequantize(W_q, meta).float()
 
 
-def compare_losses(folder, bits, tokens, seed, package):
+def compare_losses(folder, bits, tokens, seed, package, most):
     model, tokenizer = load(folder, torch.float32), AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor(tokenizer(TEXT.read_text()[-60000:])["input_ids"])
-    windows = ids[: 6 * 512].view(6, 1, 512)
+    count = min(len(ids) // 512, most or len(ids))
+    windows = ids[: count * 512].view(count, 1, 512)
 
     @torch.no_grad()
     def loss():
@@ -101,7 +102,7 @@ def compare_losses(folder, bits, tokens, seed, package):
     weights = {name: module.weight.data.clone() for name, module in layers.items()}
     base = loss()
     which = "the package hqq" if package else "our solver hqq"
-    print(f"\nfloat loss {base:.4f}; upstream is {which}\n")
+    print(f"\n{count} windows, float loss {base:.4f}; upstream is {which}\n")
     print("| method | " + " | ".join(f"{b:g} bits: gap | of upstream's" for b in bits) + " |")
     print("|--|" + "--:|--:|" * len(bits))
     upstream = {}
@@ -129,13 +130,16 @@ def main():
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=12, help="of the timing; 0: no timing")
+    parser.add_argument("--windows", type=int, default=0, help="at most so many; 0: all")
     parser.add_argument("--package", action="store_true", help="run the package hqq")
     args = parser.parse_args()
     if args.repeats > 0:
         time_collection(args.folder, args.tokens, args.repeats)
     bits = [float(b) for b in args.nbits.split(",") if b]
     if bits:
-        compare_losses(args.folder, bits, args.tokens, args.seed, args.package)
+        compare_losses(
+            args.folder, bits, args.tokens, args.seed, args.package, args.windows
+        )
 
 
 if __name__ == "__main__":

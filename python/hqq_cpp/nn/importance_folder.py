@@ -51,7 +51,7 @@ def collect_importance_folder(
         FileNotFoundError: If there are no config.json and safetensors files.
 
     Example:
-        >>> importance = hqq_cpp.collect_importance_folder("examples/tiny-llama", None, n=128)
+        >>> importance = hqq_cpp.collect_importance_folder(model, None, n=128)
         >>> importance["model.layers.0.mlp.down_proj"].shape
         torch.Size([640])
     """
