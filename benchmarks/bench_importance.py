@@ -137,9 +137,7 @@ def main():
         time_collection(args.folder, args.tokens, args.repeats)
     bits = [float(b) for b in args.nbits.split(",") if b]
     if bits:
-        compare_losses(
-            args.folder, bits, args.tokens, args.seed, args.package, args.windows
-        )
+        compare_losses(args.folder, bits, args.tokens, args.seed, args.package, args.windows)
 
 
 if __name__ == "__main__":

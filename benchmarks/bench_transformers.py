@@ -2,9 +2,11 @@
 
     python benchmarks/bench_transformers.py [--repeat 7] [--hidden 768] [--layers 12]
 
-Makes a random Llama of about 100 million parameters in a temporary folder and prints medians of interleaved runs:
-from_pretrained plain, with quantization (4 bits, group 64), of the quantized folder, and upstream hqq
-(if installed) on the layers of one decoder layer, times the number of layers. Then compiled against eager forward.
+Makes a random Llama of about 100 million parameters in a temporary folder and prints medians of
+interleaved runs: from_pretrained plain, with quantization (4 bits, group 64), of the quantized
+    folder, and upstream hqq
+(if installed) on the layers of one decoder layer, times the number of layers. Then compiled against
+eager forward.
 """
 
 from __future__ import annotations
@@ -108,8 +110,9 @@ def main() -> None:
             arguments.repeat,
         )
         print(
-            f"{count / 1e6:.0f} M parameters, {torch.get_num_threads()} threads, {hqq_cpp.cpu_target()}, torch "
-            f"{torch.__version__}, transformers {transformers.__version__}, {platform.machine()}\n"
+            f"{count / 1e6:.0f} M parameters, {torch.get_num_threads()} threads, "
+            f"{hqq_cpp.cpu_target()}, torch {torch.__version__}, transformers "
+            f"{transformers.__version__}, {platform.machine()}\n"
         )
         print("| from_pretrained | seconds | against bfloat16, read |\n|--|--:|--:|")
         read = loads["bfloat16, read"]

@@ -1,11 +1,12 @@
-"""Repairs a quantized model: a LoRA adapter on its 2-bit weights learns to answer as the float model does.
+"""Repairs a quantized model: a LoRA adapter on its 2-bit weights learns to answer as the float
+model does.
 
     pip install . torch transformers peft
     python examples/lora_finetune.py --nbits 2
 
-Trains on the first part of a text and measures perplexity on the rest, for the float model, the quantized one, and
-the quantized one with its adapter. 200 steps take about a minute on two cores. With --task text the adapter learns
-the text instead, as in any other fine-tuning.
+Trains on the first part of a text and measures perplexity on the rest, for the float model, the
+quantized one, and the quantized one with its adapter. 200 steps take about a minute on two cores.
+With --task text the adapter learns the text instead, as in any other fine-tuning.
 """
 
 import argparse
@@ -89,7 +90,8 @@ def main():
 def finetune(model, ids, steps, batch, window, lr, teacher=None):
     """Trains what is trainable on random windows of ids; returns the losses.
 
-    The loss is the divergence from the predictions of `teacher`; without one, that of predicting the text.
+    The loss is the divergence from the predictions of `teacher`; without one, that of predicting
+    the text.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)

@@ -16,7 +16,9 @@ import hqq_cpp.transformers
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny-llama", help="model folder")
+    parser.add_argument(
+        "--model", default=Path(__file__).parent / "tiny-llama", help="model folder"
+    )
     parser.add_argument("--prompt", default="And it came to pass")
     parser.add_argument("--nbits", type=float, default=4)
     parser.add_argument("--tokens", type=int, default=40)

@@ -17,7 +17,9 @@ import hqq_cpp.transformers
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny-llama", help="model folder")
+    parser.add_argument(
+        "--model", default=Path(__file__).parent / "tiny-llama", help="model folder"
+    )
     parser.add_argument("--nbits", type=float, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--device", default="cpu")

@@ -15,7 +15,9 @@ import hqq_cpp.transformers  # noqa: F401  (HqqConfig works from here on)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny-llama", help="model folder")
+    parser.add_argument(
+        "--model", default=Path(__file__).parent / "tiny-llama", help="model folder"
+    )
     args = parser.parse_args()
 
     q4_config = {"nbits": 4, "group_size": 64}

@@ -17,7 +17,9 @@ import hqq_cpp.transformers
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny-llama", help="model folder")
+    parser.add_argument(
+        "--model", default=Path(__file__).parent / "tiny-llama", help="model folder"
+    )
     args = parser.parse_args()
 
     config = hqq_cpp.HqqConfig(nbits=4)

@@ -12,10 +12,10 @@ from . import _core
 class HqqConfig(_core.HqqConfig):
     __doc__ = _core.HqqConfig.__doc__.replace(
         "    Raises:",
-        "    importance: Weights of the squared errors of each layer's input columns: a mapping from layer\n"
-        "        names to arrays [in_features], or a safetensors file of such (``hqq-cpp importance``);\n"
-        "        'random': collect them (quantize_model_ and from_pretrained only). Not part of\n"
-        "        ``to_dict()``.\n\n    Raises:",
+        "    importance: Weights of the squared errors of each layer's input columns: a mapping "
+        "from layer\n        names to arrays [in_features], or a safetensors file of such "
+        "(``hqq-cpp importance``);\n        'random': collect them (quantize_model_ and "
+        "from_pretrained only). Not part of\n        ``to_dict()``.\n\n    Raises:",
         1,
     ) if _core.HqqConfig.__doc__ else None  # fmt: skip
 
@@ -38,8 +38,8 @@ class HqqConfig(_core.HqqConfig):
     def importance(self, value: Any) -> None:
         if value is not None and not isinstance(value, (str, os.PathLike, Mapping)):
             raise ValueError(
-                f"[config] importance is a {type(value).__name__}; it must be a mapping from layer names to "
-                f"arrays, a safetensors file, 'random' or None"
+                f"[config] importance is a {type(value).__name__}; it must be a mapping from layer "
+                f"names to arrays, a safetensors file, 'random' or None"
             )
         self._importance = value
 
@@ -74,8 +74,8 @@ def importance_of(config: Any, name: str) -> Any:
         return None
     if isinstance(source, str) and source == "random":
         raise ValueError(
-            "[config] importance 'random' needs a model to run: use quantize_model_ or from_pretrained, or "
-            "the file that 'hqq-cpp importance' writes"
+            "[config] importance 'random' needs a model to run: use quantize_model_ or "
+            "from_pretrained, or the file that 'hqq-cpp importance' writes"
         )
     tensors = source if isinstance(source, Mapping) else _core.load_safetensors(source)
     return tensors.get(name)

@@ -58,9 +58,7 @@ def test_operators_hold_what_they_promise(layer):
     """Schema, fake implementation, autograd registration and dispatch under AOT."""
     x = torch.randn(3, 5, 96, requires_grad=True)
     bias = layer.bias.detach().clone().requires_grad_()
-    torch.library.opcheck(
-        torch.ops.hqq_cpp.linear, (x, *layer.packed(), bias, *layer._layout)
-    )
+    torch.library.opcheck(torch.ops.hqq_cpp.linear, (x, *layer.packed(), bias, *layer._layout))
     torch.library.opcheck(
         torch.ops.hqq_cpp.linear_backward, (torch.randn(3, 40), *layer.packed(), *layer._layout)
     )
@@ -148,7 +146,9 @@ def test_meta_and_state_dict(layer):
 
 def test_state_dict_of_other_settings_is_refused(layer):
     other = hqq_cpp.quantize_linear(torch.nn.Linear(96, 40), {"nbits": 8, "group_size": 24})
-    with pytest.raises(RuntimeError, match=r"does not fit a layer of nbits=.*W_q is uint8 \[40, 96\]; it must"):
+    with pytest.raises(
+        RuntimeError, match=r"does not fit a layer of nbits=.*W_q is uint8 \[40, 96\]; it must"
+    ):
         layer.load_state_dict(other.state_dict())
     wrong = layer.state_dict() | {"scale": layer.scale.double()}
     with pytest.raises(RuntimeError, match="scale is float64"):
@@ -225,7 +225,9 @@ def test_backends(layer):
     hqq_cpp.set_backend("native")
     try:
         on_meta = layer.to("meta").requires_grad_(False)
-        with pytest.raises(ValueError, match="native kernels take CPU tensors.*the layer is on meta"):
+        with pytest.raises(
+            ValueError, match="native kernels take CPU tensors.*the layer is on meta"
+        ):
             on_meta(torch.randn(1, 96, device="meta"))
     finally:
         hqq_cpp.set_backend("auto")
@@ -297,7 +299,9 @@ def test_experts_refuse():
     with pytest.raises(ValueError, match=r"x has the shape \[3, 63\]; it must be \[rows, 64\]"):
         made(torch.randn(3, 63), torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="W_q is uint8"):
-        made.set_packed({k: v[:1] for k, v in made.packed()._asdict().items() if v is not None}, "cpu")
+        made.set_packed(
+            {k: v[:1] for k, v in made.packed()._asdict().items() if v is not None}, "cpu"
+        )
 
 
 # Whole models.
@@ -345,7 +349,9 @@ def test_quantize_model_chooses():
     assert [(n, m.nbits) for n, m in quantized_layers(model)] == [("inner.1", 2)]
     with pytest.raises(ValueError, match="quantize_linear takes a single layer"):
         hqq_cpp.quantize_model_(torch.nn.Linear(64, 64))
-    with pytest.raises(ValueError, match=r"\[a\] importance has the shape \[63\]; it must be \[64\]"):
+    with pytest.raises(
+        ValueError, match=r"\[a\] importance has the shape \[63\]; it must be \[64\]"
+    ):
         hqq_cpp.quantize_model_(net(), importance={"a": torch.ones(63)})
 
 

@@ -427,8 +427,8 @@ def test_layers_of_upstream_are_left_to_peft():
 
 ORDERS = {
     "theirs first": "import peft, hqq_cpp.peft; hqq_cpp.peft.register()",
-    "ours first": "import hqq_cpp.peft, importlib.util; hqq_cpp.peft.register(); hqq_cpp.peft.register();"
-    "assert importlib.util.find_spec('peft') and 'peft' not in sys.modules;"
+    "ours first": "import hqq_cpp.peft, importlib.util; hqq_cpp.peft.register(); "
+    "hqq_cpp.peft.register();assert importlib.util.find_spec('peft') and 'peft' not in sys.modules;"
     "from peft.tuners import lora; import peft; hqq_cpp.peft.register()",
     "without hqq": "sys.modules['hqq'] = None; import importlib.util as u; f = u.find_spec;"
     "u.find_spec = lambda n, *a: None if n == 'hqq' else f(n, *a);"
@@ -455,8 +455,8 @@ assert not any(type(f).__name__ == "_AfterImport" for f in sys.meta_path)
 
 def test_registering_without_peft(run_python):
     done = run_python(
-        "import sys, hqq_cpp.peft; hqq_cpp.peft.register(); sys.path_hooks.clear(); sys.path.clear();"
-        "sys.path_importer_cache.clear()\n"
+        "import sys, hqq_cpp.peft; hqq_cpp.peft.register(); sys.path_hooks.clear(); "
+        "sys.path.clear();sys.path_importer_cache.clear()\n"
         "try:\n    import peft\nexcept ModuleNotFoundError as error:\n    print(error)\n"
         "assert 'torch' not in sys.modules"
     )

@@ -1,4 +1,5 @@
-"""The C++ tools on folders that save_pretrained wrote: every shard describes all layers, and cuts through them."""
+"""The C++ tools on folders that save_pretrained wrote: every shard describes all layers, and cuts
+through them."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Checkpoints that Transformers 4 and upstream hqq wrote load with the weights that upstream computes from them."""
+"""Checkpoints that Transformers 4 and upstream hqq wrote load with the weights that upstream
+computes from them."""
 
 import json
 import logging
@@ -48,7 +49,9 @@ def test_loads_layers_cut_over_shards(tmp_path, settings):
         if name.endswith(".bias"):
             torch.nn.init.normal_(parameter)
     state, dense = quantize(model, all_but_head(**settings))
-    folder = save(tmp_path / "old", model, state, config_for(upstream.BaseQuantizeConfig()), shards=3)
+    folder = save(
+        tmp_path / "old", model, state, config_for(upstream.BaseQuantizeConfig()), shards=3
+    )
     loaded = load(folder)
     layers = [m for m in loaded.modules() if isinstance(m, hqq_cpp.HqqLinear)]
     assert len(layers) == 14 and {layer.nbits for layer in layers} == {settings["nbits"]}
@@ -98,7 +101,9 @@ def old_config(quant_config):
     "quantization_config",
     [
         config_for(old_config(upstream.BaseQuantizeConfig(nbits=4))),
-        config_for({"mlp.up_proj": old_config(upstream.BaseQuantizeConfig()), "mlp.down_proj": None}),
+        config_for(
+            {"mlp.up_proj": old_config(upstream.BaseQuantizeConfig()), "mlp.down_proj": None}
+        ),
         config_for(upstream.BaseQuantizeConfig(nbits=4), show_progress=True),
         {"quant_config": upstream.BaseQuantizeConfig(nbits=4), "quant_method": "hqq"},
         config_for({"nbits": 4, "some_old_name": 7}),
@@ -145,9 +150,7 @@ def test_the_base_model_alone(tmp_path):
     loaded = transformers.AutoModel.from_pretrained(folder)
     with torch.no_grad():
         hidden = loaded(TOKENS).last_hidden_state
-        torch.testing.assert_close(
-            hidden, dense.model(TOKENS).last_hidden_state, rtol=0, atol=2e-6
-        )
+        torch.testing.assert_close(hidden, dense.model(TOKENS).last_hidden_state, rtol=0, atol=2e-6)
 
 
 def test_names_of_an_older_architecture(tmp_path):
@@ -237,7 +240,9 @@ def test_experts_are_merged(tmp_path, settings):
     model = mixtral()
     state, dense = quantize_mixtral(model, experts_and_attention(**settings))
     assert "model.layers.1.block_sparse_moe.experts.3.w3.W_q" in state
-    folder = save(tmp_path / "old", model, state, config_for(upstream.BaseQuantizeConfig()), shards=2)
+    folder = save(
+        tmp_path / "old", model, state, config_for(upstream.BaseQuantizeConfig()), shards=2
+    )
     loaded = load(folder)
     for i, layer in enumerate(loaded.model.layers):
         for name in ("gate_up_proj", "down_proj"):
@@ -307,7 +312,10 @@ NAME = "model.layers.0.mlp.up_proj"
     [
         (lambda state: state.pop(f"{NAME}.shape"), "shape"),
         (lambda state: state.pop(f"{NAME}.zero"), "zero"),
-        (lambda state: state.update({f"{NAME}.nbits": torch.tensor(7, dtype=torch.int32)}), "nbits"),
+        (
+            lambda state: state.update({f"{NAME}.nbits": torch.tensor(7, dtype=torch.int32)}),
+            "nbits",
+        ),
         (lambda state: state.update({f"{NAME}.packing": torch.tensor([65]).byte()}), "packing"),
     ],
     ids=["no shape", "no zero", "nbits", "packing"],

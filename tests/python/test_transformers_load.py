@@ -157,15 +157,21 @@ def test_rules_by_name(model):
 # Saving and loading.
 
 
-@pytest.mark.parametrize("options", [{}, {"max_shard_size": "200KB"}, {"save_original_format": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_shard_size": "200KB"}, {"save_original_format": False}]
+)
 def test_reload_is_bit_equal(quantized, tmp_path, options):
     quantized.save_pretrained(tmp_path, **options)
     again, info = load(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert torch.equal(logits(again), logits(quantized))
-    assert all(not p.requires_grad for _, m in quantized_layers(again) for p in m.packed() if p is not None)
+    assert all(
+        not p.requires_grad for _, m in quantized_layers(again) for p in m.packed() if p is not None
+    )
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert settings["quant_method"] == "hqq_cpp" and settings["not_quantized"] == ["model.embed_tokens"]
+    assert settings["quant_method"] == "hqq_cpp" and settings["not_quantized"] == [
+        "model.embed_tokens"
+    ]
 
 
 def test_reload_in_another_dtype_keeps_the_bits(saved, quantized):
@@ -185,7 +191,8 @@ def test_reload_in_another_dtype_keeps_the_bits(saved, quantized):
     ],
 )
 def test_folders_of_the_command_load(model, tmp_path, settings):
-    """hqq-cpp quantize, then from_pretrained: the same model as quantizing on load, no conversion."""
+    """hqq-cpp quantize, then from_pretrained: the same model as quantizing on load, no
+    conversion."""
     hqq_cpp.quantize_checkpoint(model, tmp_path / "q", settings)
     loaded, info = load(tmp_path / "q", output_loading_info=True)
     assert not any(info.values()), info
@@ -228,8 +235,26 @@ def test_quantized_in_name_only(model, saved, tmp_path):
 
 
 def test_a_layer_the_model_lacks(saved, tmp_path):
+    """Transformers reports it, as for any model; the base model of a checkpoint can be loaded."""
     folder = damaged(saved, tmp_path, lambda c: c.update(num_hidden_layers=2))
-    with pytest.raises(hqq_cpp.FormatError, match="model.layers.2.*no linear layer of that name"):
+    model, info = load(folder, output_loading_info=True)
+    assert len(list(quantized_layers(model))) == 14 and not info["missing_keys"]
+    assert "model.layers.2.mlp.up_proj.W_q" in info["unexpected_keys"]
+    base, info = transformers.AutoModel.from_pretrained(saved, output_loading_info=True)
+    assert len(list(quantized_layers(base))) == 21 and not any(info.values())
+
+
+def test_a_layer_that_cannot_be_quantized(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = damaged(saved, tmp_path, lambda c: None)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("W_q", "scale", "zero"):
+        tensors[f"model.norm.{name}"] = tensors[f"model.layers.0.mlp.up_proj.{name}"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        hqq_cpp.FormatError, match="model.norm.weight is quantized in the checkpoint"
+    ):
         load(folder)
 
 
@@ -252,7 +277,10 @@ def test_device_map(model, saved, quantized, tmp_path, device_map, on_the_fly):
     if device_map == "disk":
         device_map = {"": "cpu", "model.layers.0": "disk", "model.layers.2.mlp": "disk"}
         names = [f"model.{n}" for n in ("embed_tokens", "norm", "rotary_emb", "layers.1")]
-        names += [f"model.layers.2.{n}" for n in ("self_attn", "input_layernorm", "post_attention_layernorm")]
+        names += [
+            f"model.layers.2.{n}"
+            for n in ("self_attn", "input_layernorm", "post_attention_layernorm")
+        ]
         device_map |= dict.fromkeys([*names, "lm_head"], "cpu")
         del device_map[""]
     kwargs = {"quantization_config": hqq_cpp.HqqConfig(nbits=4)} if on_the_fly else {}
@@ -365,7 +393,9 @@ def test_memory_of_quantizing_on_load(tmp_path):
         thread.join()
         print(peak - before, sum(p.nbytes for p in model.parameters()))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     peak, size = map(int, done.stdout.split())
     largest = 2 * 8192 * 2048

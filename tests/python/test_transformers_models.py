@@ -1,4 +1,5 @@
-"""Every family of models quantizes on load, is saved and comes back: tiny, random ones made from their configs."""
+"""Every family of models quantizes on load, is saved and comes back: tiny, random ones made from
+their configs."""
 
 import subprocess
 import sys
@@ -159,7 +160,10 @@ def test_experts_have_their_own_bits(tiny_moe):
     config = hqq_cpp.HqqConfig(
         nbits=8,
         group_size=32,
-        dynamic_config={"mlp.experts.gate_up_proj": {"nbits": 2}, "*.experts.down_proj": {"nbits": 3}},
+        dynamic_config={
+            "mlp.experts.gate_up_proj": {"nbits": 2},
+            "*.experts.down_proj": {"nbits": 3},
+        },
     )
     experts = load(tiny_moe, quantization_config=config).model.layers[0].mlp.experts
     assert isinstance(experts.gate_up_proj, HqqExperts)
@@ -199,7 +203,12 @@ def test_only_routed_experts_are_read(tiny_moe):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"balance": "none"}, {"quant_scale": True, "quant_zero": True}, {"axis": 0, "group_size": 8}],
+    [
+        {},
+        {"balance": "none"},
+        {"quant_scale": True, "quant_zero": True},
+        {"axis": 0, "group_size": 8},
+    ],
     ids=str,
 )
 def test_folders_of_the_command(tiny_moe, tmp_path, settings):
@@ -228,7 +237,11 @@ def test_folders_of_the_command(tiny_moe, tmp_path, settings):
 
 
 def test_experts_with_different_settings_cannot_be_merged(tiny_moe, tmp_path):
-    config = {"nbits": 4, "group_size": 32, "dynamic_config": {"*.experts.2.gate_proj": {"nbits": 8}}}
+    config = {
+        "nbits": 4,
+        "group_size": 32,
+        "dynamic_config": {"*.experts.2.gate_proj": {"nbits": 8}},
+    }
     hqq_cpp.quantize_checkpoint(tiny_moe, tmp_path / "q", config)
     with pytest.raises(hqq_cpp.FormatError, match="different settings .nbits"):
         load(tmp_path / "q")
@@ -264,7 +277,9 @@ def test_copies(tiny_moe):
 
 def test_compiles_whole(tiny_moe):
     torch._dynamo.reset()
-    model = load(tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32), dtype=torch.float32)
+    model = load(
+        tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32), dtype=torch.float32
+    )
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         eager, fast = model(IDS, use_cache=False).logits, compiled(IDS, use_cache=False).logits
@@ -272,7 +287,9 @@ def test_compiles_whole(tiny_moe):
 
 
 def test_gradients_through_experts(tiny_moe):
-    model = load(tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32), dtype=torch.float32)
+    model = load(
+        tiny_moe, quantization_config=hqq_cpp.HqqConfig(group_size=32), dtype=torch.float32
+    )
     dense = load(tiny_moe, dtype=torch.float32)
     for name, module in quantized_layers(model):
         target = dense.get_parameter(name if isinstance(module, HqqExperts) else f"{name}.weight")

@@ -1,4 +1,5 @@
-"""Folders that upstream's own save_quantized and save_to_safetensors wrote, also those of its first versions."""
+"""Folders that upstream's own save_quantized and save_to_safetensors wrote, also those of its
+first versions."""
 
 import collections
 import json

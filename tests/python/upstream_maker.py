@@ -1,4 +1,5 @@
-"""Models and checkpoints as the package hqq and Transformers 4 wrote them, for the tests of both loaders."""
+"""Models and checkpoints as the package hqq and Transformers 4 wrote them, for the tests of both
+loaders."""
 
 import copy
 import json

@@ -1,7 +1,7 @@
 """Which code runs a quantized layer: the one place where torch meets the C++ kernels.
 
-Two backends: "native", the C++ kernels, for tensors in CPU memory, and "torch", plain torch operations, on
-any device. "auto" takes native where it can.
+Two backends: "native", the C++ kernels, for tensors in CPU memory, and "torch", plain torch
+operations, on any device. "auto" takes native where it can.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def set_backend(name: str) -> None:
     """Selects the code that runs quantized layers of torch, for the whole process.
 
     Args:
-        name: 'torch': plain torch operations on any device. 'native': the C++ kernels; a layer that is
-            not in CPU memory is an error. 'auto' (the default): native in CPU memory, torch elsewhere.
+        name: 'torch': plain torch operations on any device. 'native': the C++ kernels; a layer that
+            is not in CPU memory is an error. 'auto' (the default): native in CPU memory, torch
+            elsewhere.
 
     Raises:
         ValueError: For another name.
@@ -70,8 +71,8 @@ def uses_native(weight: Weight, x: torch.Tensor) -> bool:
     possible = weight.W_q.device.type == "cpu" and x.dtype in _NATIVE_DTYPES
     if _backend == "native" and not possible:
         raise ValueError(
-            f"[backend] the native kernels take CPU tensors of float32, bfloat16, float16 or float64; "
-            f"the layer is on {weight.W_q.device}, x is {x.dtype}: use set_backend('auto')"
+            "[backend] the native kernels take CPU tensors of float32, bfloat16, float16 or "
+            f"float64; the layer is on {weight.W_q.device}, x is {x.dtype}: use set_backend('auto')"
         )
     return possible
 
@@ -101,8 +102,8 @@ def linear(
     bias = None if bias is None else bias.to(x.dtype)
     if torch.compiler.is_compiling():
         return functional.linear(x, W_r, bias)
-    # Not functional.linear, whose result for three dimensions is a view: autograd forbids changing that in
-    # place when it comes out of a custom operator.
+    # Not functional.linear, whose result for three dimensions is a view: autograd forbids changing
+    # that in place when it comes out of a custom operator.
     y = x.new_empty(*x.shape[:-1], layout.out_features)
     rows, out = x.reshape(-1, layout.in_features), y.view(-1, layout.out_features)
     if bias is None:

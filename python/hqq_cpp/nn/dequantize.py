@@ -97,9 +97,7 @@ def tensor_specs(
 def weight_of(q: QuantizedTensor) -> Weight:
     """The tensors of a QuantizedTensor as torch tensors that share its memory."""
     tensors = q.tensors()
-    return Weight(
-        *(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES)
-    )
+    return Weight(*(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES))
 
 
 def row_bytes(nbits: float, in_features: int) -> int:
@@ -198,8 +196,9 @@ def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tens
     else:
         group = layout.group_size or layout.in_features
         zero, scale = (
-            v.reshape(layout.out_features, -1)
-            .repeat_interleave(group, dim=1)[:, : layout.in_features]
+            v.reshape(layout.out_features, -1).repeat_interleave(group, dim=1)[
+                :, : layout.in_features
+            ]
             for v in (zero, scale)
         )
     W_r = (codes - zero) * scale

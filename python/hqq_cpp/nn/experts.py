@@ -17,9 +17,9 @@ from .module import QuantizedModule, parse_dtype
 class HqqExperts(QuantizedModule):
     """Quantized matrices of experts: takes the place of a parameter [experts, out, in].
 
-    Every tensor of format 1 has a leading dimension. The rows of a matrix may come in `parts` equal parts
-    that were quantized one by one, as gate and up projections; their tensors follow each other, and
-    ``col_scale`` is [experts, parts, in]. Indexing with an expert's number dequantizes
+    Every tensor of format 1 has a leading dimension. The rows of a matrix may come in `parts` equal
+    parts that were quantized one by one, as gate and up projections; their tensors follow each
+    other, and ``col_scale`` is [experts, parts, in]. Indexing with an expert's number dequantizes
     its matrix, so code that reads a parameter keeps working; calling it multiplies without that.
 
     Args:
@@ -49,8 +49,8 @@ class HqqExperts(QuantizedModule):
         for e, q in enumerate(weights):
             if q.shape != first.shape or q.config != first.config:
                 raise ValueError(
-                    f"[experts] expert {e} is {q!r}, expert 0 is {first!r}; all must have one shape and "
-                    f"the same settings"
+                    f"[experts] expert {e} is {q!r}, expert 0 is {first!r}; all must have one "
+                    f"shape and the same settings"
                 )
         self._setup(first.config, (len(weights), *first.shape), parse_dtype(dtype, torch.float32))
         tensors = [weight_of(q) for q in weights]
@@ -136,9 +136,7 @@ class HqqExperts(QuantizedModule):
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         """The dense weight of an expert, or of several: what a parameter gives."""
         if isinstance(expert, torch.Tensor) and expert.ndim > 0:
-            return torch.stack([self[int(e)] for e in expert.flatten()]).unflatten(
-                0, expert.shape
-            )
+            return torch.stack([self[int(e)] for e in expert.flatten()]).unflatten(0, expert.shape)
         index = int(expert)
         if not -self.num_experts <= index < self.num_experts:
             raise IndexError(f"[experts] there is no expert {index}; there are {self.num_experts}")

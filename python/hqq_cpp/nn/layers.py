@@ -12,7 +12,8 @@ from torch import nn
 from .experts import HqqExperts
 from .linear import HqqLinear
 
-# Routers choose experts by tiny differences, and are tiny; src/io/plan.cpp has the same rule for checkpoints.
+# Routers choose experts by tiny differences, and are tiny; src/io/plan.cpp has the same rule for
+# checkpoints.
 _ROUTER = re.compile(r"(^|\.)(mlp\.gate|block_sparse_moe\.gate|router|shared_expert_gate)$")
 _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj", "gate_proj", "up_proj")
 
@@ -26,7 +27,8 @@ class Layer(NamedTuple):
     parameter: str
     module: nn.Module
     kind: str  # "linear", "conv1d", "conv2d" or "experts"
-    # [experts,] out, in. As stored: experts that keep their matrices transposed are taken as they are.
+    # [experts,] out, in. As stored: experts that keep their matrices transposed are taken as they
+    # are.
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -34,9 +36,10 @@ class Layer(NamedTuple):
 def find_layers(model: nn.Module) -> Iterator[Layer]:
     """All weights of a model that can be quantized, in its order.
 
-    nn.Linear and subclasses of it that do not read their weight elsewhere; Transformers' Conv1D, which keeps its
-    weight transposed; convolutions 1x1; fused experts [experts, out, in] of Transformers. Weights that are used twice
-    (tied) are left out, and so are routers and layers that are quantized already.
+    nn.Linear and subclasses of it that do not read their weight elsewhere; Transformers' Conv1D,
+    which keeps its weight transposed; convolutions 1x1; fused experts [experts, out, in] of
+    Transformers. Weights that are used twice (tied) are left out, and so are routers and layers
+    that are quantized already.
     """
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -66,7 +69,8 @@ def _layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
 
 
 def kind_of(module: nn.Module) -> tuple[str | None, tuple[int, ...]]:
-    """What sort of linear layer a module is, and [out, in]; (None, ()) if it is none or quantized."""
+    """What sort of linear layer a module is, and [out, in]; (None, ()) if it is none or
+    quantized."""
     if isinstance(module, HqqLinear) or "weight" not in module._parameters:
         return None, ()
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
@@ -87,7 +91,8 @@ def kind_of(module: nn.Module) -> tuple[str | None, tuple[int, ...]]:
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether Transformers' experts interface runs this module, and its parameters can be replaced."""
+    """Whether Transformers' experts interface runs this module, and its parameters can be
+    replaced."""
     return all(hasattr(module, name) for name in ("_apply_gate", "is_transposed", "has_gate"))
 
 

@@ -50,9 +50,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
     col_scale: torch.Tensor | None
     bias: torch.Tensor | None
 
-    def __init__(
-        self, weight: QuantizedTensor, bias: Any = None, dtype: torch.dtype | None = None
-    ):
+    def __init__(self, weight: QuantizedTensor, bias: Any = None, dtype: torch.dtype | None = None):
         # Not nn.Linear's, which allocates a dense weight.
         nn.Module.__init__(self)
         if bias is not None and not isinstance(bias, torch.Tensor):
@@ -85,7 +83,8 @@ class HqqLinear(QuantizedModule, nn.Linear):
         """A layer whose tensors are allocated, not set: for load_state_dict().
 
         Args:
-            config: Settings of the layer (``HqqConfig.layer()``), with balance 'none' or 'sinkhorn'.
+            config: Settings of the layer (``HqqConfig.layer()``), with balance 'none' or
+                'sinkhorn'.
             out_features: Rows of the weight.
             in_features: Columns of the weight.
             bias: True: with a bias of `dtype`. Or the bias.

@@ -1,4 +1,5 @@
-"""What HqqLinear and HqqExperts share: packed tensors as parameters that keep their types and shapes."""
+"""What HqqLinear and HqqExperts share: packed tensors as parameters that keep their types and
+shapes."""
 
 from __future__ import annotations
 
@@ -34,11 +35,14 @@ def parse_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.
 class QuantizedModule(nn.Module):
     """A module around the tensors of quantized matrices.
 
-    The tensors are parameters without gradient: state_dict has the keys of a checkpoint, and whatever moves
-    parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and change ``compute_dtype``.
+    The tensors are parameters without gradient: state_dict has the keys of a checkpoint, and
+        whatever moves
+    parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and change
+    ``compute_dtype``.
     """
 
-    # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a file.
+    # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a
+    # file.
     quantize_stats: Any = None
 
     # Transformers initializes what lacks this mark; there is nothing to initialize here.
@@ -116,7 +120,9 @@ class QuantizedModule(nn.Module):
         return 8 * self.packed_nbytes / torch.Size(self.dense_shape).numel()
 
     def _apply(self, fn, recurse=True):
-        kept = {name: value for name in TENSOR_NAMES if (value := self._parameters[name]) is not None}
+        kept = {
+            name: value for name in TENSOR_NAMES if (value := self._parameters[name]) is not None
+        }
         kept = {name: value.data for name, value in kept.items()}
         super()._apply(fn, recurse)
         for name, value in kept.items():
@@ -143,14 +149,17 @@ class QuantizedModule(nn.Module):
             shape, dtype = specs[name]
             if tuple(given.shape) != tuple(shape) or given.dtype != dtype:
                 wrong.append(
-                    f"{name} is {_name(given.dtype)} {list(given.shape)}; it must be {_name(dtype)} "
-                    f"{list(shape)}"
+                    f"{name} is {_name(given.dtype)} {list(given.shape)}; it must be "
+                    f"{_name(dtype)} {list(shape)}"
                 )
         if wrong:
-            settings = ", ".join(f"{k}={self.layer_config[k]}" for k in ("nbits", "group_size", "axis"))
+            settings = ", ".join(
+                f"{k}={self.layer_config[k]}" for k in ("nbits", "group_size", "axis")
+            )
             error_msgs.append(
                 f"[{prefix[:-1] or 'load_state_dict'}] does not fit a layer of {settings}, balance="
-                f"{self.layer_config['balance']} for a weight {list(self.dense_shape)}: " + "; ".join(wrong)
+                f"{self.layer_config['balance']} for a weight {list(self.dense_shape)}: "
+                + "; ".join(wrong)
             )
             return
         super()._load_from_state_dict(

@@ -1,7 +1,7 @@
 """Custom operators of torch: hqq_cpp::linear and its gradient.
 
-torch.compile and torch.export see each as one node with known shapes; autograd keeps only the packed weight and
-dequantizes it again on the way back.
+torch.compile and torch.export see each as one node with known shapes; autograd keeps only the
+packed weight and dequantizes it again on the way back.
 """
 
 from __future__ import annotations
@@ -89,13 +89,15 @@ def linear(
     x = _autocast(x)
     if x.shape[-1] != layout.in_features:
         raise ValueError(
-            f"[linear] x has the shape {list(x.shape)}; its last dimension must be {layout.in_features}"
+            f"[linear] x has the shape {list(x.shape)}; its last dimension must be "
+            f"{layout.in_features}"
         )
     wants_grad = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
     if wants_grad or torch.compiler.is_compiling():
-        # Compiled code without native kernels and gradients is left to the compiler, which fuses it.
+        # Compiled code without native kernels and gradients is left to the compiler, which fuses
+        # it.
         if wants_grad or backend.uses_native(weight, x):
             return torch.ops.hqq_cpp.linear(x, *weight, bias, *layout)
     return backend.linear(x, weight, layout, bias)
@@ -168,8 +170,8 @@ def experts_linear(
     """See HqqExperts.forward()."""
     features = layout.out_features if transposed else layout.in_features
     if x.ndim != 2 or x.shape[1] != features:
-        raise ValueError(f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]")
+        raise ValueError(
+            f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]"
+        )
     x = _autocast(x)
-    return torch.ops.hqq_cpp.experts_linear(
-        x, counts, *weight, bias, *layout, parts, transposed
-    )
+    return torch.ops.hqq_cpp.experts_linear(x, counts, *weight, bias, *layout, parts, transposed)

@@ -43,8 +43,8 @@ class ImportanceSource:
         source = config.importance if vectors is None else vectors
         if isinstance(source, str) and source == "random":
             raise ValueError(
-                "[quantize] importance 'random' needs the float model to run: use quantize_model_, or the file "
-                "that 'hqq-cpp importance MODEL_DIR FILE' writes"
+                "[quantize] importance 'random' needs the float model to run: use quantize_model_, "
+                "or the file that 'hqq-cpp importance MODEL_DIR FILE' writes"
             )
         if isinstance(source, (str, os.PathLike)):
             source = api.load_safetensors(source)
@@ -78,7 +78,8 @@ class ImportanceSource:
         return vector
 
     def _of_single_experts(self, layer: Layer) -> torch.Tensor | None:
-        """[experts, in] from vectors that are named as in a checkpoint with one matrix per expert."""
+        """[experts, in] from vectors that are named as in a checkpoint with one matrix per
+        expert."""
         path, _, last = layer.name.rpartition(".")
         for prefix in (path, path.replace(".mlp.experts", ".block_sparse_moe.experts")):
             for name in _SINGLE_NAMES[last]:
@@ -86,7 +87,10 @@ class ImportanceSource:
                 if all(key in self._vectors for key in keys):
                     vectors = [self._vectors[key] for key in keys]
                     return torch.stack(
-                        [v if isinstance(v, torch.Tensor) else torch.from_dlpack(v) for v in vectors]
+                        [
+                            v if isinstance(v, torch.Tensor) else torch.from_dlpack(v)
+                            for v in vectors
+                        ]
                     )
         return None
 
@@ -185,30 +189,34 @@ def quantize_model_(
 ) -> nn.Module:
     """Quantizes the linear layers of any torch model in place, one after the other.
 
-    nn.Linear, Transformers' Conv1D, convolutions 1x1 and fused experts. Layers that share their weight with
-    another (tied embeddings) and routers stay as they are.
+    nn.Linear, Transformers' Conv1D, convolutions 1x1 and fused experts. Layers that share their
+    weight with another (tied embeddings) and routers stay as they are.
 
     Args:
         model: Any module with linear layers below it.
         config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
-        filter: Called with name and module of every layer that the config would quantize; False leaves it
-            as it is. For fused experts the name is that of the parameter.
-        importance: Layer name -> [in_features] (experts: [experts, in_features]), a safetensors file of such,
-            or 'random': run the model on random input first (collect_importance). None: config.importance.
+        filter: Called with name and module of every layer that the config would quantize; False
+            leaves it as it is. For fused experts the name is that of the parameter.
+        importance: Layer name -> [in_features] (experts: [experts, in_features]), a safetensors
+            file of such,
+            or 'random': run the model on random input first (collect_importance). None:
+            config.importance.
         progress: Called with the name of a layer, its number from 1, and how many there are.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If nothing is left to quantize, or a layer cannot be quantized as asked. Layers before it
-            are quantized already.
+        ValueError: If nothing is left to quantize, or a layer cannot be quantized as asked. Layers
+            before it are quantized already.
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(),
+        torch.nn.Linear(32, 8))
         >>> hqq_cpp.quantize_model_(model, {"nbits": 4}, filter=lambda name, module: name != "2")[0]
-        HqqLinear(in_features=64, out_features=32, bias=True, nbits=4, group_size=64, axis=1, balance=sinkhorn)
+        HqqLinear(in_features=64, out_features=32, bias=True, nbits=4, group_size=64, axis=1,
+        balance=sinkhorn)
     """
     config = HqqConfig.from_dict(config)
     chosen = [

@@ -20,7 +20,8 @@ class ReportRow:
         layers: How many layers.
         nbits: Bits a code has, or None where they differ.
         bits_per_weight: Stored bits a weight, scales and zeros included.
-        relative_error: ||W - W_r|| / ||W||, the mean over layers and experts; None for what came from a file.
+        relative_error: ||W - W_r|| / ||W||, the mean over layers and experts; None for what came
+            from a file.
         weights: Number of weights.
         nbytes: Stored bytes.
     """
@@ -60,13 +61,15 @@ class HqqReport:
         lines = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         text = [
-            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]
+            )
             for line in lines
         ]
         total = self.nbytes + self.dense_nbytes
         text.append(
-            f"{self.weights:,} weights quantized at {self.bits_per_weight:.3f} bits; {total / 1e6:.1f} MB in "
-            f"all, {self.dense_nbytes / 1e6:.1f} MB of it dense"
+            f"{self.weights:,} weights quantized at {self.bits_per_weight:.3f} bits; "
+            f"{total / 1e6:.1f} MB in all, {self.dense_nbytes / 1e6:.1f} MB of it dense"
         )
         return "\n".join(text)
 

@@ -1,4 +1,5 @@
-"""LoRA and its relatives from the package peft on top of HqqLinear. Importing it does not import peft.
+"""LoRA and its relatives from the package peft on top of HqqLinear. Importing it does not import
+peft.
 
     >>> import hqq_cpp.peft
     >>> hqq_cpp.peft.register()  # `import hqq_cpp.transformers` does it

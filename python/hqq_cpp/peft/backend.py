@@ -25,8 +25,8 @@ def restore(layer: HqqLinear, packed: Weight) -> None:
 class HqqBackend(QuantizationBackend):
     """How OFT, BOFT, VeRA, MiSS and SHiRA read and write the weight of an HqqLinear.
 
-    They unmerge by arithmetic, which a requantized weight does not survive. So each merge keeps the packed tensors
-    from before it, and unmerging puts them back.
+    They unmerge by arithmetic, which a requantized weight does not survive. So each merge keeps the
+    packed tensors from before it, and unmerging puts them back.
     """
 
     supports_merge = True
@@ -42,13 +42,15 @@ class HqqBackend(QuantizationBackend):
         return base_layer.dequantize()
 
     def set_base_weight(self, peft_layer, weight_data: torch.Tensor) -> None:
-        """Quantizes a merged weight with the settings of the layer; for an unmerged one, restores the bits.
+        """Quantizes a merged weight with the settings of the layer; for an unmerged one, restores
+        the bits.
 
         Raises:
             ValueError: If the weight has another shape, or NaN or Inf.
         """
         layer = peft_layer.get_base_layer()
-        # merge() calls this before it lists the adapter as merged, unmerge() after it has removed it.
+        # merge() calls this before it lists the adapter as merged, unmerge() after it has removed
+        # it.
         merged = len(peft_layer.merged_adapters)
         if len(self._before) > merged:
             restore(layer, self._before[merged])

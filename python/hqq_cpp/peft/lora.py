@@ -19,8 +19,9 @@ _CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 class HqqLoraLinear(Linear):
     """LoRA, rsLoRA, DoRA and the other variants of peft's lora.Linear on an HqqLinear.
 
-    The forward pass is peft's: the quantized layer plus the adapters, in their own type. Merging dequantizes,
-    adds, and quantizes again with the settings of the layer; unmerging gives back the very bits from before.
+    The forward pass is peft's: the quantized layer plus the adapters, in their own type. Merging
+    dequantizes, adds, and quantizes again with the settings of the layer; unmerging gives back the
+    very bits from before.
 
     Raises:
         ValueError: For an initialization of the adapter that changes the base weight.
@@ -35,14 +36,16 @@ class HqqLoraLinear(Linear):
         self._before: tuple[Weight, torch.Tensor | None] | None = None
         self.quantization_backend = HqqBackend()
 
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
+    def update_layer(
+        self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any
+    ) -> None:
         """Adds an adapter."""
         init = config.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
             raise ValueError(
-                f"[peft] init_lora_weights='{init}' subtracts the adapter from the base weight, which a quantized "
-                "layer cannot store exactly; use True, 'gaussian', 'orthogonal' or 'eva', or start from the dense "
-                "model"
+                f"[peft] init_lora_weights='{init}' subtracts the adapter from the base weight, "
+                "which a quantized layer cannot store exactly; use True, 'gaussian', 'orthogonal' "
+                "or 'eva', or start from the dense model"
             )
         super().update_layer(adapter_name, r, lora_alpha, config, **kwargs)
 
@@ -57,7 +60,8 @@ class HqqLoraLinear(Linear):
             adapter_names: Adapters to merge; None: the active ones.
 
         Raises:
-            ValueError: If the merged weight has NaN or Inf, or if an adapter has a bias and the layer none.
+            ValueError: If the merged weight has NaN or Inf, or if an adapter has a bias and the
+                layer none.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) or () if n in self.lora_A]
         if not names:
@@ -73,12 +77,16 @@ class HqqLoraLinear(Linear):
             if self.lora_bias[name]:
                 if bias is None:
                     raise ValueError(
-                        f"[peft] adapter '{name}' has lora_bias=True, but the layer has no bias to merge it into"
+                        f"[peft] adapter '{name}' has lora_bias=True, but the layer has no bias to "
+                        "merge it into"
                     )
                 bias = bias + self.lora_B[name].bias * self.scaling[name]
-            if safe_merge and not (torch.isfinite(W).all() and (bias is None or torch.isfinite(bias).all())):
+            if safe_merge and not (
+                torch.isfinite(W).all() and (bias is None or torch.isfinite(bias).all())
+            ):
                 raise ValueError(
-                    f"[peft] merging adapter '{name}' would give weights with NaN or Inf; the adapter seems broken"
+                    f"[peft] merging adapter '{name}' would give weights with NaN or Inf; the "
+                    "adapter seems broken"
                 )
         before = packed_copy(layer), None if bias is None else layer.bias.data
         layer.quantize_(W)

@@ -73,8 +73,9 @@ def _check_merge(original):
                 # It would write into the dense stand-in of the weight, and nothing would happen.
                 kind = type(module)
                 raise ValueError(
-                    f"[peft] {kind.__module__}.{kind.__name__} cannot be merged into a quantized layer; use the "
-                    "adapter unmerged, or merge it into the dense model and quantize that"
+                    f"[peft] {kind.__module__}.{kind.__name__} cannot be merged into a quantized "
+                    "layer; use the adapter unmerged, or merge it into the dense model and "
+                    "quantize that"
                 )
             backend.forget(len(module.merged_adapters))
         return original(module, adapter_names)
@@ -103,8 +104,9 @@ def _inject_parameters(original):
             for target in peft_config.target_parameters or ():
                 if any(n == target or n.endswith("." + target) for n in names):
                     raise ValueError(
-                        f"[peft] target_parameters has '{target}', but {name} is quantized; adapters on parameters need "
-                        "dense ones: leave it out of target_parameters, or out of the quantization"
+                        f"[peft] target_parameters has '{target}', but {name} is quantized; "
+                        "adapters on parameters need dense ones: leave it out of "
+                        "target_parameters, or out of the quantization"
                     )
         return original(self, peft_config, model, *args, **kwargs)
 

@@ -5,8 +5,8 @@
 
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=HqqConfig(nbits=4))
 
-The import puts our quantizer under the methods "hqq" and "hqq_cpp" of Transformers, which has none of its own any
-more. docs/transformers.md has the rest.
+The import puts our quantizer under the methods "hqq" and "hqq_cpp" of Transformers, which has none
+of its own any more. docs/transformers.md has the rest.
 """
 
 from __future__ import annotations

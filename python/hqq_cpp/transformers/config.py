@@ -1,4 +1,5 @@
-"""Configurations: ours as Transformers wants it, and transformers.HqqConfig without the package hqq."""
+"""Configurations: ours as Transformers wants it, and transformers.HqqConfig without the package
+hqq."""
 
 from __future__ import annotations
 
@@ -103,7 +104,12 @@ def _init(
         }
     else:
         self.quant_config = _upstream_settings(
-            where, nbits=nbits, group_size=group_size, view_as_float=view_as_float, axis=axis, **kwargs
+            where,
+            nbits=nbits,
+            group_size=group_size,
+            view_as_float=view_as_float,
+            axis=axis,
+            **kwargs,
         )
     self.quant_method = QuantizationMethod.HQQ
     self.skip_modules = skip_modules

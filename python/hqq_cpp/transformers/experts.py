@@ -1,4 +1,5 @@
-"""The experts function of Transformers for quantized experts: only experts that tokens are routed to are read."""
+"""The experts function of Transformers for quantized experts: only experts that tokens are routed
+to are read."""
 
 from __future__ import annotations
 

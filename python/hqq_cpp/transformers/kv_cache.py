@@ -1,4 +1,5 @@
-"""A quantized key-value cache for Transformers: ``QuantizedCache(backend="hqq")`` with our solver."""
+"""A quantized key-value cache for Transformers: ``QuantizedCache(backend="hqq")`` with our
+solver."""
 
 from __future__ import annotations
 
@@ -31,18 +32,19 @@ def register() -> None:
 class HqqCacheLayer(_Original):
     """Keys and values of one decoder layer, quantized once and then only appended to.
 
-    The newest tokens stay in their own type until there are `residual_length` of them; then they are quantized
-    and joined to the packed ones. What is packed is never quantized again, so errors do not add up, and reordering
-    beams moves packed rows without loss.
+    The newest tokens stay in their own type until there are `residual_length` of them; then they
+    are quantized and joined to the packed ones. What is packed is never quantized again, so errors
+    do not add up, and reordering beams moves packed rows without loss.
 
     Args:
         nbits: 8, 6, 5, 4, 3, 2, 1.58 or 1.
-        axis_key: 0: a group is `q_group_size` tokens of one channel, which suits keys, whose channels differ
-            in size. 1: a group is `q_group_size` channels of one token and head, or all if it has fewer.
+        axis_key: 0: a group is `q_group_size` tokens of one channel, which suits keys, whose
+            channels differ in size. 1: a group is `q_group_size` channels of one token and head, or
+            all if it has fewer.
         axis_value: The same for values.
         q_group_size: Values that share a scale, a multiple of 8.
-        residual_length: Tokens that are kept unquantized. With axis 0 only whole groups of tokens are
-            quantized, so that up to a group may remain beyond it.
+        residual_length: Tokens that are kept unquantized. With axis 0 only whole groups of tokens
+            are quantized, so that up to a group may remain beyond it.
 
     Raises:
         ValueError: For any other value.
@@ -68,12 +70,14 @@ class HqqCacheLayer(_Original):
     ):
         if nbits not in kv_states.PLANES:
             raise ValueError(
-                f"[kv_cache] nbits is {nbits}; it must be one of {', '.join(map(str, kv_states.PLANES))}"
+                f"[kv_cache] nbits is {nbits}; it must be one of "
+                f"{', '.join(map(str, kv_states.PLANES))}"
             )
         for name, axis in (("axis_key", axis_key), ("axis_value", axis_value)):
             if axis not in (0, 1):
                 raise ValueError(
-                    f"[kv_cache] {name} is {axis}; it must be 0 (groups of tokens) or 1 (groups of channels)"
+                    f"[kv_cache] {name} is {axis}; it must be 0 (groups of tokens) or 1 (groups of "
+                    "channels)"
                 )
         if not isinstance(q_group_size, int) or q_group_size < 8 or q_group_size % 8:
             raise ValueError(
@@ -104,7 +108,8 @@ class HqqCacheLayer(_Original):
             value_states: [batch, heads, new tokens, value head_dim].
 
         Returns:
-            Keys and values of all tokens. The new ones are exact, and so are those not yet quantized.
+            Keys and values of all tokens. The new ones are exact, and so are those not yet
+            quantized.
         """
         first = not self.is_initialized
         if first:

@@ -1,7 +1,10 @@
-"""Packed keys and values: quantizing them, appending to them, and unpacking them at every step of generation.
+"""Packed keys and values: quantizing them, appending to them, and unpacking them at every step of
+generation.
 
-A cache is written once and read for every token, so this layout is made for reading with few operations of any device,
-not for files: a byte holds codes of channels that lie far apart, and a group is ``code * scale + shift``.
+A cache is written once and read for every token, so this layout is made for reading with few
+operations of any device,
+not for files: a byte holds codes of channels that lie far apart, and a group is ``code * scale +
+    shift``.
 """
 
 from __future__ import annotations
@@ -25,16 +28,19 @@ PLANES = {
     1.58: (2,),
     1: (1,),
 }
-# Codes of 8 bits are stored around 0: bfloat16 rounds code * scale to 8 digits, which costs least there.
+# Codes of 8 bits are stored around 0: bfloat16 rounds code * scale to 8 digits, which costs least
+# there.
 _CENTER = 128
-# Refits of scale and shift to the codes, for tensors that are not in CPU memory. More change little.
+# Refits of scale and shift to the codes, for tensors that are not in CPU memory. More change
+# little.
 _REFITS = 3
 
 
 class PackedStates(NamedTuple):
     """Quantized keys or values [batch, heads, tokens, head_dim].
 
-    For axis 1 a group is up to `group_size` channels of one token, for axis 0 `group_size` tokens of one channel.
+    For axis 1 a group is up to `group_size` channels of one token, for axis 0 `group_size` tokens
+    of one channel.
     """
 
     planes: tuple[torch.Tensor, ...]  # uint8, for 8 bits int8 [batch, heads, tokens, bytes]
@@ -82,8 +88,8 @@ def quantize(states: torch.Tensor, nbits: float, group_size: int, axis: int) -> 
     """Quantizes keys or values.
 
     Args:
-        states: [batch, heads, tokens, head_dim], floating; for axis 0 with whole groups of tokens. A group with NaN
-            or Inf does not become finite.
+        states: [batch, heads, tokens, head_dim], floating; for axis 0 with whole groups of tokens.
+            A group with NaN or Inf does not become finite.
         nbits: 8, 6, 5, 4, 3, 2, 1.58 or 1.
         group_size: Values in a group.
         axis: 0: groups of tokens. 1: groups of channels; the last of a token may be shorter.
@@ -110,13 +116,12 @@ def quantize(states: torch.Tensor, nbits: float, group_size: int, axis: int) -> 
     scale, shift = scale.view(*lead, groups), shift.view(*lead, groups)
     if axis == 0:
         codes, scale, shift = (t.transpose(-1, -2).contiguous() for t in (codes, scale, shift))
-    return PackedStates(
-        pack(codes, nbits), scale, shift, nbits, group_size, axis, states.shape[-1]
-    )
+    return PackedStates(pack(codes, nbits), scale, shift, nbits, group_size, axis, states.shape[-1])
 
 
 def dequantize(packed: PackedStates, out: torch.Tensor) -> torch.Tensor:
-    """Writes the states [batch, heads, tokens, head_dim] into `out`, in its type, and returns it."""
+    """Writes the states [batch, heads, tokens, head_dim] into `out`, in its type, and returns
+    it."""
     unpack(packed, out)
     scale, shift, group = packed.scale, packed.shift, packed.group_size
     if packed.axis == 0:
@@ -138,8 +143,9 @@ def dequantize(packed: PackedStates, out: torch.Tensor) -> torch.Tensor:
 def pack(codes: torch.Tensor, nbits: float) -> tuple[torch.Tensor, ...]:
     """uint8 codes [..., head_dim] -> the planes of a PackedStates.
 
-    A plane of b bits splits head_dim in 8 / b runs of w channels: byte i has the codes of channels i, i + w, ...,
-    the first in its lowest bits. So unpacking reads and writes whole runs. Codes of 8 bits are int8, less 128.
+    A plane of b bits splits head_dim in 8 / b runs of w channels: byte i has the codes of channels
+    i, i + w, ..., the first in its lowest bits. So unpacking reads and writes whole runs. Codes of
+    8 bits are int8, less 128.
     """
     if nbits == 8:
         return ((codes ^ _CENTER).view(torch.int8),)

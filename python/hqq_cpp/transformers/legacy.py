@@ -1,7 +1,8 @@
 """Checkpoints of Transformers 4 and of upstream hqq: quant_method "hqq", up to 20 tensors a layer.
 
-The small tensors say what a layer is, so modules are put in place before anything large is read. While the weights
-are read, one converter gathers the tensors of each layer from all shards and turns them into format 1.
+The small tensors say what a layer is, so modules are put in place before anything large is read.
+While the weights are read, one converter gathers the tensors of each layer from all shards and
+turns them into format 1.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Target:
     # Of the quantized module; None: the parameter stays dense.
     module: str | None = None
     converter: WeightConverter | None = None
-    # One list per pattern of the converter; its layers in the order in which Transformers hands over tensors.
+    # One list per pattern of the converter; its layers in the order in which Transformers hands
+    # over tensors.
     parts: list[list[Stored]] = field(default_factory=list)
 
     @property
@@ -78,24 +80,26 @@ class Target:
 
 
 def replace_layers(model: nn.Module, quantizer: Any, files: list[str]) -> None:
-    """Puts empty quantized modules where the files have quantized layers, and sets quantizer.gather.
+    """Puts empty quantized modules where the files have quantized layers, and sets
+    quantizer.gather.
 
     Raises:
-        FormatError: If there is no such layer, or one is broken or of another shape than the model's.
+        FormatError: If there is no such layer, or one is broken or of another shape than the
+            model's.
     """
     source = quantizer.quantization_config
     tensors = source.tensors if isinstance(source, UpstreamSource) else None
     stored = _read_layers(files if tensors is None else [tensors])
     if not stored:
         raise FormatError(
-            "[from_pretrained] config.json says that the checkpoint is quantized by hqq, but its files hold no "
-            "W_q: remove quantization_config from config.json, or quantize again"
+            "[from_pretrained] config.json says that the checkpoint is quantized by hqq, but its "
+            "files hold no W_q: remove quantization_config from config.json, or quantize again"
         )
     targets, slots = _targets(model, stored)
     if not targets:
         raise FormatError(
-            f"[from_pretrained] none of the {len(stored)} quantized layers of the checkpoint, such as "
-            f"{next(iter(stored))}, is one of {type(model).__name__}"
+            f"[from_pretrained] none of the {len(stored)} quantized layers of the checkpoint, such "
+            f"as {next(iter(stored))}, is one of {type(model).__name__}"
         )
     layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
     dense: dict[str, str] = {}
@@ -118,7 +122,8 @@ def replace_layers(model: nn.Module, quantizer: Any, files: list[str]) -> None:
     if dense:
         name, reason = next(iter(dense.items()))
         logger.warning(
-            f"{len(dense)} of {len(targets)} quantized weights become dense ones, which take more memory: "
+            f"{len(dense)} of {len(targets)} quantized weights become dense ones, which take more "
+            "memory: "
             f"{name} ({reason})" + (", ..." if len(dense) > 1 else "")
         )
     quantizer.gather = Gather(targets, slots)
@@ -144,7 +149,9 @@ def _read_layers(sources: Iterable[str | Mapping[str, torch.Tensor]]) -> dict[st
                 layer.small[last] = source.small(key, last)
     for layer in stored.values():
         stand_ins = {
-            key: torch.empty(value.shape, dtype=value.dtype, device="cpu") if value.is_meta else value
+            key: torch.empty(value.shape, dtype=value.dtype, device="cpu")
+            if value.is_meta
+            else value
             for key, value in layer.small.items()
         }
         try:
@@ -176,14 +183,16 @@ class _Source:
         tensor = self._file.get_tensor(key) if self._tensors is None else self._tensors[key]
         if not isinstance(tensor, torch.Tensor):
             raise FormatError(
-                f"[from_pretrained] {key} is a {type(tensor).__name__}; a state dict of hqq must hold tensors"
+                f"[from_pretrained] {key} is a {type(tensor).__name__}; a state dict of hqq must "
+                "hold tensors"
             )
         large = last in ("W_q", "scale", "zero", "zero_scale")
         return tensor.to("meta") if large else tensor.clone()
 
 
 def _targets(model: nn.Module, stored: dict[str, Stored]):
-    """(key of the loader's target by parameter, renamed layer name -> (parameter, part)) of stored layers."""
+    """(key of the loader's target by parameter, renamed layer name -> (parameter, part)) of
+    stored layers."""
     conversions = get_model_conversion_mapping(model, None, None)
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
     converters = [c for c in conversions if isinstance(c, WeightConverter)]
@@ -214,8 +223,8 @@ def _settings_of(target: Target, layer: nn_layers.Layer | None, model: nn.Module
     everyone = [stored for part in target.parts for stored in part]
     if first is None or any(len(part) != len(target.parts[0]) for part in target.parts):
         raise FormatError(
-            f"[from_pretrained] {target.parameter} is made of several layers, some of which the checkpoint does "
-            f"not have quantized; it has {everyone[0].name}"
+            f"[from_pretrained] {target.parameter} is made of several layers, some of which the "
+            f"checkpoint does not have quantized; it has {everyone[0].name}"
         )
     if layer is None:
         return None, "the model needs it dense"
@@ -237,8 +246,9 @@ def _settings_of(target: Target, layer: nn_layers.Layer | None, model: nn.Module
     same = all(stored.shape == part[0].shape for part in target.parts for stored in part)
     if tuple(shape) != layer.shape or not same:
         raise FormatError(
-            f"[{first.name}] is stored with the shape {list(first.shape)}, which makes {list(shape)}; "
-            f"{type(model).__name__} needs {list(layer.shape)} for {target.parameter}"
+            f"[{first.name}] is stored with the shape {list(first.shape)}, which makes "
+            f"{list(shape)}; {type(model).__name__} needs {list(layer.shape)} for "
+            f"{target.parameter}"
         )
     return settings, ""
 
@@ -301,7 +311,8 @@ class Gather(WeightConverter):
         return Gather(self.targets, self.slots)
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        """(key of the target, pattern), as the loader asks for every key; (source_key, None) for others."""
+        """(key of the target, pattern), as the loader asks for every key; (source_key, None) for
+        others."""
         name, _, key = source_key.rpartition(".")
         slot = self.slots.get(name)
         if slot is None or key not in upstream.KEYS:
@@ -312,7 +323,8 @@ class Gather(WeightConverter):
 
 
 class ToFormat1(ConversionOps):
-    """The packed tensors of a module, or the dense weight, from the tensors of upstream's layers."""
+    """The packed tensors of a module, or the dense weight, from the tensors of upstream's
+    layers."""
 
     def __init__(self, targets: dict[str, Target]):
         self._targets = targets
@@ -335,7 +347,9 @@ class ToFormat1(ConversionOps):
             packed = [_convert(*part[0]) for part in layers]
             results = {key: _rows([q[key] for q in packed]) for key in packed[0]}
         else:
-            results = {key: torch.empty_like(t, device="cpu") for key, t in module.named_parameters()}
+            results = {
+                key: torch.empty_like(t, device="cpu") for key, t in module.named_parameters()
+            }
             for e in range(module.num_experts):
                 packed = [_convert(*part[e]) for part in layers]
                 for key, stack in results.items():
@@ -346,7 +360,9 @@ class ToFormat1(ConversionOps):
         parameter = model.get_parameter(target.parameter)
         dense = [
             [
-                upstream.dequantize(upstream.decode(tensors), torch.float32, name).to(parameter.dtype)
+                upstream.dequantize(upstream.decode(tensors), torch.float32, name).to(
+                    parameter.dtype
+                )
                 for name, tensors in part
             ]
             for part in layers
@@ -390,7 +406,11 @@ def read_config(cls: type, config: dict[str, Any]) -> Any:
 
     A dict that a user writes has the arguments of HqqConfig instead of quant_config.
     """
-    settings = {k: v for k, v in config.items() if k not in ("quant_method", "quant_config", "show_progress")}
+    settings = {
+        k: v
+        for k, v in config.items()
+        if k not in ("quant_method", "quant_config", "show_progress")
+    }
     if "quant_config" not in config:
         return cls(**settings)
     read = cls()

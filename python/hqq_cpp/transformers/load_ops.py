@@ -1,4 +1,5 @@
-"""Quantization while from_pretrained reads: weights go to the C++ solver one by one, off the loader's thread."""
+"""Quantization while from_pretrained reads: weights go to the C++ solver one by one, off the
+loader's thread."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ from transformers.core_model_loading import ConversionOps
 
 from ..nn.dequantize import tensor_specs
 from ..nn.layers import Layer
-from ..nn.quantize_model import ImportanceSource, Quantized, empty_module, put_module, quantize_layer
+from ..nn.quantize_model import (
+    ImportanceSource,
+    Quantized,
+    empty_module,
+    put_module,
+    quantize_layer,
+)
 
 
 class Plan:
@@ -34,15 +41,19 @@ class Plan:
         """Of the packed tensors, before they exist."""
         rows, cols = self.layer.shape[-2:]
         specs = tensor_specs(self.settings, rows, cols).values()
-        return 8 * sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs) / (rows * cols)
+        return (
+            8
+            * sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs)
+            / (rows * cols)
+        )
 
 
 class SolverThread:
     """One thread that solves while the loader reads the next weights.
 
-    submit() waits until what is waiting is small, so that no more than two large dense weights are in memory. The
-    solver itself uses all cores. The first error is kept for join(): Transformers would bury it in a report about
-    another weight.
+    submit() waits until what is waiting is small, so that no more than two large dense weights are
+    in memory. The solver itself uses all cores. The first error is kept for join(): Transformers
+    would bury it in a report about another weight.
     """
 
     # Bytes of dense weights that may wait; of larger ones none does while another is solved.
@@ -82,7 +93,8 @@ class SolverThread:
 
 
 class QuantizeOnLoad(ConversionOps):
-    """Takes dense weights from the loader; the tensors that replace them are set by the solver's thread."""
+    """Takes dense weights from the loader; the tensors that replace them are set by the solver's
+    thread."""
 
     def __init__(
         self,
@@ -93,7 +105,8 @@ class QuantizeOnLoad(ConversionOps):
         self._plans = plans
         self._solver = solver
         self._is_offloaded = is_offloaded
-        # Transformers makes one operation per weight to quantize, all before the first is converted.
+        # Transformers makes one operation per weight to quantize, all before the first is
+        # converted.
         solver.expected += 1
 
     @torch.no_grad()
@@ -129,7 +142,8 @@ class QuantizeOnLoad(ConversionOps):
             module.quantize_stats = quantized.stats
 
         if layer.kind == "experts":
-            # The loader merges experts in memory: it must not start the next before this one is gone.
+            # The loader merges experts in memory: it must not start the next before this one is
+            # gone.
             self._solver.wait()
             self._solver.run(work)
         else:

@@ -38,8 +38,11 @@ class HqqQuantizer(HfQuantizer):
     def __init__(self, quantization_config: Any, **kwargs: Any):
         if isinstance(quantization_config, legacy.UpstreamSource):
             kwargs["pre_quantized"] = True
-        self.from_upstream = kwargs.get("pre_quantized", True) and _config.is_hqq(quantization_config)
-        # What the config.json of an old checkpoint says, if it cannot be read; the files say the same.
+        self.from_upstream = kwargs.get("pre_quantized", True) and _config.is_hqq(
+            quantization_config
+        )
+        # What the config.json of an old checkpoint says, if it cannot be read; the files say the
+        # same.
         self.unread_config: dict[str, Any] | None = None
         if not isinstance(quantization_config, _config.HqqConfig):
             try:
@@ -53,8 +56,8 @@ class HqqQuantizer(HfQuantizer):
         self._plans: dict[str, Plan] = {}
         self._packed_names: set[str] = set()
         self.packed_patterns: set[str] = set()
-        # Of a checkpoint with one matrix per expert: the conversions that merge them, and the layers as the
-        # files describe them.
+        # Of a checkpoint with one matrix per expert: the conversions that merge them, and the
+        # layers as the files describe them.
         self.merged: dict[int, Any] = {}
         self.merged_layers: dict[str, dict] = {}
         self.merged_parameters: set[str] = set()
@@ -94,9 +97,9 @@ class HqqQuantizer(HfQuantizer):
                 self._plans[layer.parameter] = Plan(layer, chosen, importance)
         if not self._plans:
             raise ValueError(
-                f"[quantize] the settings leave every layer of {type(model).__name__} unquantized: check "
-                f"skip_modules and the keys of dynamic_config against the names of its layers, such as "
-                f"{_some_layer(model)}"
+                f"[quantize] the settings leave every layer of {type(model).__name__} unquantized: "
+                "check skip_modules and the keys of dynamic_config against the names of its "
+                f"layers, such as {_some_layer(model)}"
             )
         self._solver = SolverThread()
 
@@ -150,8 +153,8 @@ class HqqQuantizer(HfQuantizer):
         return model
 
     def _quantize_leftovers(self, model) -> None:
-        """Weights that came by a way that does not ask for quantization, such as one of several results of a
-        conversion."""
+        """Weights that came by a way that does not ask for quantization, such as one of several
+        results of a conversion."""
         for plan in self._plans.values():
             weight = plan.layer.module._parameters.get(plan.layer.parameter.rpartition(".")[2])
             if weight is None or plan.done or weight.device.type == "meta":
@@ -173,7 +176,11 @@ class HqqQuantizer(HfQuantizer):
                 owner.config._experts_implementation = "eager"
                 continue
             linear = torch.nn.Linear(
-                module.in_features, module.out_features, bias=False, device="meta", dtype=dense.dtype
+                module.in_features,
+                module.out_features,
+                bias=False,
+                device="meta",
+                dtype=dense.dtype,
             )
             linear.weight = torch.nn.Parameter(dense)
             linear.bias = None if module.bias is None else module.bias
@@ -226,8 +233,8 @@ def _warn_of_dense_experts(model) -> None:
         share = sum(p.numel() for _, p in stayed) / sum(p.numel() for p in model.parameters())
         owner = type(model.get_submodule(stayed[0][0].rpartition(".")[0])).__name__
         logger.warning(
-            f"[quantize] {len(stayed)} tensors of experts ({100 * share:.0f} % of the parameters) stay dense: "
-            f"{owner} does not run through Transformers' experts interface"
+            f"[quantize] {len(stayed)} tensors of experts ({100 * share:.0f} % of the parameters) "
+            f"stay dense: {owner} does not run through Transformers' experts interface"
         )
 
 

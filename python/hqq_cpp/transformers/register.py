@@ -15,7 +15,8 @@ from .quantizer import HqqQuantizer
 
 
 def register() -> None:
-    """Registers quantizer, configurations, experts function, cache and adapters. Doing it again changes nothing."""
+    """Registers quantizer, configurations, experts function, cache and adapters. Doing it again
+    changes nothing."""
     # register_quantizer() refuses a name that exists, and Transformers' own "hqq" does.
     auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
     auto.AUTO_QUANTIZER_MAPPING["hqq_cpp"] = HqqQuantizer

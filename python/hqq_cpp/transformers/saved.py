@@ -1,4 +1,5 @@
-"""Reading and writing quantized checkpoints through from_pretrained and save_pretrained: format 1."""
+"""Reading and writing quantized checkpoints through from_pretrained and save_pretrained: format
+1."""
 
 from __future__ import annotations
 
@@ -42,12 +43,15 @@ def replace_layers(model, quantizer, files: list[str]) -> None:
     keys, described = _read_headers(files)
     found = _layers_in_model(model, quantizer, keys, described)
     layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
-    unknown = [name for name in found if name not in layers]
-    if unknown:
-        raise FormatError(
-            f"[from_pretrained] the checkpoint has the quantized layer {unknown[0]} (one of {len(unknown)}), but "
-            f"{type(model).__name__} has no linear layer of that name"
-        )
+    state = model.state_dict()
+    for parameter in [name for name in found if name not in layers]:
+        if parameter in state:
+            raise FormatError(
+                f"[from_pretrained] {parameter} is quantized in the checkpoint, but in "
+                f"{type(model).__name__} it is no linear layer that can be quantized"
+            )
+        # A layer of another head, say: Transformers reports its tensors as unexpected.
+        del found[parameter]
     for parameter, (settings, parts, has_bias) in found.items():
         layer = layers[parameter]
         module = empty_module(layer, settings)
@@ -60,13 +64,15 @@ def replace_layers(model, quantizer, files: list[str]) -> None:
         put_module(model, layer, module)
     if not found:
         raise FormatError(
-            "[from_pretrained] config.json says that the checkpoint is quantized, but its files hold no W_q: "
-            "remove quantization_config from config.json, or quantize again"
+            "[from_pretrained] config.json says that the checkpoint is quantized, but its files "
+            f"hold no W_q of a layer of {type(model).__name__}: remove quantization_config from "
+            "config.json, or quantize again"
         )
 
 
 def add_bias(module: HqqLinear | HqqExperts) -> None:
-    """A bias that is still to be read, for a layer whose architecture has none: hqq adds some when it calibrates."""
+    """A bias that is still to be read, for a layer whose architecture has none: hqq adds some
+    when it calibrates."""
     if isinstance(module, HqqLinear) and module.bias is None:
         bias = torch.empty(module.out_features, dtype=module.compute_dtype, device="meta")
         module.register_parameter("bias", torch.nn.Parameter(bias, requires_grad=False))
@@ -78,7 +84,8 @@ def _read_headers(files: list[str]) -> tuple[set[str], dict[str, dict]]:
     for file in files:
         if not file.endswith(".safetensors"):
             raise FormatError(
-                f"[from_pretrained] {file} is no safetensors file; quantized checkpoints are stored in those"
+                f"[from_pretrained] {file} is no safetensors file; quantized checkpoints are "
+                "stored in those"
             )
         with safe_open(file, framework="pt") as opened:
             keys |= set(opened.keys())
@@ -119,7 +126,8 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
             settings = config.layer(parameter.removesuffix(".weight")) or config.layer(name)
             if settings is None:
                 raise FormatError(
-                    f"[from_pretrained] {name} is quantized in the files, but config.json leaves it unquantized"
+                    f"[from_pretrained] {name} is quantized in the files, but config.json leaves "
+                    "it unquantized"
                 )
             balanced = f"{name}.col_scale" in keys
             settings |= {"balance": "sinkhorn" if balanced else "none"}
@@ -133,16 +141,22 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
             parts = len(converter.source_patterns)
             quantizer.merged[id(converter)] = converter
             quantizer.merged_parameters.add(parameter)
+            *_, rows, cols = state[parameter].shape
             quantizer.merged_layers[name] = description or (
-                settings | {"tensor": dense, "dtype": _name(state[parameter].dtype)}
+                settings
+                | {
+                    "tensor": dense,
+                    "shape": [rows // parts, cols],
+                    "dtype": _name(state[parameter].dtype),
+                }
             )
         previous = found.get(parameter)
         if previous is not None and previous.settings != settings:
             differ = [k for k in settings if previous.settings[k] != settings[k]]
             raise FormatError(
-                f"[from_pretrained] the experts of {parameter} are stored with different settings ({differ[0]} "
-                f"{previous.settings[differ[0]]} and {settings[differ[0]]}); Transformers keeps them in one "
-                f"tensor, which needs the same for all"
+                f"[from_pretrained] the experts of {parameter} are stored with different settings "
+                f"({differ[0]} {previous.settings[differ[0]]} and {settings[differ[0]]}); "
+                f"Transformers keeps them in one tensor, which needs the same for all"
             )
         found[parameter] = _Found(settings, parts, f"{name}.bias" in keys)
     return found
@@ -157,7 +171,8 @@ def is_packed(model, name: str) -> bool:
 
 
 class StackParts(ConversionOps):
-    """col_scale of the parts of merged experts: several [experts, in] to one [experts, parts, in]."""
+    """col_scale of the parts of merged experts: several [experts, in] to one [experts, parts,
+    in]."""
 
     @torch.no_grad()
     def convert(self, input_dict, *, source_patterns, target_patterns, **kwargs):
@@ -212,7 +227,8 @@ def update_conversions(quantizer, conversions, model):
 
 
 def drop_conversions(model) -> None:
-    """save_pretrained would undo the merging of experts on packed tensors of experts that were merged dense."""
+    """save_pretrained would undo the merging of experts on packed tensors of experts that were
+    merged dense."""
     conversions = getattr(model, "_weight_conversions", None) or []
     quantized = [
         name for name, module in nn_layers.quantized_layers(model) if isinstance(module, HqqExperts)
@@ -232,7 +248,9 @@ def drop_conversions(model) -> None:
 def not_quantized(model) -> list[str]:
     """Names of the weights of two and more dimensions that stayed dense."""
     packed = {
-        f"{name}.{tensor}" for name, _ in nn_layers.quantized_layers(model) for tensor in TENSOR_NAMES
+        f"{name}.{tensor}"
+        for name, _ in nn_layers.quantized_layers(model)
+        for tensor in TENSOR_NAMES
     }
     return [
         name.removesuffix(".weight")

@@ -1,6 +1,7 @@
 """Layers as upstream hqq stores them: their keys, and their dense weights in plain torch.
 
-The C++ library converts what format 1 can hold (_core.from_upstream); what it cannot is dequantized here.
+The C++ library converts what format 1 can hold (_core.from_upstream); what it cannot is dequantized
+here.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def dequantize(meta: Mapping[str, Any], dtype: torch.dtype, where: str) -> torch
         raise FormatError(f"[{where}] tensor {missing[0]} of a quantized layer is missing")
     if meta["packing"] not in _PACKINGS:
         raise FormatError(
-            f"[{where}] there is no packing {meta['packing']!r}; it must be one of {', '.join(_PACKINGS)}"
+            f"[{where}] there is no packing {meta['packing']!r}; it must be one of "
+            f"{', '.join(_PACKINGS)}"
         )
     fields, bits, word = _PACKINGS[meta["packing"]]
     packed = meta["W_q"]
@@ -52,7 +54,8 @@ def dequantize(meta: Mapping[str, Any], dtype: torch.dtype, where: str) -> torch
         packed = packed.contiguous().view(word)
     if packed.dtype != word or packed.ndim != 2:
         raise FormatError(
-            f"[{where}] W_q is {packed.dtype} {list(packed.shape)}; {meta['packing']} needs a {word} matrix"
+            f"[{where}] W_q is {packed.dtype} {list(packed.shape)}; {meta['packing']} needs a "
+            f"{word} matrix"
         )
     mask = (1 << bits) - 1
     codes = torch.cat([(packed >> bits * (fields - 1 - k)) & mask for k in range(fields)])

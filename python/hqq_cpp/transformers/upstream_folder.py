@@ -38,15 +38,15 @@ def load_upstream(
 ) -> nn.Module:
     """Loads a folder that upstream hqq wrote: AutoHQQHFModel.save_quantized or save_to_safetensors.
 
-    Nothing but tensors and plain values is unpickled. save_pretrained() of the result writes format 1, which
-    from_pretrained() reads.
+    Nothing but tensors and plain values is unpickled. save_pretrained() of the result writes format
+    1, which from_pretrained() reads.
 
     Args:
         folder: With config.json and qmodel.pt, or safetensors files.
         dtype: Of what is not quantized; None: what config.json says.
         device_map: As from_pretrained() takes it.
-        model_class: A model class of Transformers; None: the architecture that config.json names, or the
-            causal one of its model_type if it names none.
+        model_class: A model class of Transformers; None: the architecture that config.json names,
+            or the causal one of its model_type if it names none.
         **kwargs: For its from_pretrained().
 
     Raises:
@@ -60,7 +60,8 @@ def load_upstream(
         "qmodel.pt" in names or any(name.endswith(".safetensors") for name in names)
     ):
         raise ValueError(
-            f"[load_upstream] {folder} must be a folder with config.json and qmodel.pt or safetensors files"
+            f"[load_upstream] {folder} must be a folder with config.json and qmodel.pt or "
+            "safetensors files"
         )
     config = transformers.AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
@@ -87,8 +88,9 @@ def _model_class(config: Any) -> Any:
     if not architectures and type(config) in causal:
         return causal[type(config)]
     raise ValueError(
-        f"[load_upstream] Transformers has no model class {', '.join(architectures) or '(none is named)'}, which "
-        f"config.json asks for: pass model_class"
+        "[load_upstream] Transformers has no model class "
+        f"{', '.join(architectures) or '(none is named)'}, which config.json asks for: pass "
+        "model_class"
     )
 
 
@@ -119,7 +121,8 @@ def _flatten(modules: Mapping[str, Any], path: str) -> dict[str, torch.Tensor]:
     for name, entry in modules.items():
         if not isinstance(entry, Mapping):
             raise FormatError(
-                f"[{path}] {name} is a {type(entry).__name__}; it must be the state dict of a module"
+                f"[{path}] {name} is a {type(entry).__name__}; it must be the state dict of a "
+                "module"
             )
         if "W_q" in entry:
             entry = upstream.encode(entry, f"{path}, {name}")
