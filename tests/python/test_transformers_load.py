@@ -200,6 +200,15 @@ def test_folders_of_the_command_load(model, tmp_path, settings):
     assert torch.equal(logits(loaded), logits(direct))
 
 
+def test_tensors_of_a_folder_are_views_of_the_file(saved):
+    layer = load(saved).model.layers[1].mlp.up_proj
+    with open("/proc/self/maps") as maps:
+        mapped = [line.split() for line in maps if "model.safetensors" in line]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in mapped]
+    for tensor in (layer.W_q, layer.scale, layer.zero):
+        assert any(first <= tensor.data_ptr() < last for first, last in ranges)
+
+
 def test_settings_come_with_the_tensors(model, tmp_path):
     """A layer with importance has no col_scale where its neighbours have one."""
     importance = {"model.layers.1.mlp.up_proj": torch.rand(256) + 0.1}
