@@ -7,6 +7,7 @@ operations, on any device. "auto" takes native where it can.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional
@@ -149,6 +150,15 @@ def experts_dequantize(
     return dense[0] if len(dense) == 1 else torch.cat(dense)
 
 
+def expert_rows(counts: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    """(expert, its rows) of a matrix sorted by expert, for the experts that have any."""
+    start = 0
+    for expert, count in enumerate(counts.tolist()):
+        if count > 0:
+            yield expert, slice(start, start + count)
+        start += count
+
+
 def experts_linear(
     x: torch.Tensor,
     counts: torch.Tensor,
@@ -168,13 +178,7 @@ def experts_linear(
     """
     features = layout.in_features if transposed else layout.out_features
     y = x.new_zeros(x.shape[0], features)
-    start = 0
-    # Experts without rows are not read.
-    for expert, count in enumerate(counts.tolist()):
-        if count == 0:
-            continue
-        rows = slice(start, start + count)
-        start += count
+    for expert, rows in expert_rows(counts):
         if transposed:
             y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)
         else:
@@ -197,12 +201,7 @@ def experts_linear_backward(
     """The gradient of x of experts_linear."""
     features = layout.out_features if transposed else layout.in_features
     grad_x = grad_y.new_zeros(grad_y.shape[0], features)
-    start = 0
-    for expert, count in enumerate(counts.tolist()):
-        if count == 0:
-            continue
-        rows = slice(start, start + count)
-        start += count
+    for expert, rows in expert_rows(counts):
         W_r = experts_dequantize(weight, layout, parts, expert, grad_y.dtype)
         grad_x[rows] = grad_y[rows] @ (W_r.t() if transposed else W_r)
     return grad_x

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from ..nn.backend import expert_rows
 from ..nn.experts import HqqExperts
 
 EXPERTS_FUNCTION = "hqq_cpp"
@@ -53,13 +54,8 @@ def _project(
         return weight(x, counts, bias, transposed=module.is_transposed)
     # A projection that the settings leave dense.
     y = x.new_zeros(x.shape[0], weight.shape[2 if module.is_transposed else 1])
-    start = 0
-    for expert, count in enumerate(counts.tolist()):
-        rows = slice(start, start + count)
-        start += count
-        if count > 0:
-            matrix = weight[expert].t() if module.is_transposed else weight[expert]
-            y[rows] = torch.nn.functional.linear(
-                x[rows], matrix, None if bias is None else bias[expert]
-            )
+    for expert, rows in expert_rows(counts):
+        matrix = weight[expert].t() if module.is_transposed else weight[expert]
+        offset = None if bias is None else bias[expert]
+        y[rows] = torch.nn.functional.linear(x[rows], matrix, offset)
     return y
