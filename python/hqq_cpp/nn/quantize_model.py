@@ -212,11 +212,12 @@ def quantize_model_(
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(),
-        torch.nn.Linear(32, 8))
-        >>> hqq_cpp.quantize_model_(model, {"nbits": 4}, filter=lambda name, module: name != "2")[0]
-        HqqLinear(in_features=64, out_features=32, bias=True, nbits=4, group_size=64, axis=1,
-        balance=sinkhorn)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+        >>> hqq_cpp.quantize_model_(net, {"nbits": 4}, filter=lambda name, module: name != "1")
+        Sequential(
+          (0): HqqLinear(in_features=64, out_features=32, bias=True, nbits=4, ...)
+          (1): Linear(in_features=32, out_features=8, bias=True)
+        )
     """
     config = HqqConfig.from_dict(config)
     chosen = [
