@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from .. import _core
-from .dequantize import Layout, Weight
+from .dequantize import Layout, Weight, dtype_name
 from .dequantize import dequantize as torch_dequantize
 
 _BACKENDS = ("auto", "torch", "native")
@@ -263,7 +263,7 @@ def _make_native_layer(
         "nbits": layout.nbits,
         "group_size": layout.group_size or None,
         "axis": layout.axis,
-        "meta_dtype": str(meta).removeprefix("torch."),
+        "meta_dtype": dtype_name(meta),
         "quant_scale": quant_scale,
         "quant_zero": quant_zero,
         "balance": "sinkhorn" if balanced else "none",

@@ -23,6 +23,11 @@ _META_DTYPES = {
 }
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """'float16' for torch.float16: the spelling of settings, files and messages."""
+    return str(dtype).removeprefix("torch.")
+
+
 class Weight(NamedTuple):
     """The tensors of one quantized matrix, in the order of the file; absent ones are None."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .dequantize import TENSOR_NAMES, Layout, Weight, layout_of, tensor_specs
+from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
 
 _DTYPES = {
     "float32": torch.float32,
@@ -36,9 +36,8 @@ class QuantizedModule(nn.Module):
     """A module around the tensors of quantized matrices.
 
     The tensors are parameters without gradient: state_dict has the keys of a checkpoint, and
-        whatever moves
-    parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and change
-    ``compute_dtype``.
+    whatever moves parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and
+    change ``compute_dtype``.
     """
 
     # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a
@@ -89,8 +88,8 @@ class QuantizedModule(nn.Module):
             tensor = tensors[name]
             if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
                 raise ValueError(
-                    f"[module] {name} is {_name(tensor.dtype)} {list(tensor.shape)}; it must be "
-                    f"{_name(dtype)} {list(shape)}"
+                    f"[module] {name} is {dtype_name(tensor.dtype)} {list(tensor.shape)}; it must be "
+                    f"{dtype_name(dtype)} {list(shape)}"
                 )
             self._parameters[name] = nn.Parameter(tensor.to(device), requires_grad=False)
 
@@ -149,8 +148,8 @@ class QuantizedModule(nn.Module):
             shape, dtype = specs[name]
             if tuple(given.shape) != tuple(shape) or given.dtype != dtype:
                 wrong.append(
-                    f"{name} is {_name(given.dtype)} {list(given.shape)}; it must be "
-                    f"{_name(dtype)} {list(shape)}"
+                    f"{name} is {dtype_name(given.dtype)} {list(given.shape)}; it must be "
+                    f"{dtype_name(dtype)} {list(shape)}"
                 )
         if wrong:
             settings = ", ".join(
@@ -170,7 +169,3 @@ class QuantizedModule(nn.Module):
         config = self.layer_config
         balance = "" if config["balance"] == "none" else f", balance={config['balance']}"
         return f"nbits={config['nbits']}, group_size={config['group_size']}, axis={config['axis']}{balance}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

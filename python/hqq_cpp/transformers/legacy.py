@@ -34,7 +34,7 @@ from .. import _core
 from ..config import HqqConfig as _Settings
 from ..errors import FormatError
 from ..nn import layers as nn_layers
-from ..nn.dequantize import weight_of
+from ..nn.dequantize import dtype_name, weight_of
 from ..nn.experts import HqqExperts
 from ..nn.quantize_model import empty_module, put_module
 from . import config as _config
@@ -272,7 +272,7 @@ def _save_one_by_one(quantizer: Any, target: Target, dtype: torch.dtype) -> None
         quantizer.merged_layers[stored.name] = stored.settings | {
             "tensor": f"{stored.name}.weight",
             "shape": list(stored.shape),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
 
 

@@ -10,11 +10,9 @@ from transformers.integrations.accelerate import get_device
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
-from .. import _core
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.experts import HqqExperts
-from ..nn.linear import HqqLinear
 from ..nn.quantize_model import ImportanceSource, store_quantized
 from . import config as _config
 from . import legacy, saved

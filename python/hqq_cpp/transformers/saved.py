@@ -20,7 +20,7 @@ from transformers.core_model_loading import (
 from .. import _core
 from ..errors import FormatError
 from ..nn import layers as nn_layers
-from ..nn.dequantize import TENSOR_NAMES
+from ..nn.dequantize import TENSOR_NAMES, dtype_name
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
@@ -147,7 +147,7 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
                 | {
                     "tensor": dense,
                     "shape": [rows // parts, cols],
-                    "dtype": _name(state[parameter].dtype),
+                    "dtype": dtype_name(state[parameter].dtype),
                 }
             )
         previous = found.get(parameter)
@@ -160,14 +160,6 @@ def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
             )
         found[parameter] = _Found(settings, parts, f"{name}.bias" in keys)
     return found
-
-
-def is_packed(model, name: str) -> bool:
-    """Whether a name is that of a packed tensor of a quantized module."""
-    path, _, last = name.rpartition(".")
-    if last not in TENSOR_NAMES:
-        return False
-    return isinstance(model.get_submodule(path), (HqqLinear, HqqExperts))
 
 
 class StackParts(ConversionOps):
@@ -272,10 +264,6 @@ def metadata(model) -> dict[str, str]:
         layers[tensor.removesuffix(".weight")] = dict(module.layer_config) | {
             "tensor": tensor,
             "shape": list(module.dense_shape),
-            "dtype": _name(module.compute_dtype),
+            "dtype": dtype_name(module.compute_dtype),
         }
     return {_METADATA: json.dumps({"format_version": _core.FORMAT_VERSION, "layers": layers})}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
