@@ -4,9 +4,8 @@
 
 Makes a random Llama of about 100 million parameters in a temporary folder and prints medians of
 interleaved runs: from_pretrained plain, with quantization (4 bits, group 64), of the quantized
-    folder, and upstream hqq
-(if installed) on the layers of one decoder layer, times the number of layers. Then compiled against
-eager forward.
+folder, and upstream hqq (if installed) on the layers of one decoder layer, times the number of
+layers. Then compiled against eager forward.
 """
 
 from __future__ import annotations

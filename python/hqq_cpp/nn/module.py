@@ -88,8 +88,8 @@ class QuantizedModule(nn.Module):
             tensor = tensors[name]
             if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
                 raise ValueError(
-                    f"[module] {name} is {dtype_name(tensor.dtype)} {list(tensor.shape)}; it must be "
-                    f"{dtype_name(dtype)} {list(shape)}"
+                    f"[module] {name} is {dtype_name(tensor.dtype)} {list(tensor.shape)}; "
+                    f"it must be {dtype_name(dtype)} {list(shape)}"
                 )
             self._parameters[name] = nn.Parameter(tensor.to(device), requires_grad=False)
 
