@@ -113,7 +113,7 @@ target_include_directories(hqq_xxhash SYSTEM INTERFACE
   $<BUILD_INTERFACE:${HQQ_XXHASH_INCLUDE_DIR}>)
 target_compile_definitions(hqq_xxhash INTERFACE $<BUILD_INTERFACE:XXH_INLINE_ALL>)
 
-if(HQQ_BUILD_CLI OR HQQ_PYTHON)
+if(HQQ_BUILD_CLI OR HQQ_BUILD_EXAMPLES OR HQQ_PYTHON)
   hqq_dependency(CLI11 VERSION 2.1 TARGET CLI11::CLI11 DEBIAN libcli11-dev
     GIT https://github.com/CLIUtils/CLI11.git
     COMMIT f4d0731cebb123ff0ace712c099dffbcd2c58e5a)  # 2.4.1

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "hqq/linear.hpp"
 #include "hqq/quantizer.hpp"
 
 namespace hqq {
@@ -21,9 +22,12 @@ struct QuantizeTask {
 // One product y = x W_r^T + bias.
 struct LinearTask {
   TensorView x;  // [M, in_features], any weight dtype
+  // The weight: one of the two.
   const QuantizedTensor* q = nullptr;
-  std::span<const float> bias;  // [out_features], or empty
-  std::byte* y = nullptr;       // [M, out_features] in the type of x
+  const TiledTensor* tiled = nullptr;
+  std::span<const float> bias;          // [out_features], or empty
+  std::byte* y = nullptr;               // [M, out_features] in the type of x
+  LinearMode mode = LinearMode::kFast;  // never kAuto
   int threads = 1;
 };
 
@@ -32,7 +36,6 @@ struct LinearTask {
   void quantize(const QuantizeTask& task, QuantizedTensor& out);             \
   /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */ \
   void dequantize(const QuantizedTensor& q, Tensor& out, int threads);       \
-  /* Sums in float32. */                                                     \
   void linear(const LinearTask& task);
 
 namespace cpu {

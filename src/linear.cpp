@@ -1,73 +1,103 @@
 #include "hqq/linear.hpp"
 
-#include <algorithm>
+#include <cstdlib>
 
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
-#include "src/float_values.hpp"
 
 namespace hqq {
 namespace {
 
-// Up to this many rows of x, W_r is not written out: its memory traffic costs more than the simple
-// product.
-constexpr std::int64_t kFewRows = 8;
+// The mode to use: never kAuto.
+LinearMode resolve(LinearMode mode) {
+  if (mode != LinearMode::kAuto) return mode;
+  const char* text = std::getenv("HQQ_CPU_MODE");
+  if (text == nullptr || *text == '\0') return LinearMode::kFast;
+  const std::string name = text;
+  if (name == "fast") return LinearMode::kFast;
+  if (name == "exact") return LinearMode::kExact;
+  throw_invalid("linear", "HQQ_CPU_MODE is '" + name + "'; it must be fast or exact");
+}
 
-void check_sizes(std::int64_t cols, const QuantizedTensor& q, std::size_t bias) {
-  if (cols != q.in_features) {
-    throw_invalid("linear", "x has " + std::to_string(cols) + " columns; the layer takes " +
-                                std::to_string(q.in_features));
+void check(const TensorView& x, std::int64_t out_features, std::int64_t in_features,
+           std::size_t bias, int threads) {
+  if (x.cols != in_features) {
+    throw_invalid("linear", "x has " + std::to_string(x.cols) + " columns; the layer takes " +
+                                std::to_string(in_features));
   }
-  if (bias > 0 && static_cast<std::int64_t>(bias) != q.out_features) {
+  if (bias > 0 && static_cast<std::int64_t>(bias) != out_features) {
     throw_invalid("linear", "bias has " + std::to_string(bias) + " values; the layer has " +
-                                std::to_string(q.out_features) + " outputs");
+                                std::to_string(out_features) + " outputs");
   }
-}
-
-}  // namespace
-
-RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const QuantizedTensor& q,
-                      std::span<const float> bias, int threads) {
-  check_sizes(x.cols(), q, bias.size());
-  RowMajorMatrix y;
-  if (x.rows() <= kFewRows) {
-    y.resize(x.rows(), q.out_features);
-    linear(TensorView(x.data(), DType::kF32, x.rows(), x.cols(), x.outerStride()), q, bias,
-           y.data(), threads);
-    return y;
-  }
-  y = x * dequantize_matrix(q, threads).transpose();
-  if (!bias.empty()) {
-    y.rowwise() +=
-        Eigen::Map<const Eigen::RowVectorXf>(bias.data(), static_cast<Eigen::Index>(bias.size()));
-  }
-  return y;
-}
-
-void linear(const TensorView& x, const QuantizedTensor& q, std::span<const float> bias, void* y,
-            int threads) {
-  check_sizes(x.cols, q, bias.size());
   if (!is_weight_dtype(x.dtype)) {
     throw_invalid("linear", "x is " + std::string(dtype_name(x.dtype)) +
                                 "; it must be float32, float16, bfloat16 or float64");
   }
-  if (x.rows == 0) return;
+  if (threads < 0) {
+    throw_invalid("linear", "threads is " + std::to_string(threads) + "; it must be >= 0");
+  }
+}
+
+const QuantizedTensor* as_rows(const QuantizedTensor& q) { return &q; }
+const QuantizedTensor* as_rows(const TiledTensor&) { return nullptr; }
+const TiledTensor* as_tiles(const QuantizedTensor&) { return nullptr; }
+const TiledTensor* as_tiles(const TiledTensor& q) { return &q; }
+
+template <class Weight>
+void multiply(const TensorView& x, const Weight& q, std::span<const float> bias, void* y,
+              const LinearOptions& options) {
+  check(x, q.out_features, q.in_features, bias.size(), options.threads);
   q.validate("linear");
-  threads = threads > 0 ? threads : default_threads();
-  if (x.rows <= kFewRows) {
-    cpu::linear({x, &q, bias, static_cast<std::byte*>(y), threads});
-    return;
+  const LinearMode mode = resolve(options.mode);
+  if (x.rows == 0) return;
+  cpu::linear({x, as_rows(q), as_tiles(q), bias, static_cast<std::byte*>(y), mode,
+               options.threads > 0 ? options.threads : default_threads()});
+}
+
+template <class Weight>
+RowMajorMatrix multiply(const Eigen::Ref<const RowMajorMatrix>& x, const Weight& q,
+                        std::span<const float> bias, const LinearOptions& options) {
+  RowMajorMatrix y(x.rows(), q.out_features);
+  multiply(TensorView(x.data(), DType::kF32, x.rows(), x.cols(), x.outerStride()), q, bias,
+           y.data(), options);
+  return y;
+}
+
+}  // namespace
+
+std::string to_string(LinearMode mode) {
+  switch (mode) {
+    case LinearMode::kFast:
+      return "fast";
+    case LinearMode::kExact:
+      return "exact";
+    default:
+      return "auto";
   }
-  RowMajorMatrix values(x.rows, x.cols);
-  const std::size_t row_bytes = static_cast<std::size_t>(x.row_stride) * dtype_size(x.dtype);
-  for (std::int64_t m = 0; m < x.rows; ++m) {
-    read_values(x.dtype,
-                static_cast<const std::byte*>(x.data) + static_cast<std::size_t>(m) * row_bytes,
-                std::span(values.row(m).data(), static_cast<std::size_t>(x.cols)));
+}
+
+LinearMode linear_mode_from_string(const std::string& name) {
+  for (LinearMode mode : {LinearMode::kAuto, LinearMode::kFast, LinearMode::kExact}) {
+    if (name == to_string(mode)) return mode;
   }
-  const RowMajorMatrix product = linear(values, q, bias, threads);
-  write_values(std::span(product.data(), static_cast<std::size_t>(product.size())), x.dtype,
-               static_cast<std::byte*>(y));
+  throw_invalid("linear", "mode is '" + name + "'; it must be auto, fast or exact");
+}
+
+void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,
+            const LinearOptions& options) {
+  multiply(x, q, bias, y, options);
+}
+RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
+                      std::span<const float> bias, const LinearOptions& options) {
+  return multiply(x, q, bias, options);
+}
+void linear(const TensorView& x, const QuantizedTensor& q, std::span<const float> bias, void* y,
+            const LinearOptions& options) {
+  multiply(x, q, bias, y, options);
+}
+RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const QuantizedTensor& q,
+                      std::span<const float> bias, const LinearOptions& options) {
+  return multiply(x, q, bias, options);
 }
 
 }  // namespace hqq

@@ -1,7 +1,6 @@
 // hqq_cpp.QuantizedTensor: include/hqq/quantized_tensor.hpp.
 #include "hqq/quantized_tensor.hpp"
-#include "python/bindings/array.hpp"
-#include "src/layer_match.hpp"
+#include "python/bindings/matrix.hpp"
 
 namespace hqq::python {
 namespace {
@@ -73,48 +72,6 @@ Example:
     [[0, 1, 2, 3, 0, 1, 2, 3]]
 )doc";
 
-std::vector<std::string> field_names() {
-  QuantizedTensor q;
-  std::vector<std::string> names;
-  for (const auto& [name, tensor] : q.fields()) names.push_back(name);
-  return names;
-}
-
-QuantizedTensor from_tensors(const py::dict& tensors, const py::object& config,
-                             const std::pair<std::int64_t, std::int64_t>& shape) {
-  QuantizedTensor q;
-  q.config = layer_config_from_python(config);
-  q.config.validate();
-  std::tie(q.out_features, q.in_features) = shape;
-  // Keeps the sizes computed from it far from overflow.
-  constexpr std::int64_t kMaxWeights = std::int64_t{1} << 56;
-  if (checked_numel({q.out_features, q.in_features}, "from_tensors") > kMaxWeights) {
-    throw_format("from_tensors", "the shape " + shape_string({q.out_features, q.in_features}) +
-                                     " has more than 2^56 weights");
-  }
-  auto fields = q.fields();
-  for (const auto& [key, value] : tensors) {
-    const std::string name = py::str(key).cast<std::string>();
-    const auto field = std::find_if(fields.begin(), fields.end(),
-                                    [&](const auto& one) { return one.first == name; });
-    if (field == fields.end()) {
-      throw_invalid("from_tensors", unknown_name_message("tensor", name, field_names()));
-    }
-    if (!value.is_none()) *field->second = tensor_from_python(value, "from_tensors, " + name);
-  }
-  if (q.config.balance == Balance::kAuto) {
-    q.config.balance = q.col_scale ? Balance::kSinkhorn : Balance::kNone;
-  }
-  q.validate("from_tensors");
-  return q;
-}
-
-py::dict tensors_of(const QuantizedTensor& q) {
-  py::dict dict;
-  for (const auto& [name, tensor] : q.tensors()) dict[py::str(name)] = *tensor;
-  return dict;
-}
-
 py::array codes_of(const QuantizedTensor& q) {
   Tensor codes = Tensor::allocate(DType::kU8, {q.out_features, q.in_features});
   const auto cols = static_cast<std::size_t>(q.in_features);
@@ -144,40 +101,13 @@ std::string repr(const QuantizedTensor& q) {
 }  // namespace
 
 void bind_quantized_tensor(py::module_& m) {
-  using OptionalTensor = std::optional<Tensor>;
   py::class_<QuantizedTensor> quantized(m, "QuantizedTensor", kClassDoc);
-  for (const char* name : {"W_q", "scale", "zero", "scale_step", "scale_offset", "zero_step",
-                           "zero_offset", "col_scale"}) {
-    const auto get = [name](QuantizedTensor& q) -> OptionalTensor {
-      for (const auto& [field, tensor] : q.fields()) {
-        if (field == name && *tensor) return *tensor;
-      }
-      return std::nullopt;
-    };
-    const std::string_view view = name;
-    if (view == "W_q" || view == "scale" || view == "zero") {
-      quantized.def_property_readonly(name, [get](QuantizedTensor& q) { return *get(q); });
-    } else {
-      quantized.def_property_readonly(name, get);
-    }
-  }
+  bind_fields(quantized);
   quantized
-      .def_static("from_tensors", &from_tensors, py::arg("tensors"), py::arg("config"),
-                  py::arg("shape"), kFromTensorsDoc)
-      .def("tensors", &tensors_of, kTensorsDoc)
+      .def_static("from_tensors", &matrix_from_tensors<QuantizedTensor>, py::arg("tensors"),
+                  py::arg("config"), py::arg("shape"), kFromTensorsDoc)
+      .def("tensors", &tensors_of<QuantizedTensor>, kTensorsDoc)
       .def("codes", &codes_of, kCodesDoc)
-      .def_property_readonly(
-          "config",
-          [](const QuantizedTensor& q) {
-            return py::dict(json_to_python(layer_config_to_json(q.config)));
-          },
-          "All settings it was quantized with, as a new dict.")
-      .def_property_readonly(
-          "shape",
-          [](const QuantizedTensor& q) { return std::pair(q.out_features, q.in_features); },
-          "(out_features, in_features).")
-      .def_readonly("out_features", &QuantizedTensor::out_features, "Rows of W.")
-      .def_readonly("in_features", &QuantizedTensor::in_features, "Columns of W.")
       .def_property_readonly(
           "nbits",
           [](const QuantizedTensor& q) -> py::typing::Union<py::int_, py::float_> {
@@ -190,7 +120,6 @@ void bind_quantized_tensor(py::module_& m) {
       .def_property_readonly(
           "axis", [](const QuantizedTensor& q) { return q.config.axis; },
           "1: groups inside rows; 0: inside columns.")
-      .def_property_readonly("nbytes", &QuantizedTensor::nbytes, "Bytes of all tensors.")
       .def_property_readonly("bits_per_weight", &QuantizedTensor::bits_per_weight,
                              "8 * nbytes / (out_features * in_features).")
       .def("__copy__", [](const QuantizedTensor& q) { return q; })
@@ -204,8 +133,9 @@ void bind_quantized_tensor(py::module_& m) {
             if (state.size() != 3) {
               throw_format("from_tensors", "a pickled QuantizedTensor must have 3 parts");
             }
-            return from_tensors(state[2].cast<py::dict>(), state[0],
-                                state[1].cast<std::pair<std::int64_t, std::int64_t>>());
+            return matrix_from_tensors<QuantizedTensor>(
+                state[2].cast<py::dict>(), state[0],
+                state[1].cast<std::pair<std::int64_t, std::int64_t>>());
           }));
 }
 

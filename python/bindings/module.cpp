@@ -44,6 +44,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_tensor(m);
   bindings::bind_config(m);
   bindings::bind_quantized_tensor(m);
+  bindings::bind_tiled_tensor(m);
   bindings::bind_quantizer(m);
   bindings::bind_linear(m);
   bindings::bind_safetensors(m);

@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -316,6 +316,25 @@ class QuantizedTensor:
             >>> list(q.tensors())
             ['W_q', 'scale', 'zero']
         """
+    def tile(self, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> TiledTensor:
+        """
+        The matrix in the order in which the CPU kernels read it.
+
+        Args:
+            threads: CPU threads; 0: see default_threads().
+
+        Returns:
+            A TiledTensor. It shares col_scale and the like; codes, scale and zero are copies.
+
+        Raises:
+            ValueError: With axis 0, unless group_size is a multiple of 16 that divides out_features.
+
+        Example:
+            >>> import numpy as np
+            >>> q = hqq_cpp.quantize(np.eye(64, dtype=np.float32), {"nbits": 4, "balance": "none"})
+            >>> q.tile().W_q.shape
+            (4, 2, 256)
+        """
     @property
     def W_q(self) -> Tensor:
         ...
@@ -351,6 +370,121 @@ class QuantizedTensor:
     def nbits(self) -> int | float:
         """
         8, 6, 5, 4, 3, 2, 1.58 or 1.
+        """
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of all tensors.
+        """
+    @property
+    def out_features(self) -> int:
+        """
+        Rows of W.
+        """
+    @property
+    def scale(self) -> Tensor:
+        ...
+    @property
+    def scale_offset(self) -> Tensor | None:
+        ...
+    @property
+    def scale_step(self) -> Tensor | None:
+        ...
+    @property
+    def shape(self) -> tuple[int, int]:
+        """
+        (out_features, in_features).
+        """
+    @property
+    def zero(self) -> Tensor:
+        ...
+    @property
+    def zero_offset(self) -> Tensor | None:
+        ...
+    @property
+    def zero_step(self) -> Tensor | None:
+        ...
+class TiledTensor:
+    """
+    A quantized matrix in the order in which the CPU kernels read it.
+
+    Made by ``QuantizedTensor.tile``; immutable. linear() is fastest with it: other weights are put into
+    this order in every call.
+
+    Attributes:
+        W_q: uint8 [tiles of 16 rows, units of 32 columns, bytes of a unit] (docs/kernels.md).
+        scale, zero: [tiles, groups of a row, 16] for axis 1, else as in QuantizedTensor.
+        scale_step, scale_offset, zero_step, zero_offset, col_scale: As in QuantizedTensor.
+
+    Example:
+        >>> import numpy as np
+        >>> q = hqq_cpp.quantize(np.eye(64, dtype=np.float32), {"nbits": 3, "balance": "none"})
+        >>> t = q.tile()
+        >>> t
+        TiledTensor([64, 64], nbits=3, group_size=64, axis=1)
+        >>> bytes(t.untile().W_q.numpy()) == bytes(q.W_q.numpy())
+        True
+    """
+    @staticmethod
+    def from_tensors(tensors: dict, config: typing.Any, shape: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> TiledTensor:
+        """
+        Builds a tiled matrix from its tensors, as
+        QuantizedTensor.from_tensors does.
+
+        Raises:
+            ValueError: For an unknown name.
+            FormatError: If a tensor is missing, or has another shape or dtype than config and shape demand.
+        """
+    def __repr__(self) -> str:
+        ...
+    def dequantize_rows(self, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> numpy.ndarray:
+        """
+        Some rows of W_r, as an embedding takes them.
+
+        Args:
+            rows: Indices of rows.
+
+        Returns:
+            float32 NumPy array [len(rows), in_features].
+
+        Raises:
+            ValueError: For an index outside [0, out_features).
+
+        Example:
+            >>> import numpy as np
+            >>> q = hqq_cpp.quantize(np.eye(64, dtype=np.float32), {"nbits": 8, "balance": "none"})
+            >>> q.tile().dequantize_rows([3, 3]).shape
+            (2, 64)
+        """
+    def tensors(self) -> dict:
+        """
+        All present tensors by name.
+        """
+    def untile(self, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> QuantizedTensor:
+        """
+        Format 1 again, bit for bit.
+
+        Args:
+            threads: CPU threads; 0: see default_threads().
+
+        Returns:
+            A QuantizedTensor.
+        """
+    @property
+    def W_q(self) -> Tensor:
+        ...
+    @property
+    def col_scale(self) -> Tensor | None:
+        ...
+    @property
+    def config(self) -> dict:
+        """
+        All settings it was quantized with, as a new dict.
+        """
+    @property
+    def in_features(self) -> int:
+        """
+        Columns of W.
         """
     @property
     def nbytes(self) -> int:
@@ -431,11 +565,13 @@ class NativeLayer:
     """
     For hqq_cpp.nn: a layer by the addresses of its tensors.
     """
-    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
     def dequantize(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-    def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def dequantize_rows(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], rows: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class Checkpoint:
     """
@@ -880,9 +1016,19 @@ def layer_tag(name: str) -> str:
         >>> hqq_cpp.layer_tag("model.layers.3.self_attn.q_proj")
         'self_attn.q_proj'
     """
-def linear(x: typing.Any, q: QuantizedTensor, bias: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray:
+@typing.overload
+def linear(x: typing.Any, q: QuantizedTensor, bias: typing.Any, mode: str, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray:
     """
     See hqq_cpp.linear.
+    """
+@typing.overload
+def linear(x: typing.Any, q: TiledTensor, bias: typing.Any, mode: str, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray:
+    """
+    See hqq_cpp.linear.
+    """
+def linear_mode_code(mode: str) -> int:
+    """
+    The code that NativeLayer takes for 'auto', 'fast' and 'exact'.
     """
 def load_safetensors(path: os.PathLike | str | bytes) -> dict[str, Tensor]:
     """

@@ -4,6 +4,10 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "hqq/error.hpp"
 #include "hwy/highway.h"
 
@@ -12,38 +16,63 @@ namespace {
 
 constexpr const char* kScalar = "scalar";
 
-std::atomic<bool> scalar_chosen{false};
+// A target of Highway's kernels, and whether the kernels of src/cpu/linear use the instructions for
+// byte dot products beside it. hwy == 0: the core's float instantiation, which Highway does not
+// know about.
+struct Target {
+  std::string name;
+  std::int64_t hwy;
+};
 
-// The targets compiled in (HWY_TARGETS) that the CPU supports, best (lowest bit) first; maybe none.
-std::vector<std::int64_t> hwy_targets() {
+std::atomic<const Target*> chosen{nullptr};
+
+#if defined(__x86_64__)
+// Instructions that Highway has no target for, or none that names them.
+bool has_avx512_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1) != 0;
+}
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && a >= 1 &&
+         __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
+
+// The targets compiled in (HWY_TARGETS) that the CPU supports, best (lowest bit) first.
+std::vector<Target> find_targets() {
   hwy::SetSupportedTargetsForTest(0);
-  std::vector<std::int64_t> targets;
+  std::vector<Target> targets;
   // Highway's own one-lane target is left out: the core's float instantiation does that job.
   std::int64_t rest = hwy::SupportedTargets() & HWY_TARGETS & ~HWY_SCALAR;
   while (rest != 0) {
-    targets.push_back(rest & -rest);
+    const std::int64_t target = rest & -rest;
+    const std::string name = hwy::TargetName(target);
+#if defined(__x86_64__)
+    if (target == HWY_AVX3 && has_avx512_vnni()) targets.push_back({name + "_VNNI", target});
+    if (target == HWY_AVX2 && has_avx_vnni()) targets.push_back({name + "_VNNI", target});
+#endif
+    targets.push_back({name, target});
     rest &= rest - 1;
   }
+  targets.push_back({kScalar, 0});
   return targets;
 }
 
-const std::vector<std::int64_t>& targets() {
-  static const std::vector<std::int64_t> list = hwy_targets();
+const std::vector<Target>& targets() {
+  static const std::vector<Target> list = find_targets();
   return list;
 }
 
 void choose(const std::string& name) {
-  if (name == kScalar) {
-    scalar_chosen = true;
-    return;
-  }
-  for (std::int64_t target : targets()) {
-    if (name == hwy::TargetName(target)) {
-      hwy::SetSupportedTargetsForTest(target);
+  for (const Target& target : targets()) {
+    if (name != target.name) continue;
+    if (target.hwy != 0) {
+      hwy::SetSupportedTargetsForTest(target.hwy);
       hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-      scalar_chosen = false;
-      return;
     }
+    chosen = &target;
+    return;
   }
   std::string list;
   for (const std::string& known : supported_targets()) list += (list.empty() ? "" : ", ") + known;
@@ -66,16 +95,13 @@ void initialize() {
 
 std::vector<std::string> supported_targets() {
   std::vector<std::string> names;
-  for (std::int64_t target : targets()) names.emplace_back(hwy::TargetName(target));
-  names.emplace_back(kScalar);
+  for (const Target& target : targets()) names.push_back(target.name);
   return names;
 }
 
-std::string current_target() {
+const std::string& current_target() {
   initialize();
-  if (scalar_chosen) return kScalar;
-  const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
-  return hwy::TargetName(supported & -supported);
+  return chosen.load(std::memory_order_relaxed)->name;
 }
 
 void set_target(const std::string& name) {
@@ -85,7 +111,7 @@ void set_target(const std::string& name) {
 
 bool use_scalar() {
   initialize();
-  return scalar_chosen.load(std::memory_order_relaxed);
+  return chosen.load(std::memory_order_relaxed)->hwy == 0;
 }
 
 }  // namespace hqq::cpu

@@ -6,11 +6,12 @@
 
 namespace hqq::cpu {
 
-// Targets this machine can run, best first: some of "AVX3" (AVX-512), "AVX2", "SSE4", "NEON", and always
-// "scalar", the core's one-lane instantiation.
+// Targets this machine can run, best first: some of "AVX3_VNNI", "AVX3" (AVX-512), "AVX2_VNNI",
+// "AVX2", "SSE4", "NEON", and always "scalar", the core's one-lane instantiation. The fused linear
+// kernels alone know "_VNNI"; on "SSE4" they are the scalar ones.
 std::vector<std::string> supported_targets();
 // The one in use: the best, or HQQ_CPU_TARGET if it names a supported one.
-std::string current_target();
+const std::string& current_target();
 // Chooses a target for the whole process; throws std::invalid_argument for one that is not
 // supported.
 void set_target(const std::string& name);

@@ -18,6 +18,9 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Most tests compare with dense products to float32's accuracy; those of the fast mode ask for it.
+os.environ.setdefault("HQQ_CPU_MODE", "exact")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # A shared machine may stall any single example.

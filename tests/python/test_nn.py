@@ -140,8 +140,40 @@ def test_meta_and_state_dict(layer):
     empty.load_state_dict(layer.state_dict())
     x = torch.randn(3, 96)
     assert torch.equal(empty(x), layer(x))
-    empty.load_state_dict(layer.state_dict(), assign=True)
-    assert empty.W_q.data_ptr() == layer.W_q.data_ptr() and torch.equal(empty(x), layer(x))
+    stored = layer.state_dict()
+    empty.load_state_dict(stored, assign=True)
+    assert empty.W_q.data_ptr() == stored["W_q"].data_ptr() and torch.equal(empty(x), layer(x))
+
+
+def test_tiles(layer):
+    """A forward pass changes the order in memory, and nothing that leaves the layer."""
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    dense, x = layer.dequantize(), torch.randn(3, 96)
+    first = layer(x)
+    has_tiles = layer.layer_config["axis"] == 1
+    assert layer.is_tiled == has_tiles and layer.W_q.dim() == (3 if has_tiles else 2)
+    assert before.keys() == layer.state_dict().keys()
+    assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+    assert torch.equal(layer.dequantize(), dense)
+    assert hqq_cpp.dequantize(layer.quantized_tensor()).tolist() == dense.tolist()
+    hqq_cpp.set_backend("torch")
+    try:
+        assert torch.equal(layer.dequantize(), dense)
+        torch.testing.assert_close(layer(x), first)
+    finally:
+        hqq_cpp.set_backend("auto")
+    layer.half()
+    assert not layer.is_tiled and all(
+        torch.equal(before[k], v) for k, v in layer.state_dict().items() if k != "bias"
+    )
+    assert layer.tile_().is_tiled == has_tiles and not layer.untile_().is_tiled
+
+
+def test_modules_that_share_parameters_share_tiles(layer):
+    other = copy.copy(layer)
+    other._parameters = dict(layer._parameters)
+    layer.tile_()
+    assert other.is_tiled == layer.is_tiled and torch.equal(other(torch.ones(1, 96)), layer(torch.ones(1, 96)))
 
 
 def test_state_dict_of_other_settings_is_refused(layer):

@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from .. import _core
-from .dequantize import Layout, Weight, dtype_name
+from .dequantize import Layout, Weight, dtype_name, weight_of
 from .dequantize import dequantize as torch_dequantize
 
 _BACKENDS = ("auto", "torch", "native")
 _backend = "auto"
+_mode = "auto"
 
-# From this many rows of x on, a dense product with the whole W_r is faster than going row by row.
-_DENSE_ROWS = 9
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def set_backend(name: str) -> None:
+def set_backend(name: str, *, mode: str | None = None) -> None:
     """Selects the code that runs quantized layers of torch, for the whole process.
 
     Args:
         name: 'torch': plain torch operations on any device. 'native': the C++ kernels; a layer that
             is not in CPU memory is an error. 'auto' (the default): native in CPU memory, torch
             elsewhere.
+        mode: How the C++ kernels multiply, see hqq_cpp.linear(): 'fast', 'exact' or 'auto'. With
+            'auto' (the default) a forward pass that autograd records is exact. None: as it is.
 
     Raises:
         ValueError: For another name.
@@ -39,11 +41,14 @@ def set_backend(name: str) -> None:
         >>> hqq_cpp.set_backend("torch")
         >>> hqq_cpp.get_backend()
         'torch'
-        >>> hqq_cpp.set_backend("auto")
+        >>> hqq_cpp.set_backend("auto", mode="auto")
     """
-    global _backend
+    global _backend, _mode
     if name not in _BACKENDS:
         raise ValueError(f"[backend] '{name}' is no backend; there are {', '.join(_BACKENDS)}")
+    if mode is not None:
+        _mode_code(mode)
+        _mode = mode
     _backend = name
 
 
@@ -78,10 +83,39 @@ def uses_native(weight: Weight, x: torch.Tensor) -> bool:
     return possible
 
 
+def is_tiled(weight: Weight) -> bool:
+    """Whether the tensors of a matrix are those of a TiledTensor: its codes have three dimensions."""
+    return weight.W_q.dim() == 3
+
+
+def tiles() -> bool:
+    """Whether a layer that runs now should be tiled: not while a compiler looks at it."""
+    return _backend != "torch" and not torch.compiler.is_compiling()
+
+
+def can_tile(weight: Weight, layout: Layout) -> bool:
+    """Whether the C++ kernels have tiles for this matrix; it must not be tiled."""
+    if weight.W_q.device.type != "cpu":
+        return False
+    group = layout.group_size or layout.out_features
+    return layout.axis == 1 or (group % 16 == 0 and layout.out_features % group == 0)
+
+
+def tile(weight: Weight, layout: Layout) -> Weight:
+    """The matrix in the order of the C++ kernels."""
+    return weight_of(_matrix(_core.QuantizedTensor, weight, layout).tile(_threads()))
+
+
+def untile(weight: Weight, layout: Layout) -> Weight:
+    """Format 1 again, bit for bit."""
+    return weight_of(_matrix(_core.TiledTensor, weight, layout).untile(_threads()))
+
+
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype, on the device of the weight."""
     native = _backend != "torch" and weight.W_q.device.type == "cpu" and dtype in _NATIVE_DTYPES
     if not native:
+        weight = untile(weight, layout) if is_tiled(weight) else weight
         return torch_dequantize(weight, layout, dtype)
     weight = _contiguous(weight)
     out = torch.empty(layout.out_features, layout.in_features, dtype=dtype)
@@ -95,10 +129,9 @@ def linear(
     x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """x [..., in_features] W_r^T + bias, in the dtype of x."""
-    few = 0 < x.numel() < _DENSE_ROWS * layout.in_features
     # The kernels sum in float32.
-    if uses_native(weight, x) and few and x.dtype != torch.float64:
-        return _native_linear(x, _contiguous(weight), layout, bias)
+    if uses_native(weight, x) and x.dtype != torch.float64:
+        return _native_linear(x, weight, layout, bias)
     W_r = dequantize(weight, layout, x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     if torch.compiler.is_compiling():
@@ -210,18 +243,18 @@ def experts_linear_backward(
 def _native_linear(
     x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    rows = x.contiguous()
-    y = x.new_empty(*x.shape[:-1], layout.out_features)
-    bias = None if bias is None else bias.float().contiguous()
+    weight = _contiguous(weight)
+    rows = x if x.dim() == 2 else x.reshape(-1, layout.in_features)
+    if rows.stride(1) != 1 or rows.stride(0) < layout.in_features:
+        rows = rows.contiguous()
+    y = torch.empty(*x.shape[:-1], layout.out_features, dtype=x.dtype)
+    if bias is not None:
+        bias = bias.float().contiguous()
+    mode = "exact" if _mode == "auto" and x.requires_grad else _mode
     _native_layer(weight, layout).linear(
-        _addresses(weight),
-        rows.data_ptr(),
-        rows.numel() // layout.in_features,
-        _dtype_code(x.dtype),
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        _threads(),
-    )
+        _addresses(weight), rows.data_ptr(), rows.shape[0], rows.stride(0), _dtype_code(x.dtype),
+        0 if bias is None else bias.data_ptr(), y.data_ptr(), _mode_code(mode), _threads(),
+    )  # fmt: skip
     return y
 
 
@@ -240,26 +273,29 @@ def _addresses(weight: Weight) -> list[int]:
     return [0 if t is None else t.data_ptr() for t in weight]
 
 
-def _native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
-    meta = next(
-        (t.dtype for t in (weight.scale, weight.zero, weight.col_scale) if _is_float(t)),
-        torch.float16,
-    )
-    return _make_native_layer(
-        layout, meta, weight.scale_step is not None, weight.zero_step is not None,
+def _matrix(kind: type, weight: Weight, layout: Layout) -> Any:
+    """The tensors as a QuantizedTensor or TiledTensor that shares their memory."""
+    tensors = {k: v.detach() for k, v in weight._asdict().items() if v is not None}
+    shape = (layout.out_features, layout.in_features)
+    return kind.from_tensors(tensors, _config(layout, *_stored(weight)), shape)
+
+
+def _stored(weight: Weight) -> tuple[torch.dtype, bool, bool, bool]:
+    """What the tensors say of the settings: metadata type, 8-bit scale, 8-bit zero, balanced."""
+    floats = (weight.scale, weight.zero, weight.col_scale)
+    meta = next((t.dtype for t in floats if t is not None and t.dtype != torch.uint8), None)
+    return (
+        meta or torch.float16,
+        weight.scale_step is not None,
+        weight.zero_step is not None,
         weight.col_scale is not None,
-    )  # fmt: skip
+    )
 
 
-def _is_float(tensor: torch.Tensor | None) -> bool:
-    return tensor is not None and tensor.dtype != torch.uint8
-
-
-@functools.lru_cache(maxsize=1024)
-def _make_native_layer(
+def _config(
     layout: Layout, meta: torch.dtype, quant_scale: bool, quant_zero: bool, balanced: bool
-) -> _core.NativeLayer:
-    config = {
+) -> dict[str, Any]:
+    return {
         "nbits": layout.nbits,
         "group_size": layout.group_size or None,
         "axis": layout.axis,
@@ -268,9 +304,30 @@ def _make_native_layer(
         "quant_zero": quant_zero,
         "balance": "sinkhorn" if balanced else "none",
     }
-    return _core.NativeLayer(config, layout.out_features, layout.in_features)
+
+
+def _native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
+    return _make_native_layer(layout, *_stored(weight), is_tiled(weight))
+
+
+@functools.lru_cache(maxsize=1024)
+def _make_native_layer(
+    layout: Layout,
+    meta: torch.dtype,
+    quant_scale: bool,
+    quant_zero: bool,
+    balanced: bool,
+    tiled: bool,
+) -> _core.NativeLayer:
+    config = _config(layout, meta, quant_scale, quant_zero, balanced)
+    return _core.NativeLayer(config, layout.out_features, layout.in_features, tiled)
 
 
 @functools.lru_cache(maxsize=None)
 def _dtype_code(dtype: torch.dtype) -> int:
     return _core.dtype_code(dtype)
+
+
+@functools.lru_cache(maxsize=None)
+def _mode_code(mode: str) -> int:
+    return _core.linear_mode_code(mode)

@@ -10,7 +10,7 @@ from torch import nn
 
 from .._core import QuantizedTensor
 from . import backend, ops
-from .dequantize import TENSOR_NAMES, tensor_specs, weight_of
+from .dequantize import TENSOR_NAMES, Weight, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
 
 
@@ -161,9 +161,35 @@ class HqqExperts(QuantizedModule):
         Returns:
             [rows, out_features] in the dtype of x, with gradients for x and bias.
         """
+        # Transposed matrices are dequantized whatever their order.
+        if not self.is_tiled and not transposed and backend.tiles():
+            self.tile_()
         return ops.experts_linear(
             x, counts, self.packed(), self._layout, self.parts, transposed, bias
         )
+
+    def _can_tile(self) -> bool:
+        rows, rest = divmod(self.out_features, self.parts)
+        return rest == 0 and backend.can_tile(
+            self.packed(), self._layout._replace(out_features=rows)
+        )
+
+    def _tiled(self) -> Weight:
+        return self._reordered(backend.tile)
+
+    def _untiled(self) -> Weight:
+        return self._reordered(backend.untile)
+
+    def _reordered(self, reorder) -> Weight:
+        """Every part of every expert in another order; col_scale, which has none, stays."""
+        weight = self.packed()
+        experts = []
+        for expert in range(self.num_experts):
+            pieces = backend.expert_pieces(weight, self._layout, self.parts, expert)
+            parts = [reorder(*piece)._replace(col_scale=None) for piece in pieces]
+            experts.append([None if t[0] is None else torch.cat(t) for t in zip(*parts)])
+        stacked = (None if t[0] is None else torch.stack(t) for t in zip(*experts))
+        return Weight(*stacked)._replace(col_scale=weight.col_scale)
 
     def extra_repr(self) -> str:
         """For repr(): sizes and the settings that matter for reading."""

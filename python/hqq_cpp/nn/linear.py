@@ -119,7 +119,8 @@ class HqqLinear(QuantizedModule, nn.Linear):
 
     def quantized_tensor(self) -> QuantizedTensor:
         """The weight as a QuantizedTensor; shares memory if the layer is on the CPU."""
-        tensors = {k: v.detach().cpu() for k, v in self.packed()._asdict().items() if v is not None}
+        weight = self._untiled() if self.is_tiled else self.packed()
+        tensors = {k: v.detach().cpu() for k, v in weight._asdict().items() if v is not None}
         return QuantizedTensor.from_tensors(
             tensors, HqqConfig.from_dict(self.layer_config), (self.out_features, self.in_features)
         )
@@ -152,6 +153,8 @@ class HqqLinear(QuantizedModule, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features] in the dtype of x."""
+        if not self.is_tiled and backend.tiles():
+            self.tile_()
         return ops.linear(x, self.packed(), self._layout, self._parameters["bias"])
 
     def reset_parameters(self) -> None:

@@ -3,12 +3,21 @@ shapes."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import threading
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from . import backend
 from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Two threads may run a model for the first time.
+_tiling = threading.RLock()
 
 _DTYPES = {
     "float32": torch.float32,
@@ -94,9 +103,55 @@ class QuantizedModule(nn.Module):
             self._parameters[name] = nn.Parameter(tensor.to(device), requires_grad=False)
 
     def packed(self) -> Weight:
-        """The stored tensors."""
+        """The stored tensors, tiled or in format 1."""
         tensors = self._parameters
         return Weight(*(tensors[name] for name in TENSOR_NAMES))
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the tensors are in the order of the C++ kernels instead of format 1."""
+        # Read off the tensor: whoever sets format 1 again need not say so.
+        return self._parameters["W_q"].dim() > len(self.dense_shape)
+
+    def tile_(self) -> Self:
+        """Puts the tensors into the order of the C++ kernels, where it can be done.
+
+        The first forward pass does it, unless it is compiled. Only the order in memory changes:
+        state_dict(), moving to another device and everything else gives format 1 again.
+        """
+        with _tiling, torch.inference_mode(False):
+            if not self.is_tiled and self._can_tile():
+                self._set_data(self._tiled())
+        return self
+
+    def untile_(self) -> Self:
+        """Format 1 again, bit for bit."""
+        with _tiling, torch.inference_mode(False):
+            if self.is_tiled:
+                self._set_data(self._untiled())
+        return self
+
+    def _can_tile(self) -> bool:
+        return backend.can_tile(self.packed(), self._layout)
+
+    def _tiled(self) -> Weight:
+        return backend.tile(self.packed(), self._layout)
+
+    def _untiled(self) -> Weight:
+        return backend.untile(self.packed(), self._layout)
+
+    def _set_data(self, weight: Weight) -> None:
+        # The parameters stay the same objects: modules that share them see the new order.
+        for parameter, tensor in zip(self.packed(), weight):
+            if parameter is not None:
+                parameter.data = tensor
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_tiled:
+            for name, tensor in self._untiled()._asdict().items():
+                if tensor is not None:
+                    destination[prefix + name] = tensor
 
     @property
     def nbits(self) -> float:
@@ -110,8 +165,9 @@ class QuantizedModule(nn.Module):
 
     @property
     def packed_nbytes(self) -> int:
-        """Bytes of all tensors of the quantized weight."""
-        return sum(t.nbytes for t in self.packed() if t is not None)
+        """Bytes of all tensors of the quantized weight in format 1."""
+        specs = self._specs().values()
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
 
     @property
     def bits_per_weight(self) -> float:
@@ -119,6 +175,7 @@ class QuantizedModule(nn.Module):
         return 8 * self.packed_nbytes / torch.Size(self.dense_shape).numel()
 
     def _apply(self, fn, recurse=True):
+        self.untile_()
         kept = {
             name: value for name in TENSOR_NAMES if (value := self._parameters[name]) is not None
         }
@@ -161,6 +218,7 @@ class QuantizedModule(nn.Module):
                 + "; ".join(wrong)
             )
             return
+        self.untile_()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

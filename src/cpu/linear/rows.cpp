@@ -1,6 +1,7 @@
-// hqq::cpu::linear: every row of W_r is dequantized into a buffer that stays in the cache and
-// multiplied with all rows of x at once, so that W_r never exists as a whole.
-#include "src/backend.hpp"
+// Products with weights that have no tiles: every row of W_r is dequantized into a buffer that
+// stays in the cache and multiplied with all rows of x, so that W_r never exists as a whole.
+#include "src/cpu/linear/rows.hpp"
+
 #include "src/cpu/encode.hpp"
 #include "src/cpu/parallel.hpp"
 #include "src/float_values.hpp"
@@ -32,7 +33,7 @@ RowMajorMatrix input_values(const LinearTask& task) {
 
 }  // namespace
 
-void linear(const LinearTask& task) {
+void linear_by_rows(const LinearTask& task) {
   const QuantizedTensor& q = *task.q;
   const RowMajorMatrix x = input_values(task);
   const std::vector<float> scale = read_scale(q);

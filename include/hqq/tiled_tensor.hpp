@@ -1,0 +1,66 @@
+// A quantized matrix in the order in which the CPU kernels read it (docs/kernels.md, "Tiles").
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "hqq/quantized_tensor.hpp"
+
+namespace hqq {
+
+// The tensors of a QuantizedTensor with rows interleaved by kTileRows, so that a vector register
+// holds codes of many rows and no kernel adds across lanes. The same bits, in another order; the
+// last tile is padded with zeros, and ternary codes take two bits.
+struct TiledTensor {
+  static constexpr std::int64_t kTileRows = 16;
+
+  LayerConfig config;
+  std::int64_t out_features = 0;
+  std::int64_t in_features = 0;
+
+  Tensor W_q;          // uint8 [tiles, units of 32 columns, 64 * stored bits]
+  Tensor scale, zero;  // axis 1: [tiles, groups of a row, 16]; axis 0: as in the QuantizedTensor
+  Tensor scale_step, scale_offset, zero_step, zero_offset;  // as in the QuantizedTensor
+  Tensor col_scale;
+
+  core::GroupLayout layout() const;
+  std::int64_t nbytes() const;
+  // All present tensors with the names of format 1.
+  std::vector<std::pair<std::string, const Tensor*>> tensors() const;
+  std::vector<std::pair<std::string, Tensor*>> fields();
+  struct FieldSpec {
+    bool present;
+    DType dtype;
+    std::vector<std::int64_t> shape;
+  };
+  // What fields() must be, in their order.
+  std::array<FieldSpec, 8> specs() const;
+  // Allocates every tensor that config and the features call for.
+  void allocate();
+  // Checks shapes, dtypes and sizes; throws FormatError naming `name` and the tensor that does not
+  // fit.
+  void validate(const std::string& name) const;
+};
+
+// Whether a layer has tiles: every one with axis 1; with axis 0, if group_size is a multiple of 16
+// and divides out_features.
+bool can_tile(const LayerConfig& config, std::int64_t out_features, std::int64_t in_features);
+
+// Reorders a matrix. Give it away (std::move) and its memory is freed as soon as possible. Throws
+// std::invalid_argument if can_tile() is false.
+TiledTensor tile(QuantizedTensor q, int threads = 0);
+// The inverse, bit for bit.
+QuantizedTensor untile(const TiledTensor& q, int threads = 0);
+
+// Rows of W_r as float32, bfloat16, float16 or float64 [rows.size(), in_features], as an embedding
+// takes them. Throws std::invalid_argument for an index outside [0, out_features).
+void dequantize_rows(const TiledTensor& q, std::span<const std::int64_t> rows, DType dtype,
+                     void* out);
+void dequantize_rows(const QuantizedTensor& q, std::span<const std::int64_t> rows, DType dtype,
+                     void* out);
+
+// All of W_r [out_features, in_features].
+void dequantize(const TiledTensor& q, DType dtype, void* out, int threads = 0);
+
+}  // namespace hqq

@@ -1,0 +1,34 @@
+// The kernels for AVX-512 (flags: cmake/HqqCpuKernels.cmake).
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "src/cpu/linear/kernels.hpp"
+#include "src/cpu/linear/macros.hpp"
+
+namespace hqq::cpu::avx512 {
+namespace {
+#include "src/cpu/linear/isa_avx512.hpp"
+// Every kernel is a template over Isa.
+#include "src/cpu/linear/activations-inl.hpp"
+#include "src/cpu/linear/decode-inl.hpp"
+#include "src/cpu/linear/fields-inl.hpp"
+#include "src/cpu/linear/panel-inl.hpp"
+#include "src/cpu/linear/table-inl.hpp"
+}  // namespace
+
+const LinearKernels& linear_kernels() {
+  static const LinearKernels kernels = [] {
+    LinearKernels k{};
+    k.name = "avx512";
+    fill_decode_fast(k);
+    fill_decode_exact(k);
+    fill_panels_fast(k);
+    fill_panels_exact(k);
+    fill_activations(k);
+    return k;
+  }();
+  return kernels;
+}
+
+}  // namespace hqq::cpu::avx512

@@ -1,0 +1,32 @@
+// The kernels for AVX-512 with VNNI (flags: cmake/HqqCpuKernels.cmake).
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "src/cpu/linear/kernels.hpp"
+#include "src/cpu/linear/macros.hpp"
+
+namespace hqq::cpu::avx512_vnni {
+namespace {
+#define HQQ_ISA_VNNI
+#include "src/cpu/linear/isa_avx512.hpp"
+// Every kernel is a template over Isa.
+#include "src/cpu/linear/activations-inl.hpp"
+#include "src/cpu/linear/decode-inl.hpp"
+#include "src/cpu/linear/fields-inl.hpp"
+#include "src/cpu/linear/panel-inl.hpp"
+#include "src/cpu/linear/table-inl.hpp"
+}  // namespace
+
+const LinearKernels& linear_kernels() {
+  static const LinearKernels kernels = [] {
+    LinearKernels k = avx512::linear_kernels();
+    k.name = "avx512_vnni";
+    fill_decode_fast(k);
+    fill_panels_fast(k);
+    return k;
+  }();
+  return kernels;
+}
+
+}  // namespace hqq::cpu::avx512_vnni

@@ -1,0 +1,161 @@
+// Few rows of x: every code is unpacked once, used for all of them and never stored. Included
+// inside the namespace of an instruction set.
+
+// How far ahead of the codes to fetch, in bytes: a page holds about 20 of the units that a core
+// reads while memory answers, and the hardware's own prefetching stops at its end.
+constexpr int kPrefetchBytes = 2048;
+
+template <int kBits, int kUnits>
+HQQ_INLINE void prefetch_block(const std::uint8_t* codes) {
+  HQQ_UNROLL
+  for (int line = 0; line < kBits * kUnits; ++line) {
+    HQQ_PREFETCH(codes + kPrefetchBytes + line * 64);
+  }
+}
+
+// The fields of a block of kUnits units, in order.
+template <int kBits, int kUnits, class Take>
+HQQ_INLINE void unpack_units(const std::uint8_t* codes, Take take) {
+  Fields<kBits>::unpack(codes, take);
+  if constexpr (kUnits == 2) {
+    Fields<kBits>::unpack(codes + kBits * kFieldBytes, [&](auto field, auto v) HQQ_INLINE_LAMBDA {
+      take(Index<decltype(field)::value + kUnitFields>{}, v);
+    });
+  }
+}
+
+template <int kRowsOfX>
+struct TileSums {
+  Isa::Floats sums[kRowsOfX][kParts];
+};
+
+// Adds one block of kUnits units, all parts of the tile. `scale` and `zero` are those of its group.
+template <int kBits, int kRowsOfX, int kUnits>
+HQQ_INLINE void decode_fast_block(const std::uint8_t* codes, const RowOfX* x, std::int64_t col,
+                                  std::int64_t block, const Isa::Floats* scale,
+                                  const Isa::Floats* zero, TileSums<kRowsOfX>& y) {
+  using Dot = typename Isa::template Dot<max_code<kBits>()>;
+  HQQ_UNROLL
+  for (int part = 0; part < kParts; ++part) {
+    Dot dot[kRowsOfX];
+    const std::int8_t* x_codes[kRowsOfX];
+    HQQ_UNROLL
+    for (int m = 0; m < kRowsOfX; ++m) {
+      x_codes[m] = x[m].codes + col;
+      HQQ_OPAQUE(x_codes[m]);
+    }
+    unpack_units<kBits, kUnits>(
+        codes + part * Isa::kRows * kFieldCols, [&](auto field, auto v) HQQ_INLINE_LAMBDA {
+          constexpr int kField = decltype(field)::value;
+          HQQ_UNROLL
+          for (int m = 0; m < kRowsOfX; ++m) {
+            dot[m].template add<kField>(v, Isa::broadcast4(x_codes[m] + kField * kFieldCols));
+          }
+        });
+    HQQ_UNROLL
+    for (int m = 0; m < kRowsOfX; ++m) {
+      const BlockOfX& info = x[m].blocks[block];
+      const Isa::Floats sum = Isa::from(dot[m].template sum<kUnits * kUnitFields>());
+      const Isa::Floats centered = Isa::fnma(zero[part], Isa::broadcast(&info.sum), sum);
+      y.sums[m][part] =
+          Isa::fma(centered, Isa::mul(scale[part], Isa::broadcast(&info.scale)), y.sums[m][part]);
+    }
+  }
+}
+
+template <int kBits, int kRowsOfX, int kUnits>
+HQQ_INLINE void decode_exact_block(const std::uint8_t* codes, const RowOfX* x, std::int64_t col,
+                                   std::int64_t block, const Isa::Floats* scale,
+                                   const Isa::Floats* zero, TileSums<kRowsOfX>& y) {
+  HQQ_UNROLL
+  for (int part = 0; part < kParts; ++part) {
+    // One sum a byte position: independent chains hide the latency of the multiply-add.
+    Isa::Floats sums[kRowsOfX][kFieldCols];
+    const float* values[kRowsOfX];
+    HQQ_UNROLL
+    for (int m = 0; m < kRowsOfX; ++m) {
+      values[m] = x[m].values + col;
+      HQQ_OPAQUE(values[m]);
+    }
+    unpack_units<kBits, kUnits>(
+        codes + part * Isa::kRows * kFieldCols, [&](auto field, auto v) HQQ_INLINE_LAMBDA {
+          constexpr int kField = decltype(field)::value;
+          const auto add = [&](auto byte) HQQ_INLINE_LAMBDA {
+            constexpr int kByte = decltype(byte)::value;
+            const Isa::Floats code = Isa::template byte_shifted<kByte>(v);
+            HQQ_UNROLL
+            for (int m = 0; m < kRowsOfX; ++m) {
+              const Isa::Floats value = Isa::broadcast(values[m] + kField * kFieldCols + kByte);
+              sums[m][kByte] =
+                  kField == 0 ? Isa::mul(code, value) : Isa::fma(code, value, sums[m][kByte]);
+            }
+          };
+          add(Index<0>{});
+          add(Index<1>{});
+          add(Index<2>{});
+          add(Index<3>{});
+        });
+    HQQ_UNROLL
+    for (int m = 0; m < kRowsOfX; ++m) {
+      const Isa::Floats sum =
+          Isa::add(Isa::add(sums[m][0], sums[m][1]), Isa::add(sums[m][2], sums[m][3]));
+      const Isa::Floats centered =
+          Isa::fnma(zero[part], Isa::broadcast(&x[m].blocks[block].sum), sum);
+      y.sums[m][part] = Isa::fma(centered, scale[part], y.sums[m][part]);
+    }
+  }
+}
+
+template <bool kFast, int kBits, int kRowsOfX, class Meta>
+void decode_tile(const TileArgs& args) {
+  const ColumnPlan& plan = *args.plan;
+  const auto* scales = static_cast<const Meta*>(args.scale);
+  const auto* zeros = static_cast<const Meta*>(args.zero);
+  RowOfX x[kRowsOfX];
+  TileSums<kRowsOfX> y;
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) {
+    x[m] = args.x[m];
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) y.sums[m][part] = Isa::zero();
+  }
+  // The first byte differs from code 0 only where Dot shifts codes to fit signed bytes.
+  constexpr int kOffset = kFast ? Isa::template Dot<max_code<kBits>()>::kOffset : 0;
+  const std::uint8_t* codes = args.codes;
+  std::int64_t block = 0;
+  for (std::int64_t g = 0; g < plan.num_groups; ++g) {
+    Isa::Floats scale[kParts], zero[kParts];
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      scale[part] = Isa::load(scales + g * kTileRows + part * Isa::kRows);
+      zero[part] = Isa::load(zeros + g * kTileRows + part * Isa::kRows);
+      if constexpr (kOffset != 0) zero[part] = Isa::sub(zero[part], Isa::set(kOffset));
+    }
+    const std::int64_t end = g + 1 < plan.num_groups ? block + plan.group_blocks : plan.num_blocks;
+    for (; block < end; ++block) {
+      const std::int64_t col = plan.blocks[block].first_col;
+      const auto add = [&](auto units) HQQ_INLINE_LAMBDA {
+        constexpr int kUnits = decltype(units)::value;
+        prefetch_block<kBits, kUnits>(codes);
+        if constexpr (kFast) {
+          decode_fast_block<kBits, kRowsOfX, kUnits>(codes, x, col, block, scale, zero, y);
+        } else {
+          decode_exact_block<kBits, kRowsOfX, kUnits>(codes, x, col, block, scale, zero, y);
+        }
+        codes += kUnits * kBits * kFieldBytes;
+      };
+      if (plan.blocks[block].cols > kUnitCols) {
+        add(Index<2>{});
+      } else {
+        add(Index<1>{});
+      }
+    }
+  }
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) {
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      Isa::store(args.y + m * kTileRows + part * Isa::kRows, y.sums[m][part]);
+    }
+  }
+}

@@ -1,0 +1,267 @@
+// hqq::cpu::linear: prepares x, hands tiles to threads, writes y.
+#include <algorithm>
+#include <array>
+
+#include "src/backend.hpp"
+#include "src/cpu/linear/choose.hpp"
+#include "src/cpu/linear/column_plan.hpp"
+#include "src/cpu/linear/rows.hpp"
+#include "src/cpu/linear/scratch.hpp"
+#include "src/cpu/linear/tile_source.hpp"
+#include "src/cpu/parallel.hpp"
+#include "src/float_values.hpp"
+
+namespace hqq::cpu {
+namespace {
+
+// Rows of y that a tile has at least: decode kernels write those they repeat, too.
+constexpr std::int64_t kMaxDecodeRows = 4;
+// Rows of x that are prepared at a time: what a panel meets stays in a second-level cache.
+constexpr std::int64_t kMaxRows = 512;
+// With axis 0, each thread prepares x for every row of scales.
+constexpr std::int64_t kMaxRowsAxis0 = 64;
+// Tiles a thread takes at a time, so that the hardware can prefetch through them.
+constexpr std::int64_t kTilesOfUnit = 4;
+
+// Rows of x as the kernels take them.
+class PreparedRows {
+ public:
+  void resize(std::int64_t count, const Columns& columns, bool fast) {
+    const std::int64_t padded = columns.padded();
+    const std::int64_t num_blocks = columns.plan().num_blocks;
+    std::int8_t* codes = fast ? codes_.get(count * padded) : nullptr;
+    float* values = fast ? nullptr : values_.get(count * padded);
+    BlockOfX* blocks = blocks_.get(count * num_blocks);
+    rows_.resize(static_cast<std::size_t>(count));
+    for (std::int64_t m = 0; m < count; ++m) {
+      rows_[std::size_t(m)] = {fast ? codes + m * padded : nullptr,
+                               fast ? nullptr : values + m * padded, blocks + m * num_blocks};
+    }
+  }
+  const RowOfX* data() const { return rows_.data(); }
+
+ private:
+  std::vector<RowOfX> rows_;
+  Scratch<std::int8_t> codes_;
+  Scratch<float> values_;
+  Scratch<BlockOfX> blocks_;
+};
+
+// What a thread needs beside the operands.
+struct ThreadState {
+  TileSource::State tile;
+  Scratch<float> x, y, scale, zero, constants;
+  Scratch<std::byte> panel;
+  PreparedRows rows;  // axis 0
+};
+
+ThreadState& thread_state() {
+  thread_local ThreadState state;
+  return state;
+}
+
+// One product, cut into units that threads may do in any order.
+class Product {
+ public:
+  explicit Product(const LinearTask& task)
+      : task_(task),
+        kernels_(linear_kernels()),
+        source_(task),
+        columns_(source_.layout()),
+        axis_(source_.layout().axis),
+        fast_(task.mode == LinearMode::kFast),
+        col_scale_(source_.col_scale()) {}
+
+  std::int64_t max_rows() const { return axis_ == 1 ? kMaxRows : kMaxRowsAxis0; }
+
+  // Takes the rows [first, first + count) of x.
+  void set_rows(std::int64_t first, std::int64_t count) {
+    first_row_ = first;
+    rows_ = count;
+    decodes_ = decode(MetaType::kF32) != nullptr;
+    if (!decodes_) panels_ = columns_.panels(fast_ ? kPanelUnitsFast : kPanelUnitsExact);
+    if (axis_ == 1) shared_.resize(count, columns_, fast_);
+  }
+
+  // First the rows of x, then the tiles.
+  std::int64_t prepare_units() const { return axis_ == 1 ? rows_ : 0; }
+  void prepare(std::int64_t m) const {
+    prepare_row(m, shared_.data()[m], col_scale_.empty() ? nullptr : col_scale_.data());
+  }
+
+  std::int64_t units() const {
+    return (source_.order().tiles() + tiles_of_unit() - 1) / tiles_of_unit();
+  }
+  void run(std::int64_t unit) const {
+    const std::int64_t first = unit * tiles_of_unit();
+    const std::int64_t end = std::min(source_.order().tiles(), first + tiles_of_unit());
+    ThreadState& state = thread_state();
+    const float* constants = axis_ == 1 ? nullptr : prepare_axis0(unit, state);
+    const RowOfX* rows = axis_ == 1 ? shared_.data() : state.rows.data();
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      multiply_tile(tile, rows, state);
+      write_tile(tile, state.y.get(0), constants);
+    }
+  }
+
+ private:
+  TileKernel decode(MetaType meta) const {
+    return decode_kernel(kernels_, fast_, source_.order().bits(), rows_, columns_.plan(), meta);
+  }
+
+  // Axis 0: the tiles that share a row of scales.
+  std::int64_t tiles_of_unit() const {
+    return axis_ == 1 ? kTilesOfUnit : source_.order().tiles_per_scale_row();
+  }
+
+  // Row m of x as float32: where it is, if it is that already.
+  const float* read_row(std::int64_t m, Scratch<float>& scratch) const {
+    const TensorView& x = task_.x;
+    const auto offset = static_cast<std::size_t>((first_row_ + m) * x.row_stride);
+    const auto* row = static_cast<const std::byte*>(x.data) + offset * dtype_size(x.dtype);
+    if (x.dtype == DType::kF32) return reinterpret_cast<const float*>(row);
+    float* values = scratch.get(x.cols);
+    if (x.dtype == DType::kF16) {
+      kernels_.read_f16(reinterpret_cast<const std::uint16_t*>(row), x.cols, values);
+    } else {
+      read_values(x.dtype, row, std::span(values, static_cast<std::size_t>(x.cols)));
+    }
+    return values;
+  }
+
+  void prepare_row(std::int64_t m, const RowOfX& row, const float* factor) const {
+    const float* x = read_row(m, thread_state().x);
+    // Kernels that multiply see the same memory as constant.
+    auto* blocks = const_cast<BlockOfX*>(row.blocks);
+    if (fast_) {
+      kernels_.quantize_x(x, factor, columns_.plan(), const_cast<std::int8_t*>(row.codes), blocks);
+    } else {
+      kernels_.copy_x(x, factor, columns_.plan(), decodes_, const_cast<float*>(row.values), blocks);
+    }
+  }
+
+  // y_n = sum q_nk (s_k x_k) - sum z_k (s_k x_k): rows n with the same scales s and zeros z share
+  // both brackets. Prepares x * s; returns the second sum of every row of x.
+  const float* prepare_axis0(std::int64_t scale_row, ThreadState& state) const {
+    const std::int64_t cols = source_.layout().cols;
+    float* scale = state.scale.get(columns_.padded());
+    float* zero = state.zero.get(columns_.padded());
+    float* constants = state.constants.get(rows_);
+    source_.metadata_row(scale_row, scale, zero);
+    std::fill(zero + cols, zero + columns_.padded(), 0.0f);
+    for (std::int64_t k = 0; k < static_cast<std::int64_t>(col_scale_.size()); ++k) {
+      scale[k] *= col_scale_[std::size_t(k)];
+    }
+    state.rows.resize(rows_, columns_, fast_);
+    for (std::int64_t m = 0; m < rows_; ++m) {
+      const RowOfX& row = state.rows.data()[m];
+      prepare_row(m, row, scale);
+      constants[m] = kernels_.weighted_sum(row, zero, columns_.plan(), decodes_);
+    }
+    return constants;
+  }
+
+  // state.y [rows][16] = the tile times all rows of x.
+  void multiply_tile(std::int64_t tile, const RowOfX* rows, ThreadState& state) const {
+    // One group of scale 1 and zero 0, for axis 0.
+    static constexpr auto kOnes = [] {
+      std::array<float, kTileRows> ones{};
+      ones.fill(1.0f);
+      return ones;
+    }();
+    static constexpr std::array<float, kTileRows> kZeros{};
+    // float16 is widened once if several rows use it.
+    TileOperand operand = source_.tile(tile, decodes_ && rows_ == 1, state.tile);
+    if (axis_ == 0) {
+      operand.scale = kOnes.data();
+      operand.zero = kZeros.data();
+      operand.meta = MetaType::kF32;
+    }
+    float* y = state.y.get(std::max(rows_, kMaxDecodeRows) * kTileRows);
+    if (decodes_) {
+      RowOfX few[kMaxDecodeRows];
+      for (std::int64_t m = 0; m < kMaxDecodeRows; ++m) few[m] = rows[std::min(m, rows_ - 1)];
+      decode(operand.meta)({operand.codes, operand.scale, operand.zero, &columns_.plan(), few, y});
+      return;
+    }
+    std::fill_n(y, rows_ * kTileRows, 0.0f);
+    PanelArgs args{operand.codes,
+                   static_cast<const float*>(operand.scale),
+                   static_cast<const float*>(operand.zero),
+                   &columns_.plan(),
+                   0,
+                   0,
+                   rows,
+                   rows_,
+                   state.panel.get(kPanelScratchBytes),
+                   y};
+    const int bits = stored_bits_index(source_.order().bits());
+    for (const auto& [first, end] : panels_) {
+      args.first_block = first;
+      args.end_block = end;
+      (fast_ ? kernels_.panel_fast : kernels_.panel_exact)[bits](args);
+    }
+  }
+
+  void write_tile(std::int64_t tile, const float* tile_y, const float* constants) const {
+    const TileOrder& order = source_.order();
+    const std::int64_t out_features = source_.layout().rows;
+    const std::size_t size = dtype_size(task_.x.dtype);
+    const auto at = [&](std::int64_t m, std::int64_t n) {
+      return task_.y + static_cast<std::size_t>((first_row_ + m) * out_features + n) * size;
+    };
+    float bias[kTileRows] = {};
+    int lanes = 0;
+    for (; lanes < kTileRows && order.row(tile, lanes) < out_features; ++lanes) {
+      if (!task_.bias.empty()) bias[lanes] = task_.bias[std::size_t(order.row(tile, lanes))];
+    }
+    for (std::int64_t m = 0; m < rows_; ++m) {
+      float values[kTileRows];
+      const float constant = constants == nullptr ? 0.0f : constants[m];
+      for (int lane = 0; lane < kTileRows; ++lane) {
+        values[lane] = tile_y[m * kTileRows + lane] - constant + bias[lane];
+      }
+      if (axis_ == 1) {
+        write_values(std::span<const float>(values, static_cast<std::size_t>(lanes)), task_.x.dtype,
+                     at(m, order.row(tile, 0)));
+      } else {
+        for (int lane = 0; lane < lanes; ++lane) {
+          write_values(std::span<const float>(values + lane, 1), task_.x.dtype,
+                       at(m, order.row(tile, lane)));
+        }
+      }
+    }
+  }
+
+  const LinearTask& task_;
+  const LinearKernels& kernels_;
+  const TileSource source_;
+  const Columns columns_;
+  const int axis_;
+  const bool fast_;
+  const std::vector<float> col_scale_;
+  std::int64_t first_row_ = 0;
+  std::int64_t rows_ = 0;
+  bool decodes_ = false;
+  std::vector<std::pair<std::int64_t, std::int64_t>> panels_;
+  PreparedRows shared_;  // axis 1
+};
+
+}  // namespace
+
+void linear(const LinearTask& task) {
+  if (task.q != nullptr && !can_tile(task.q->config, task.q->out_features, task.q->in_features)) {
+    return linear_by_rows(task);
+  }
+  Product product(task);
+  for (std::int64_t first = 0; first < task.x.rows; first += product.max_rows()) {
+    product.set_rows(first, std::min(product.max_rows(), task.x.rows - first));
+    // Waking threads takes longer than a few rows do.
+    const int prepare_threads = product.prepare_units() < 16 ? 1 : task.threads;
+    parallel_for(product.prepare_units(), prepare_threads,
+                 [&](std::int64_t unit) { product.prepare(unit); });
+    parallel_for(product.units(), task.threads, [&](std::int64_t unit) { product.run(unit); });
+  }
+}
+
+}  // namespace hqq::cpu

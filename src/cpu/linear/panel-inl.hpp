@@ -1,0 +1,212 @@
+// Many rows of x, or groups that begin inside a unit: the codes of a panel (a part of a tile) are
+// unpacked into scratch, and all rows of x pass over it, a few at a time in registers. Included
+// inside the namespace of an instruction set.
+
+// Rows of x that share a loaded register of codes.
+constexpr int kFastRows = 4;
+constexpr int kExactRows = Isa::kRows == kTileRows ? 12 : 6;
+
+// Fields of the panel as bytes, [fields][64].
+template <int kBits>
+void unpack_panel(const std::uint8_t* codes, std::int64_t first_unit, std::int64_t end_unit,
+                  std::uint8_t* out) {
+  codes += first_unit * kBits * kFieldBytes;
+  for (std::int64_t unit = first_unit; unit < end_unit; ++unit) {
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const int offset = part * Isa::kRows * kFieldCols;
+      Fields<kBits>::unpack(codes + offset, [&](auto field, auto v) HQQ_INLINE_LAMBDA {
+        Isa::store(out + decltype(field)::value * kFieldBytes + offset, v);
+      });
+    }
+    codes += kBits * kFieldBytes;
+    out += kUnitFields * kFieldBytes;
+  }
+}
+
+// Calls step(Index<f>) for f = 0 .. kCount - 1.
+template <int kCount, int kFrom = 0, class Step>
+HQQ_INLINE void unrolled(Step step) {
+  if constexpr (kFrom < kCount) {
+    step(Index<kFrom>{});
+    unrolled<kCount, kFrom + 1>(step);
+  }
+}
+
+// One part of a tile times kRowsOfX rows of x, over the blocks of the panel. `fields` are those of
+// column first_col on.
+template <int kMaxCode, int kRowsOfX>
+void panel_fast_rows(const PanelArgs& args, const std::uint8_t* fields, std::int64_t first_col,
+                     int part, std::int64_t first_row) {
+  using Dot = typename Isa::template Dot<kMaxCode>;
+  const RowOfX* x = args.x + first_row;
+  float* y = args.y + first_row * kTileRows + part * Isa::kRows;
+  Isa::Floats sums[kRowsOfX];
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) sums[m] = Isa::load(y + m * kTileRows);
+  for (std::int64_t b = args.first_block; b < args.end_block; ++b) {
+    const Block& block = args.plan->blocks[b];
+    const std::int64_t group = block.group * kTileRows + part * Isa::kRows;
+    const Isa::Floats scale = Isa::load(args.scale + group);
+    const Isa::Floats zero = Isa::sub(Isa::load(args.zero + group), Isa::set(Dot::kOffset));
+    const std::uint8_t* codes = fields + (block.first_col - first_col) / kFieldCols * kFieldBytes +
+                                part * Isa::kRows * kFieldCols;
+    const auto dot_fields = [&](auto count, std::int64_t first_field,
+                                Isa::Ints* totals) HQQ_INLINE_LAMBDA {
+      constexpr int kFields = decltype(count)::value;
+      const std::uint8_t* from = codes + first_field * kFieldBytes;
+      const std::int64_t col = block.first_col + first_field * kFieldCols;
+      Dot dot[kRowsOfX];
+      unrolled<kFields>([&](auto field) HQQ_INLINE_LAMBDA {
+        constexpr int kField = decltype(field)::value;
+        const Isa::Bytes v = Isa::load(from + kField * kFieldBytes);
+        HQQ_UNROLL
+        for (int m = 0; m < kRowsOfX; ++m) {
+          dot[m].template add<kField>(v, Isa::broadcast4(x[m].codes + col + kField * kFieldCols));
+        }
+      });
+      HQQ_UNROLL
+      for (int m = 0; m < kRowsOfX; ++m) totals[m] = dot[m].template sum<kFields>();
+    };
+    Isa::Ints totals[kRowsOfX];
+    // A block that is not a whole number of units is a multiple of two fields, or ends the row,
+    // where x is padded with zeros.
+    if (block.cols == kMaxBlockCols) {
+      dot_fields(Index<2 * kUnitFields>{}, 0, totals);
+    } else if (block.cols == kUnitCols) {
+      dot_fields(Index<kUnitFields>{}, 0, totals);
+    } else {
+      dot_fields(Index<2>{}, 0, totals);
+      for (int field = 2; field * kFieldCols < block.cols; field += 2) {
+        Isa::Ints more[kRowsOfX];
+        dot_fields(Index<2>{}, field, more);
+        HQQ_UNROLL
+        for (int m = 0; m < kRowsOfX; ++m) totals[m] = Isa::add_ints(totals[m], more[m]);
+      }
+    }
+    HQQ_UNROLL
+    for (int m = 0; m < kRowsOfX; ++m) {
+      const BlockOfX& info = x[m].blocks[b];
+      const Isa::Floats centered = Isa::fnma(zero, Isa::broadcast(&info.sum), Isa::from(totals[m]));
+      sums[m] = Isa::fma(centered, Isa::mul(scale, Isa::broadcast(&info.scale)), sums[m]);
+    }
+  }
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) Isa::store(y + m * kTileRows, sums[m]);
+}
+
+// Calls rows(Index<n>, first row) for all rows of x, kMost at a time.
+template <int kMost, class Rows>
+HQQ_INLINE void for_rows(std::int64_t count, Rows rows) {
+  std::int64_t m = 0;
+  for (; m + kMost <= count; m += kMost) rows(Index<kMost>{}, m);
+  if constexpr (kMost > 8) {
+    for (; m + 8 <= count; m += 8) rows(Index<8>{}, m);
+  }
+  if constexpr (kMost > 4) {
+    for (; m + 4 <= count; m += 4) rows(Index<4>{}, m);
+  }
+  for (; m + 2 <= count; m += 2) rows(Index<2>{}, m);
+  if (m < count) rows(Index<1>{}, m);
+}
+
+// The columns that the blocks of a panel need, in whole units.
+struct PanelUnits {
+  explicit PanelUnits(const PanelArgs& args) {
+    const Block& last = args.plan->blocks[args.end_block - 1];
+    first = args.plan->blocks[args.first_block].first_col / kUnitCols;
+    end = (last.first_col + last.cols + kUnitCols - 1) / kUnitCols;
+  }
+  std::int64_t first, end;
+};
+
+template <int kBits>
+void panel_fast(const PanelArgs& args) {
+  const PanelUnits units(args);
+  auto* fields = static_cast<std::uint8_t*>(args.scratch);
+  unpack_panel<kBits>(args.codes, units.first, units.end, fields);
+  for_rows<kFastRows>(args.rows, [&](auto rows, std::int64_t m) HQQ_INLINE_LAMBDA {
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      panel_fast_rows<Isa::dot_class(max_code<kBits>()), decltype(rows)::value>(
+          args, fields, units.first * kUnitCols, part, m);
+    }
+  });
+}
+
+// W_r of the blocks of the panel, [columns][16].
+template <int kBits>
+void dequantize_panel(const PanelArgs& args, const PanelUnits& units, float* out) {
+  std::uint8_t fields[(kPanelUnitsExact + 2) * kUnitFields * kFieldBytes];
+  unpack_panel<kBits>(args.codes, units.first, units.end, fields);
+  for (std::int64_t b = args.first_block; b < args.end_block; ++b) {
+    const Block& block = args.plan->blocks[b];
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const std::int64_t group = block.group * kTileRows + part * Isa::kRows;
+      const Isa::Floats scale = Isa::load(args.scale + group);
+      const Isa::Floats zero = Isa::load(args.zero + group);
+      for (int c = 0; c < block.cols; c += kFieldCols) {
+        const std::int64_t col = block.first_col - units.first * kUnitCols + c;
+        const Isa::Bytes v =
+            Isa::load(fields + col / kFieldCols * kFieldBytes + part * Isa::kRows * kFieldCols);
+        unrolled<kFieldCols>([&](auto byte) HQQ_INLINE_LAMBDA {
+          constexpr int kByte = decltype(byte)::value;
+          Isa::store(out + (col + kByte) * kTileRows + part * Isa::kRows,
+                     Isa::mul(Isa::sub(Isa::template byte<kByte>(v), zero), scale));
+        });
+      }
+    }
+  }
+}
+
+template <int kRowsOfX>
+void panel_exact_rows(const PanelArgs& args, const float* weights, std::int64_t first_col,
+                      std::int64_t end_col, std::int64_t first_row) {
+  const float* values[kRowsOfX];
+  float* y = args.y + first_row * kTileRows;
+  Isa::Floats sums[kRowsOfX][kParts];
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) {
+    values[m] = args.x[first_row + m].values;
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      sums[m][part] = Isa::load(y + m * kTileRows + part * Isa::kRows);
+    }
+  }
+  for (std::int64_t col = first_col; col < end_col; ++col) {
+    Isa::Floats w[kParts];
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) w[part] = Isa::load(weights + part * Isa::kRows);
+    weights += kTileRows;
+    HQQ_UNROLL
+    for (int m = 0; m < kRowsOfX; ++m) {
+      const Isa::Floats value = Isa::broadcast(values[m] + col);
+      HQQ_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        sums[m][part] = Isa::fma(w[part], value, sums[m][part]);
+      }
+    }
+  }
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) {
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      Isa::store(y + m * kTileRows + part * Isa::kRows, sums[m][part]);
+    }
+  }
+}
+
+template <int kBits>
+void panel_exact(const PanelArgs& args) {
+  const PanelUnits units(args);
+  auto* weights = static_cast<float*>(args.scratch);
+  dequantize_panel<kBits>(args, units, weights);
+  const Block& last = args.plan->blocks[args.end_block - 1];
+  const std::int64_t first_col = args.plan->blocks[args.first_block].first_col;
+  weights += (first_col - units.first * kUnitCols) * kTileRows;
+  for_rows<kExactRows>(args.rows, [&](auto rows, std::int64_t m) HQQ_INLINE_LAMBDA {
+    panel_exact_rows<decltype(rows)::value>(args, weights, first_col, last.first_col + last.cols,
+                                            m);
+  });
+}

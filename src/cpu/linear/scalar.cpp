@@ -1,0 +1,32 @@
+// The kernels for any machine, without those that decode few rows: panels serve them.
+#define HQQ_SMALL_CODE
+#define HQQ_NO_DECODE
+#include <cstring>
+
+#include "hqq/core/math.hpp"
+#include "src/cpu/linear/kernels.hpp"
+#include "src/cpu/linear/macros.hpp"
+
+namespace hqq::cpu::scalar {
+namespace {
+#include "src/cpu/linear/isa_scalar.hpp"
+// Every kernel is a template over Isa.
+#include "src/cpu/linear/activations-inl.hpp"
+#include "src/cpu/linear/fields-inl.hpp"
+#include "src/cpu/linear/panel-inl.hpp"
+#include "src/cpu/linear/table-inl.hpp"
+}  // namespace
+
+const LinearKernels& linear_kernels() {
+  static const LinearKernels kernels = [] {
+    LinearKernels k{};
+    k.name = "scalar";
+    fill_panels_fast(k);
+    fill_panels_exact(k);
+    fill_activations(k);
+    return k;
+  }();
+  return kernels;
+}
+
+}  // namespace hqq::cpu::scalar

@@ -1,0 +1,49 @@
+// Entries of an instruction set's table. Included inside its namespace, after panel-inl.hpp.
+
+// Calls fill(Index<i>, Index<bits>) for all widths.
+template <class Fill>
+void for_stored_bits(Fill fill) {
+  unrolled<kNumStoredBits>(
+      [&](auto index) { fill(index, Index<kStoredBits[decltype(index)::value]>{}); });
+}
+
+[[maybe_unused]] void fill_panels_fast(LinearKernels& k) {
+  for_stored_bits([&](auto index, auto bits) {
+    k.panel_fast[decltype(index)::value] = panel_fast<decltype(bits)::value>;
+  });
+}
+
+[[maybe_unused]] void fill_panels_exact(LinearKernels& k) {
+  for_stored_bits([&](auto index, auto bits) {
+    k.panel_exact[decltype(index)::value] = panel_exact<decltype(bits)::value>;
+  });
+}
+
+#ifndef HQQ_NO_DECODE
+[[maybe_unused]] void fill_decode_fast(LinearKernels& k) {
+  for_stored_bits([&](auto index, auto width) {
+    constexpr int kBits = decltype(width)::value;
+    auto& table = k.decode_fast[decltype(index)::value];
+    table[0][0] = decode_tile<true, kBits, 1, std::uint16_t>;
+    table[0][1] = decode_tile<true, kBits, 1, float>;
+    // Several rows: float16 is widened once before.
+    table[1][1] = decode_tile<true, kBits, 2, float>;
+    table[2][1] = decode_tile<true, kBits, 4, float>;
+  });
+}
+
+[[maybe_unused]] void fill_decode_exact(LinearKernels& k) {
+  for_stored_bits([&](auto index, auto width) {
+    constexpr int kBits = decltype(width)::value;
+    k.decode_exact[decltype(index)::value][0] = decode_tile<false, kBits, 1, std::uint16_t>;
+    k.decode_exact[decltype(index)::value][1] = decode_tile<false, kBits, 1, float>;
+  });
+}
+#endif
+
+[[maybe_unused]] void fill_activations(LinearKernels& k) {
+  k.quantize_x = quantize_x;
+  k.copy_x = copy_x;
+  k.weighted_sum = weighted_sum;
+  k.read_f16 = read_f16;
+}

@@ -1,0 +1,124 @@
+#include "src/cpu/linear/tile_source.hpp"
+
+#include "src/cpu/linear/choose.hpp"
+#include "src/float_values.hpp"
+
+namespace hqq::cpu {
+namespace {
+
+constexpr std::int64_t kMetadataBlock = QuantizedTensor::kMetadataBlock;
+
+void read_floats(DType dtype, const std::byte* in, std::int64_t count, float* out) {
+  if (dtype == DType::kF16) {
+    linear_kernels().read_f16(reinterpret_cast<const std::uint16_t*>(in), count, out);
+  } else {
+    read_values(dtype, in, std::span(out, static_cast<std::size_t>(count)));
+  }
+}
+
+}  // namespace
+
+TileSource::TileSource(const LinearTask& task)
+    : q_(task.q),
+      tiled_(task.tiled),
+      layout_(q_ != nullptr ? q_->layout() : tiled_->layout()),
+      order_(q_ != nullptr ? q_->config : tiled_->config, layout_) {
+  const auto set = [&](const auto& weight) {
+    scale_ = {&weight.scale, &weight.scale_step, &weight.scale_offset};
+    zero_ = {&weight.zero, &weight.zero_step, &weight.zero_offset};
+    col_scale_ = &weight.col_scale;
+  };
+  if (q_ != nullptr) {
+    set(*q_);
+  } else {
+    set(*tiled_);
+  }
+}
+
+std::vector<float> TileSource::col_scale() const {
+  if (!*col_scale_) return {};
+  std::vector<float> values(static_cast<std::size_t>(layout_.cols));
+  read_floats(col_scale_->dtype, col_scale_->buffer.data, layout_.cols, values.data());
+  return values;
+}
+
+TileOperand TileSource::tile(std::int64_t index, bool f16, State& state) const {
+  TileOperand operand{};
+  if (tiled_ != nullptr) {
+    operand.codes = tiled_->W_q.data<std::uint8_t>() + index * order_.tile_bytes();
+  } else {
+    std::uint8_t* codes = state.codes.get(order_.tile_bytes());
+    pack_tile(*q_, order_, index, codes);
+    operand.codes = codes;
+  }
+  if (layout_.axis == 0) return operand;
+  // Both or none: kernels take one type.
+  f16 = f16 && scale_.values->dtype == DType::kF16 && zero_.values->dtype == DType::kF16 &&
+        tiled_ != nullptr;
+  operand.meta = f16 ? MetaType::kF16 : MetaType::kF32;
+  const std::int64_t count = order_.groups() * kTileRows;
+  operand.scale = tile_metadata(scale_, index, f16, state.scale.get(count), state);
+  operand.zero = tile_metadata(zero_, index, f16, state.zero.get(count), state);
+  return operand;
+}
+
+const void* TileSource::tile_metadata(const Metadata& metadata, std::int64_t index, bool f16,
+                                      float* out, State& state) const {
+  const DType dtype = metadata.values->dtype;
+  const std::int64_t groups = order_.groups();
+  const std::int64_t count = groups * kTileRows;
+  const std::byte* values;
+  if (tiled_ != nullptr) {
+    values =
+        metadata.values->buffer.data + static_cast<std::size_t>(index * count) * dtype_size(dtype);
+    if (f16 || dtype == DType::kF32) return values;
+  } else {
+    std::byte* packed = state.metadata.get(count * static_cast<std::int64_t>(dtype_size(dtype)));
+    pack_metadata(*metadata.values, order_, index, packed);
+    values = packed;
+  }
+  if (dtype != DType::kU8) {
+    read_floats(dtype, values, count, out);
+    return out;
+  }
+  // Steps and offsets belong to runs of groups in row-major order.
+  const float* step = metadata.step->data<float>();
+  const float* offset = metadata.offset->data<float>();
+  for (int lane = 0; lane < kTileRows; ++lane) {
+    const std::int64_t row = order_.row(index, lane);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      float& value = out[g * kTileRows + lane];
+      const std::int64_t block = (row * groups + g) / kMetadataBlock;
+      value = row < layout_.rows
+                  ? static_cast<float>(std::to_integer<int>(values[g * kTileRows + lane])) *
+                            step[block] +
+                        offset[block]
+                  : 0.0f;
+    }
+  }
+  return out;
+}
+
+void TileSource::metadata_row(std::int64_t index, float* scale, float* zero) const {
+  read_row(scale_, index, scale);
+  read_row(zero_, index, zero);
+}
+
+void TileSource::read_row(const Metadata& metadata, std::int64_t index, float* out) const {
+  const DType dtype = metadata.values->dtype;
+  const std::int64_t first = index * layout_.cols;
+  const std::byte* values =
+      metadata.values->buffer.data + static_cast<std::size_t>(first) * dtype_size(dtype);
+  if (dtype != DType::kU8) {
+    read_floats(dtype, values, layout_.cols, out);
+    return;
+  }
+  for (std::int64_t k = 0; k < layout_.cols; ++k) {
+    const std::int64_t block = (first + k) / kMetadataBlock;
+    out[k] =
+        static_cast<float>(std::to_integer<int>(values[k])) * metadata.step->data<float>()[block] +
+        metadata.offset->data<float>()[block];
+  }
+}
+
+}  // namespace hqq::cpu
