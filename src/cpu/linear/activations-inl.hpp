@@ -1,11 +1,5 @@
-// x as the kernels take it. The results are the same for every instruction set. Included inside the
-// namespace of an instruction set.
-
-// x[i] * factor[i] for a register of columns.
-HQQ_INLINE Isa::Floats scaled(const float* x, const float* factor, std::int64_t i) {
-  const Isa::Floats v = Isa::load(x + i);
-  return factor == nullptr ? v : Isa::mul(v, Isa::load(factor + i));
-}
+// x as the kernels take it. Codes are the same for every instruction set. Included inside the namespace
+// of an instruction set.
 
 // The scale that maps the largest value to 127, and its reciprocal. NaN and Inf reach y through it;
 // blocks of zeros and of subnormal scale get codes 0.
@@ -16,54 +10,105 @@ struct ScaleOfBlock {
   float scale, inv_scale;
 };
 
-// A block that fills registers.
-HQQ_INLINE BlockOfX quantize_block(const float* x, const float* factor, const Block& block,
-                                   std::int8_t* codes) {
-  float values[kMaxBlockCols];
-  Isa::Ints largest = Isa::zero_ints();
-  for (int i = 0; i < block.cols; i += Isa::kRows) {
-    const Isa::Floats v = scaled(x, factor, block.first_col + i);
-    Isa::store(values + i, v);
-    largest = Isa::max_abs_bits(largest, v);
-  }
-  const ScaleOfBlock s(Isa::largest_lane(largest));
-  const Isa::Floats inv_scale = Isa::set(s.inv_scale);
-  Isa::Ints sum = Isa::zero_ints();
-  for (int i = 0; i < block.cols; i += Isa::kRows) {
-    const Isa::Ints rounded = Isa::round(Isa::mul(Isa::load(values + i), inv_scale));
-    sum = Isa::add_ints(sum, rounded);
-    Isa::store_codes(codes + block.first_col + i, rounded);
-  }
-  return {s.scale, static_cast<float>(Isa::sum_lanes(sum))};
-}
+// No factor, or no zero.
+struct Nothing {};
 
-// Any other block.
-BlockOfX quantize_ragged_block(const float* x, const float* factor, const Block& block,
-                               std::int8_t* codes) {
-  float values[kMaxBlockCols + Isa::kRows] = {};
-  float factors[kMaxBlockCols + Isa::kRows] = {};
-  std::int8_t padded_codes[kMaxBlockCols + Isa::kRows];
-  std::memcpy(values, x + block.first_col, static_cast<std::size_t>(block.cols) * sizeof(float));
-  if (factor != nullptr) {
-    std::memcpy(factors, factor + block.first_col,
-                static_cast<std::size_t>(block.cols) * sizeof(float));
+// x [cols] times a factor [cols] of float, float16 or Nothing -> codes and blocks. With zeros [cols] also
+// the sum of zero * x, one part in every lane, x as rounded.
+template <class Factor, class Zero>
+struct Quantizer {
+  const float* x;
+  const Factor* factor;
+  const Zero* zero;
+  Isa::Floats weighted = Isa::zero();
+
+  static constexpr bool kHasFactor = !__is_same(Factor, Nothing);
+  static constexpr bool kHasZero = !__is_same(Zero, Nothing);
+
+  // A block that fills registers.
+  HQQ_INLINE BlockOfX block(std::int64_t first, int cols, std::int8_t* codes) {
+    float values[kMaxBlockCols];
+    Isa::Ints largest = Isa::zero_ints();
+    for (int i = 0; i < cols; i += Isa::kRows) {
+      Isa::Floats v = Isa::load(x + first + i);
+      if constexpr (kHasFactor) v = Isa::mul(v, Isa::load(factor + first + i));
+      Isa::store(values + i, v);
+      largest = Isa::max_abs_bits(largest, v);
+    }
+    const ScaleOfBlock s(Isa::largest_lane(largest));
+    const Isa::Floats inv_scale = Isa::set(s.inv_scale);
+    Isa::Ints sum = Isa::zero_ints();
+    Isa::Floats weighted_codes = Isa::zero();
+    for (int i = 0; i < cols; i += Isa::kRows) {
+      const Isa::Ints rounded = Isa::round(Isa::mul(Isa::load(values + i), inv_scale));
+      sum = Isa::add_ints(sum, rounded);
+      Isa::store_codes(codes + first + i, rounded);
+      if constexpr (kHasZero) {
+        weighted_codes =
+            Isa::fma(Isa::from(rounded), Isa::load(zero + first + i), weighted_codes);
+      }
+    }
+    if constexpr (kHasZero) weighted = Isa::fma(weighted_codes, Isa::set(s.scale), weighted);
+    return {s.scale, static_cast<float>(Isa::sum_lanes(sum))};
   }
-  const Block padded{0, (block.cols + Isa::kRows - 1) / Isa::kRows * Isa::kRows, 0};
-  const BlockOfX info =
-      quantize_block(values, factor == nullptr ? nullptr : factors, padded, padded_codes);
-  std::memcpy(codes + block.first_col, padded_codes, static_cast<std::size_t>(block.cols));
-  return info;
-}
+
+  // Any other block.
+  BlockOfX ragged_block(std::int64_t first, int cols, std::int8_t* codes) {
+    constexpr int kPadded = kMaxBlockCols + Isa::kRows;
+    float padded_x[kPadded] = {};
+    Factor padded_factor[kPadded] = {};
+    Zero padded_zero[kPadded] = {};
+    std::int8_t padded_codes[kPadded];
+    const auto count = static_cast<std::size_t>(cols);
+    std::memcpy(padded_x, x + first, count * sizeof(float));
+    if constexpr (kHasFactor) std::memcpy(padded_factor, factor + first, count * sizeof(Factor));
+    if constexpr (kHasZero) std::memcpy(padded_zero, zero + first, count * sizeof(Zero));
+    Quantizer padded{padded_x, padded_factor, padded_zero, weighted};
+    const BlockOfX info =
+        padded.block(0, (cols + Isa::kRows - 1) / Isa::kRows * Isa::kRows, padded_codes);
+    weighted = padded.weighted;
+    std::memcpy(codes + first, padded_codes, count);
+    return info;
+  }
+
+  void all(const ColumnPlan& plan, std::int8_t* codes, BlockOfX* blocks) {
+    for (std::int64_t b = 0; b < plan.num_blocks; ++b) {
+      const Block& at = plan.blocks[b];
+      blocks[b] = at.cols % Isa::kRows == 0 ? block(at.first_col, at.cols, codes)
+                                            : ragged_block(at.first_col, at.cols, codes);
+    }
+    const Block& last = plan.blocks[plan.num_blocks - 1];
+    for (std::int64_t i = last.first_col + last.cols; i < plan.units * kUnitCols; ++i) codes[i] = 0;
+  }
+};
 
 void quantize_x(const float* x, const float* factor, const ColumnPlan& plan, std::int8_t* codes,
                 BlockOfX* blocks) {
-  for (std::int64_t b = 0; b < plan.num_blocks; ++b) {
-    const Block& block = plan.blocks[b];
-    blocks[b] = block.cols % Isa::kRows == 0 ? quantize_block(x, factor, block, codes)
-                                             : quantize_ragged_block(x, factor, block, codes);
+  if (factor == nullptr) {
+    Quantizer<Nothing, Nothing>{x, nullptr, nullptr}.all(plan, codes, blocks);
+  } else {
+    Quantizer<float, Nothing>{x, factor, nullptr}.all(plan, codes, blocks);
   }
-  const Block& last = plan.blocks[plan.num_blocks - 1];
-  for (std::int64_t i = last.first_col + last.cols; i < plan.units * kUnitCols; ++i) codes[i] = 0;
+}
+
+template <class Meta>
+float quantize_scaled_x_as(const float* x, const void* scale, const void* zero,
+                           const ColumnPlan& plan, std::int8_t* codes, BlockOfX* blocks) {
+  Quantizer<Meta, Meta> quantizer{x, static_cast<const Meta*>(scale),
+                                  static_cast<const Meta*>(zero)};
+  quantizer.all(plan, codes, blocks);
+  float lanes[Isa::kRows];
+  Isa::store(lanes, quantizer.weighted);
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
+float quantize_scaled_x(const float* x, const void* scale, const void* zero, MetaType type,
+                        const ColumnPlan& plan, std::int8_t* codes, BlockOfX* blocks) {
+  return type == MetaType::kF16
+             ? quantize_scaled_x_as<std::uint16_t>(x, scale, zero, plan, codes, blocks)
+             : quantize_scaled_x_as<float>(x, scale, zero, plan, codes, blocks);
 }
 
 // What `shifted` values of the byte positions are multiplied with: Isa::byte_shifted leaves the
@@ -101,32 +146,27 @@ void copy_x(const float* x, const float* factor, const ColumnPlan& plan, bool sh
   }
 }
 
-// sum of x * weights, where x is a prepared row and `weights` has plan.units * kUnitCols values.
-float weighted_sum(const RowOfX& x, const float* weights, const ColumnPlan& plan, bool shifted) {
-  if (x.codes == nullptr) {
-    float lanes[kLanes] = {};
-    for (std::int64_t i = 0; i < plan.units * kUnitCols; i += kLanes) {
-      for (int l = 0; l < kLanes; ++l) {
-        const float unshift = shifted ? kInverseShifts[l % kFieldCols] : 1.0f;
-        lanes[l] += x.values[i + l] * unshift * weights[i + l];
-      }
+// sum of values * weights [plan.units * 32], where copy_x made the values.
+float weighted_sum(const float* values, const float* weights, const ColumnPlan& plan,
+                   bool shifted) {
+  float lanes[kLanes] = {};
+  for (std::int64_t i = 0; i < plan.units * kUnitCols; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const float unshift = shifted ? kInverseShifts[l % kFieldCols] : 1.0f;
+      lanes[l] += values[i + l] * unshift * weights[i + l];
     }
-    return sum_of_lanes(lanes);
   }
-  float total = 0;
-  for (std::int64_t b = 0; b < plan.num_blocks; ++b) {
-    const Block& block = plan.blocks[b];
-    float lanes[kLanes] = {};
-    // Up to the end of a unit, where codes and weights are zeros.
-    for (int i = 0; i < block.cols; i += kLanes) {
-      for (int l = 0; l < kLanes; ++l) {
-        const std::int64_t col = block.first_col + i + l;
-        lanes[l] += static_cast<float>(x.codes[col]) * weights[col];
-      }
+  return sum_of_lanes(lanes);
+}
+
+// uint8 [groups][16] -> code * step + offset, with a step and an offset for each of the 16.
+void read_u8(const std::uint8_t* in, std::int64_t groups, const float* step, const float* offset,
+             float* out) {
+  for (std::int64_t i = 0; i < groups * kTileRows; i += kTileRows) {
+    for (int lane = 0; lane < kTileRows; ++lane) {
+      out[i + lane] = static_cast<float>(in[i + lane]) * step[lane] + offset[lane];
     }
-    total += x.blocks[b].scale * sum_of_lanes(lanes);
   }
-  return total;
 }
 
 // float16 -> float32.

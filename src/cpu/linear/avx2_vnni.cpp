@@ -10,12 +10,7 @@ namespace hqq::cpu::avx2_vnni {
 namespace {
 #define HQQ_ISA_VNNI
 #include "src/cpu/linear/isa_avx2.hpp"
-// Every kernel is a template over Isa.
-#include "src/cpu/linear/activations-inl.hpp"
-#include "src/cpu/linear/decode-inl.hpp"
-#include "src/cpu/linear/fields-inl.hpp"
-#include "src/cpu/linear/panel-inl.hpp"
-#include "src/cpu/linear/table-inl.hpp"
+#include "src/cpu/linear/kernels-inl.hpp"
 }  // namespace
 
 const LinearKernels& linear_kernels() {

@@ -13,7 +13,7 @@ namespace {
 struct ThreadState {
   TileSource::State tile;
   Scratch<std::uint8_t> codes;
-  Scratch<float> scale, zero, row;
+  Scratch<float> row;
 };
 
 // Dequantizes lanes of one tile at a time.
@@ -28,8 +28,10 @@ class TileReader {
     codes_ = state_.codes.get(kTileRows * padded());
     unpack_codes(operand_.codes, order(), codes_);
     if (source_.layout().axis == 0) {
-      source_.metadata_row(order().scale_row(tile), state_.scale.get(cols()),
-                           state_.zero.get(cols()));
+      const TileOperand metadata =
+          source_.metadata_row(order().scale_row(tile), false, state_.tile);
+      operand_.scale = metadata.scale;
+      operand_.zero = metadata.zero;
     }
   }
 
@@ -39,8 +41,8 @@ class TileReader {
     const std::uint8_t* codes = codes_ + lane * padded();
     const core::GroupLayout& layout = source_.layout();
     if (layout.axis == 0) {
-      const float* scale = state_.scale.get(0);
-      const float* zero = state_.zero.get(0);
+      const auto* scale = static_cast<const float*>(operand_.scale);
+      const auto* zero = static_cast<const float*>(operand_.zero);
       for (std::int64_t k = 0; k < cols(); ++k) row[k] = (codes[k] - zero[k]) * scale[k];
     } else {
       for (std::int64_t g = 0; g < order().groups(); ++g) {

@@ -50,7 +50,7 @@ class PreparedRows {
 // What a thread needs beside the operands.
 struct ThreadState {
   TileSource::State tile;
-  Scratch<float> x, y, scale, zero, constants;
+  Scratch<float> x, y, constants;
   Scratch<std::byte> panel;
   PreparedRows rows;  // axis 0
 };
@@ -86,7 +86,14 @@ class Product {
   // First the rows of x, then the tiles.
   std::int64_t prepare_units() const { return axis_ == 1 ? rows_ : 0; }
   void prepare(std::int64_t m) const {
-    prepare_row(m, shared_.data()[m], col_scale_.empty() ? nullptr : col_scale_.data());
+    const float* x = read_row(m, thread_state().x);
+    const float* factor = col_scale_.empty() ? nullptr : col_scale_.data();
+    const RowOfX& row = shared_.data()[m];
+    if (fast_) {
+      kernels_.quantize_x(x, factor, columns_.plan(), codes_of(row), blocks_of(row));
+    } else {
+      kernels_.copy_x(x, factor, columns_.plan(), decodes_, values_of(row), blocks_of(row));
+    }
   }
 
   std::int64_t units() const {
@@ -129,34 +136,40 @@ class Product {
     return values;
   }
 
-  void prepare_row(std::int64_t m, const RowOfX& row, const float* factor) const {
-    const float* x = read_row(m, thread_state().x);
-    // Kernels that multiply see the same memory as constant.
-    auto* blocks = const_cast<BlockOfX*>(row.blocks);
-    if (fast_) {
-      kernels_.quantize_x(x, factor, columns_.plan(), const_cast<std::int8_t*>(row.codes), blocks);
-    } else {
-      kernels_.copy_x(x, factor, columns_.plan(), decodes_, const_cast<float*>(row.values), blocks);
-    }
-  }
+  // Kernels that multiply see the same memory as constant.
+  static std::int8_t* codes_of(const RowOfX& row) { return const_cast<std::int8_t*>(row.codes); }
+  static float* values_of(const RowOfX& row) { return const_cast<float*>(row.values); }
+  static BlockOfX* blocks_of(const RowOfX& row) { return const_cast<BlockOfX*>(row.blocks); }
 
-  // y_n = sum q_nk (s_k x_k) - sum z_k (s_k x_k): rows n with the same scales s and zeros z share
-  // both brackets. Prepares x * s; returns the second sum of every row of x.
+  // y_n = sum q_nk (s_k x_k) - sum z_k (s_k x_k): rows n with the same scales s and zeros z share both
+  // brackets. Prepares x * s; returns the second sum of every row of x.
   const float* prepare_axis0(std::int64_t scale_row, ThreadState& state) const {
     const std::int64_t cols = source_.layout().cols;
-    float* scale = state.scale.get(columns_.padded());
-    float* zero = state.zero.get(columns_.padded());
-    float* constants = state.constants.get(rows_);
-    source_.metadata_row(scale_row, scale, zero);
-    std::fill(zero + cols, zero + columns_.padded(), 0.0f);
-    for (std::int64_t k = 0; k < static_cast<std::int64_t>(col_scale_.size()); ++k) {
-      scale[k] *= col_scale_[std::size_t(k)];
+    const bool f16 = fast_ && col_scale_.empty();
+    const TileOperand metadata = source_.metadata_row(scale_row, f16, state.tile);
+    if (!f16) {
+      // The state's own copies.
+      auto* scale = static_cast<float*>(const_cast<void*>(metadata.scale));
+      auto* zero = static_cast<float*>(const_cast<void*>(metadata.zero));
+      std::fill(zero + cols, zero + columns_.padded(), 0.0f);
+      for (std::size_t k = 0; k < col_scale_.size(); ++k) scale[k] *= col_scale_[k];
     }
+    float* constants = state.constants.get(rows_);
     state.rows.resize(rows_, columns_, fast_);
     for (std::int64_t m = 0; m < rows_; ++m) {
+      const float* x = read_row(m, state.x);
       const RowOfX& row = state.rows.data()[m];
-      prepare_row(m, row, scale);
-      constants[m] = kernels_.weighted_sum(row, zero, columns_.plan(), decodes_);
+      if (fast_) {
+        constants[m] =
+            kernels_.quantize_scaled_x(x, metadata.scale, metadata.zero, metadata.meta,
+                                       columns_.plan(), codes_of(row), blocks_of(row));
+      } else {
+        kernels_.copy_x(x, static_cast<const float*>(metadata.scale), columns_.plan(), decodes_,
+                        values_of(row), blocks_of(row));
+        constants[m] =
+            kernels_.weighted_sum(row.values, static_cast<const float*>(metadata.zero),
+                                  columns_.plan(), decodes_);
+      }
     }
     return constants;
   }

@@ -102,9 +102,16 @@ struct LinearKernels {
   // The same for the exact mode. `shifted`: as the decode kernels take it.
   void (*copy_x)(const float* x, const float* factor, const ColumnPlan& plan, bool shifted,
                  float* values, BlockOfX* blocks);
-  // sum of x * weights [plan.units * 32], where x was prepared by one of the two.
-  float (*weighted_sum)(const RowOfX& x, const float* weights, const ColumnPlan& plan,
+  // sum of values * weights [plan.units * 32], where copy_x made the values.
+  float (*weighted_sum)(const float* values, const float* weights, const ColumnPlan& plan,
                         bool shifted);
+  // quantize_x with a factor `scale` [cols] of the MetaType, which also returns the sum of zero [cols]
+  // times x as rounded.
+  float (*quantize_scaled_x)(const float* x, const void* scale, const void* zero, MetaType type,
+                             const ColumnPlan& plan, std::int8_t* codes, BlockOfX* blocks);
+  // uint8 [groups][16] -> code * step [16] + offset [16].
+  void (*read_u8)(const std::uint8_t* in, std::int64_t groups, const float* step,
+                  const float* offset, float* out);
   // float16 [count] -> float32.
   void (*read_f16)(const std::uint16_t* in, std::int64_t count, float* out);
 };

@@ -45,5 +45,7 @@ void for_stored_bits(Fill fill) {
   k.quantize_x = quantize_x;
   k.copy_x = copy_x;
   k.weighted_sum = weighted_sum;
+  k.quantize_scaled_x = quantize_scaled_x;
+  k.read_u8 = read_u8;
   k.read_f16 = read_f16;
 }

@@ -1,5 +1,7 @@
 #include "src/cpu/linear/tile_source.hpp"
 
+#include <algorithm>
+
 #include "src/cpu/linear/choose.hpp"
 #include "src/float_values.hpp"
 
@@ -53,8 +55,7 @@ TileOperand TileSource::tile(std::int64_t index, bool f16, State& state) const {
   }
   if (layout_.axis == 0) return operand;
   // Both or none: kernels take one type.
-  f16 = f16 && scale_.values->dtype == DType::kF16 && zero_.values->dtype == DType::kF16 &&
-        tiled_ != nullptr;
+  f16 = f16 && tiled_ != nullptr && is_f16();
   operand.meta = f16 ? MetaType::kF16 : MetaType::kF32;
   const std::int64_t count = order_.groups() * kTileRows;
   operand.scale = tile_metadata(scale_, index, f16, state.scale.get(count), state);
@@ -81,44 +82,61 @@ const void* TileSource::tile_metadata(const Metadata& metadata, std::int64_t ind
     read_floats(dtype, values, count, out);
     return out;
   }
-  // Steps and offsets belong to runs of groups in row-major order.
-  const float* step = metadata.step->data<float>();
-  const float* offset = metadata.offset->data<float>();
-  for (int lane = 0; lane < kTileRows; ++lane) {
-    const std::int64_t row = order_.row(index, lane);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      float& value = out[g * kTileRows + lane];
-      const std::int64_t block = (row * groups + g) / kMetadataBlock;
-      value = row < layout_.rows
-                  ? static_cast<float>(std::to_integer<int>(values[g * kTileRows + lane])) *
-                            step[block] +
-                        offset[block]
-                  : 0.0f;
-    }
-  }
+  read_u8_tile(metadata, index, reinterpret_cast<const std::uint8_t*>(values), out);
   return out;
 }
 
-void TileSource::metadata_row(std::int64_t index, float* scale, float* zero) const {
-  read_row(scale_, index, scale);
-  read_row(zero_, index, zero);
+bool TileSource::is_f16() const {
+  return scale_.values->dtype == DType::kF16 && zero_.values->dtype == DType::kF16;
 }
 
-void TileSource::read_row(const Metadata& metadata, std::int64_t index, float* out) const {
+// Steps and offsets belong to runs of groups in row-major order: each row of the tile changes to the
+// next at groups of its own.
+void TileSource::read_u8_tile(const Metadata& metadata, std::int64_t index,
+                              const std::uint8_t* codes, float* out) const {
+  const std::int64_t groups = order_.groups();
+  for (std::int64_t g = 0; g < groups;) {
+    float step[kTileRows] = {}, offset[kTileRows] = {};
+    std::int64_t end = groups;
+    for (int lane = 0; lane < kTileRows; ++lane) {
+      const std::int64_t row = order_.row(index, lane);
+      if (row >= layout_.rows) break;
+      const std::int64_t block = (row * groups + g) / kMetadataBlock;
+      step[lane] = metadata.step->data<float>()[block];
+      offset[lane] = metadata.offset->data<float>()[block];
+      end = std::min(end, (block + 1) * kMetadataBlock - row * groups);
+    }
+    linear_kernels().read_u8(codes + g * kTileRows, end - g, step, offset, out + g * kTileRows);
+    g = end;
+  }
+}
+
+TileOperand TileSource::metadata_row(std::int64_t index, bool f16, State& state) const {
+  const std::int64_t padded = order_.units() * kUnitCols;
+  f16 = f16 && is_f16();
+  return {nullptr, read_row(scale_, index, f16, state.scale.get(padded)),
+          read_row(zero_, index, f16, state.zero.get(padded)),
+          f16 ? MetaType::kF16 : MetaType::kF32};
+}
+
+const void* TileSource::read_row(const Metadata& metadata, std::int64_t index, bool f16,
+                                 float* out) const {
   const DType dtype = metadata.values->dtype;
   const std::int64_t first = index * layout_.cols;
   const std::byte* values =
       metadata.values->buffer.data + static_cast<std::size_t>(first) * dtype_size(dtype);
+  if (f16) return values;
   if (dtype != DType::kU8) {
     read_floats(dtype, values, layout_.cols, out);
-    return;
+    return out;
   }
   for (std::int64_t k = 0; k < layout_.cols; ++k) {
     const std::int64_t block = (first + k) / kMetadataBlock;
-    out[k] =
-        static_cast<float>(std::to_integer<int>(values[k])) * metadata.step->data<float>()[block] +
-        metadata.offset->data<float>()[block];
+    out[k] = static_cast<float>(std::to_integer<int>(values[k])) *
+                 metadata.step->data<float>()[block] +
+             metadata.offset->data<float>()[block];
   }
+  return out;
 }
 
 }  // namespace hqq::cpu

@@ -36,16 +36,20 @@ class TileSource {
   // `f16`: the caller takes float16 metadata as it is stored; else it gets float32.
   TileOperand tile(std::int64_t index, bool f16, State& state) const;
 
-  // Axis 0: scales and zeros of row `index` of the metadata, float32 [in_features].
-  void metadata_row(std::int64_t index, float* scale, float* zero) const;
+  // Axis 0: scales and zeros of row `index` of the metadata, [in_features], codes null. `f16` as
+  // above; float32 is a copy in `state`, with room for whole units.
+  TileOperand metadata_row(std::int64_t index, bool f16, State& state) const;
 
  private:
   struct Metadata {
     const Tensor *values, *step, *offset;
   };
+  bool is_f16() const;
   const void* tile_metadata(const Metadata& metadata, std::int64_t index, bool f16, float* out,
                             State& state) const;
-  void read_row(const Metadata& metadata, std::int64_t index, float* out) const;
+  void read_u8_tile(const Metadata& metadata, std::int64_t index, const std::uint8_t* codes,
+                    float* out) const;
+  const void* read_row(const Metadata& metadata, std::int64_t index, bool f16, float* out) const;
 
   const QuantizedTensor* q_;  // one of the two
   const TiledTensor* tiled_;
