@@ -42,14 +42,20 @@ void store_metadata(std::span<const float> values, std::size_t begin, Tensor& co
   }
 }
 
-std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset) {
-  if (codes.dtype != DType::kU8) return read_values(codes);
-  const auto count = static_cast<std::size_t>(codes.numel());
-  std::vector<float> values(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    values[i] = static_cast<float>(codes.data<std::uint8_t>()[i]) * step.data<float>()[i / kBlock] +
-                offset.data<float>()[i / kBlock];
+void read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset, std::size_t begin,
+                   std::span<float> out) {
+  const std::byte* values = codes.buffer.data + begin * dtype_size(codes.dtype);
+  if (codes.dtype != DType::kU8) return read_values(codes.dtype, values, out);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t block = (begin + i) / kBlock;
+    out[i] = static_cast<float>(std::to_integer<int>(values[i])) * step.data<float>()[block] +
+             offset.data<float>()[block];
   }
+}
+
+std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset) {
+  std::vector<float> values(static_cast<std::size_t>(codes.numel()));
+  read_metadata(codes, step, offset, 0, values);
   return values;
 }
 

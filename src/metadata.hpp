@@ -14,7 +14,9 @@ namespace hqq {
 // of kMetadataBlock.
 void store_metadata(std::span<const float> values, std::size_t begin, Tensor& codes, Tensor& step,
                     Tensor& offset, float* read_back);
-// Stored values as float32.
+// Stored values as float32: those of groups [begin, begin + out.size()), or all.
+void read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset, std::size_t begin,
+                   std::span<float> out);
 std::vector<float> read_metadata(const Tensor& codes, const Tensor& step, const Tensor& offset);
 std::vector<float> read_scale(const QuantizedTensor& q);
 std::vector<float> read_zero(const QuantizedTensor& q);

@@ -36,7 +36,8 @@ std::string without_weight(const std::string& tensor) {
 }
 
 // Tables of vectors: a lookup reads one row, so packing gains no speed, and every row is somebody's
-// token. Also output heads that go by such names (embed_out of GPT-NeoX).
+// token. They are quantized only where a rule names them. Also output heads that go by such names
+// (embed_out of GPT-NeoX).
 bool is_embedding(const std::string& layer) {
   constexpr std::array<std::string_view, 7> kNames = {
       "embed_tokens", "embed_in", "embed_out", "embed_positions", "wte", "wpe", "shared"};
@@ -146,8 +147,7 @@ void check_unique(const std::vector<ShardPlan>& shards) {
 
 }  // namespace
 
-std::optional<std::string> linear_layer_of(const TensorInfo& tensor,
-                                           const std::string& model_type) {
+std::optional<std::string> layer_of(const TensorInfo& tensor, const std::string& model_type) {
   if (!is_weight_dtype(tensor.dtype) || tensor.begin == tensor.end) return std::nullopt;
   const std::string layer = without_weight(tensor.name);
   if (tensor.shape.size() == 3) {
@@ -157,10 +157,15 @@ std::optional<std::string> linear_layer_of(const TensorInfo& tensor,
   // Other tensors of two dimensions (lora_A, rotary tables, class tokens) are not weights of a
   // layer.
   if (tensor.shape.size() != 2 || !tensor.name.ends_with(kWeightSuffix)) return std::nullopt;
-  if (is_embedding(layer) || is_router(layer) || is_transposed(layer, model_type)) {
-    return std::nullopt;
-  }
+  if (is_router(layer) || is_transposed(layer, model_type)) return std::nullopt;
   return layer;
+}
+
+std::optional<LayerConfig> settings_of(const std::string& layer, const HqqConfig& config) {
+  if (!is_embedding(layer)) return config.layer(layer);
+  HqqConfig rules = config;
+  rules.dynamic_only = true;
+  return rules.layer(layer);
 }
 
 void ShardPlan::copy(const TensorInfo& tensor, std::size_t shard) {
@@ -202,8 +207,8 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
     shard.name = output_shard_name(source, s);
     const std::size_t first_layer = plan.layers.size();
     for (const TensorInfo& tensor : source.shard(s).tensors()) {
-      const auto layer = linear_layer_of(tensor, model_type);
-      const auto layer_config = layer ? config.layer(*layer) : std::nullopt;
+      const auto layer = layer_of(tensor, model_type);
+      const auto layer_config = layer ? settings_of(*layer, config) : std::nullopt;
       if (layer_config) {
         add_layer(plan, shard, s, plan_layer(tensor, *layer, *layer_config, importance));
         continue;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,10 +13,13 @@
 
 namespace hqq {
 
-// The layer whose linear weight a tensor is ("model.layers.0.mlp.down_proj" for
-// "...down_proj.weight"), or nullopt when it is none that HQQ quantizes: an embedding, a router, a
-// norm, a convolution. `model_type` is that of config.json, empty if unknown.
-std::optional<std::string> linear_layer_of(const TensorInfo& tensor, const std::string& model_type);
+// The layer whose weight a tensor is ("model.layers.0.mlp.down_proj" for "...down_proj.weight"), or
+// nullopt when it is none that HQQ quantizes: a router, a norm, a convolution. `model_type` is that
+// of config.json, empty if unknown.
+std::optional<std::string> layer_of(const TensorInfo& tensor, const std::string& model_type);
+
+// The settings of a layer, or nullopt if it stays dense. An embedding does unless a rule names it.
+std::optional<LayerConfig> settings_of(const std::string& layer, const HqqConfig& config);
 
 // Part of the work on one output shard: a matrix, or a piece of a tensor that is copied.
 struct PlannedStep {

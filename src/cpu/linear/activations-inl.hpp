@@ -1,5 +1,5 @@
-// x as the kernels take it. Codes are the same for every instruction set. Included inside the namespace
-// of an instruction set.
+// x as the kernels take it. Codes are the same for every instruction set. Included inside the
+// namespace of an instruction set.
 
 // The scale that maps the largest value to 127, and its reciprocal. NaN and Inf reach y through it;
 // blocks of zeros and of subnormal scale get codes 0.
@@ -13,8 +13,8 @@ struct ScaleOfBlock {
 // No factor, or no zero.
 struct Nothing {};
 
-// x [cols] times a factor [cols] of float, float16 or Nothing -> codes and blocks. With zeros [cols] also
-// the sum of zero * x, one part in every lane, x as rounded.
+// x [cols] times a factor [cols] of float, float16 or Nothing -> codes and blocks. With zeros
+// [cols] also the sum of zero * x, one part in every lane, x as rounded.
 template <class Factor, class Zero>
 struct Quantizer {
   const float* x;
@@ -44,8 +44,7 @@ struct Quantizer {
       sum = Isa::add_ints(sum, rounded);
       Isa::store_codes(codes + first + i, rounded);
       if constexpr (kHasZero) {
-        weighted_codes =
-            Isa::fma(Isa::from(rounded), Isa::load(zero + first + i), weighted_codes);
+        weighted_codes = Isa::fma(Isa::from(rounded), Isa::load(zero + first + i), weighted_codes);
       }
     }
     if constexpr (kHasZero) weighted = Isa::fma(weighted_codes, Isa::set(s.scale), weighted);

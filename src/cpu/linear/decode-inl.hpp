@@ -29,14 +29,26 @@ struct TileSums {
   Isa::Floats sums[kRowsOfX][kParts];
 };
 
+// Calls one_part(part) for the parts of a tile: unrolled for one row of x, a loop where the code is
+// long.
+template <int kRowsOfX, class OnePart>
+HQQ_INLINE void for_parts(OnePart one_part) {
+  if constexpr (kRowsOfX == 1) {
+    HQQ_UNROLL
+    for (int part = 0; part < kParts; ++part) one_part(part);
+  } else {
+    HQQ_NO_UNROLL
+    for (int part = 0; part < kParts; ++part) one_part(part);
+  }
+}
+
 // Adds one block of kUnits units, all parts of the tile. `scale` and `zero` are those of its group.
 template <int kBits, int kRowsOfX, int kUnits>
 HQQ_INLINE void decode_fast_block(const std::uint8_t* codes, const RowOfX* x, std::int64_t col,
                                   std::int64_t block, const Isa::Floats* scale,
                                   const Isa::Floats* zero, TileSums<kRowsOfX>& y) {
   using Dot = typename Isa::template Dot<max_code<kBits>()>;
-  HQQ_UNROLL
-  for (int part = 0; part < kParts; ++part) {
+  for_parts<kRowsOfX>([&](int part) HQQ_INLINE_LAMBDA {
     Dot dot[kRowsOfX];
     const std::int8_t* x_codes[kRowsOfX];
     HQQ_UNROLL
@@ -60,17 +72,18 @@ HQQ_INLINE void decode_fast_block(const std::uint8_t* codes, const RowOfX* x, st
       y.sums[m][part] =
           Isa::fma(centered, Isa::mul(scale[part], Isa::broadcast(&info.scale)), y.sums[m][part]);
     }
-  }
+  });
 }
 
 template <int kBits, int kRowsOfX, int kUnits>
 HQQ_INLINE void decode_exact_block(const std::uint8_t* codes, const RowOfX* x, std::int64_t col,
                                    std::int64_t block, const Isa::Floats* scale,
                                    const Isa::Floats* zero, TileSums<kRowsOfX>& y) {
-  HQQ_UNROLL
-  for (int part = 0; part < kParts; ++part) {
-    // One sum a byte position: independent chains hide the latency of the multiply-add.
-    Isa::Floats sums[kRowsOfX][kFieldCols];
+  for_parts<kRowsOfX>([&](int part) HQQ_INLINE_LAMBDA {
+    // One sum a byte position: independent chains hide the latency of the multiply-add. Several
+    // rows are as many chains.
+    constexpr int kChains = kRowsOfX == 1 ? kFieldCols : 2;
+    Isa::Floats sums[kRowsOfX][kChains];
     const float* values[kRowsOfX];
     HQQ_UNROLL
     for (int m = 0; m < kRowsOfX; ++m) {
@@ -80,30 +93,28 @@ HQQ_INLINE void decode_exact_block(const std::uint8_t* codes, const RowOfX* x, s
     unpack_units<kBits, kUnits>(
         codes + part * Isa::kRows * kFieldCols, [&](auto field, auto v) HQQ_INLINE_LAMBDA {
           constexpr int kField = decltype(field)::value;
-          const auto add = [&](auto byte) HQQ_INLINE_LAMBDA {
+          unrolled<kFieldCols>([&](auto byte) HQQ_INLINE_LAMBDA {
             constexpr int kByte = decltype(byte)::value;
+            constexpr int kChain = kByte % kChains;
             const Isa::Floats code = Isa::template byte_shifted<kByte>(v);
             HQQ_UNROLL
             for (int m = 0; m < kRowsOfX; ++m) {
               const Isa::Floats value = Isa::broadcast(values[m] + kField * kFieldCols + kByte);
-              sums[m][kByte] =
-                  kField == 0 ? Isa::mul(code, value) : Isa::fma(code, value, sums[m][kByte]);
+              sums[m][kChain] = kField == 0 && kByte < kChains
+                                    ? Isa::mul(code, value)
+                                    : Isa::fma(code, value, sums[m][kChain]);
             }
-          };
-          add(Index<0>{});
-          add(Index<1>{});
-          add(Index<2>{});
-          add(Index<3>{});
+          });
         });
     HQQ_UNROLL
     for (int m = 0; m < kRowsOfX; ++m) {
-      const Isa::Floats sum =
-          Isa::add(Isa::add(sums[m][0], sums[m][1]), Isa::add(sums[m][2], sums[m][3]));
+      Isa::Floats sum = Isa::add(sums[m][0], sums[m][1]);
+      if constexpr (kChains == 4) sum = Isa::add(sum, Isa::add(sums[m][2], sums[m][3]));
       const Isa::Floats centered =
           Isa::fnma(zero[part], Isa::broadcast(&x[m].blocks[block].sum), sum);
       y.sums[m][part] = Isa::fma(centered, scale[part], y.sums[m][part]);
     }
-  }
+  });
 }
 
 template <bool kFast, int kBits, int kRowsOfX, class Meta>

@@ -3,12 +3,30 @@
 
 #include <algorithm>
 
+#include "hqq/core/codec.hpp"
 #include "src/cpu/linear/tile_source.hpp"
 #include "src/cpu/parallel.hpp"
 #include "src/float_values.hpp"
+#include "src/metadata.hpp"
 
 namespace hqq::cpu {
 namespace {
+
+// A row of axis 1 from its codes; scale and zero of its groups are `stride` apart.
+void dequantize_groups(const core::GroupLayout& layout, const std::uint8_t* codes,
+                       const float* scale, const float* zero, std::int64_t stride, float* row) {
+  for (std::int64_t g = 0; g < layout.groups_per_row(); ++g) {
+    const float s = scale[g * stride], z = zero[g * stride];
+    const std::int64_t end = std::min(layout.cols, (g + 1) * layout.group_size);
+    for (std::int64_t k = g * layout.group_size; k < end; ++k) row[k] = (codes[k] - z) * s;
+  }
+}
+
+void scale_and_write(std::span<float> row, const std::vector<float>& col_scale, DType dtype,
+                     std::byte* out) {
+  for (std::size_t k = 0; k < col_scale.size(); ++k) row[k] *= col_scale[k];
+  write_values(row, dtype, out);
+}
 
 struct ThreadState {
   TileSource::State tile;
@@ -45,17 +63,10 @@ class TileReader {
       const auto* zero = static_cast<const float*>(operand_.zero);
       for (std::int64_t k = 0; k < cols(); ++k) row[k] = (codes[k] - zero[k]) * scale[k];
     } else {
-      for (std::int64_t g = 0; g < order().groups(); ++g) {
-        const float scale = static_cast<const float*>(operand_.scale)[g * kTileRows + lane];
-        const float zero = static_cast<const float*>(operand_.zero)[g * kTileRows + lane];
-        const std::int64_t end = std::min(cols(), (g + 1) * layout.group_size);
-        for (std::int64_t k = g * layout.group_size; k < end; ++k) {
-          row[k] = (codes[k] - zero) * scale;
-        }
-      }
+      dequantize_groups(layout, codes, static_cast<const float*>(operand_.scale) + lane,
+                        static_cast<const float*>(operand_.zero) + lane, kTileRows, row);
     }
-    for (std::size_t k = 0; k < col_scale_.size(); ++k) row[k] *= col_scale_[k];
-    write_values(std::span<const float>(row, static_cast<std::size_t>(cols())), dtype, out);
+    scale_and_write({row, static_cast<std::size_t>(cols())}, col_scale_, dtype, out);
   }
 
  private:
@@ -67,6 +78,40 @@ class TileReader {
   ThreadState state_;
   TileOperand operand_{};
   std::uint8_t* codes_ = nullptr;
+};
+
+// Dequantizes rows of format 1 with axis 1 one by one: a tile would unpack 16 for each.
+class RowReader {
+ public:
+  explicit RowReader(const QuantizedTensor& q)
+      : q_(q),
+        layout_(q.layout()),
+        format_(core::row_format(q.config.nbits)),
+        codes_(static_cast<std::size_t>(layout_.cols)),
+        scale_(static_cast<std::size_t>(layout_.groups_per_row())),
+        zero_(scale_.size()),
+        row_(codes_.size()) {
+    if (q.col_scale) col_scale_ = read_values(q.col_scale);
+  }
+
+  // [in_features] of type `dtype`.
+  void read(std::int64_t index, DType dtype, std::byte* out) {
+    core::unpack_row(format_,
+                     q_.W_q.data<std::uint8_t>() + index * core::row_bytes(format_, layout_.cols),
+                     layout_.cols, codes_.data());
+    const std::size_t first = static_cast<std::size_t>(index) * scale_.size();
+    read_metadata(q_.scale, q_.scale_step, q_.scale_offset, first, scale_);
+    read_metadata(q_.zero, q_.zero_step, q_.zero_offset, first, zero_);
+    dequantize_groups(layout_, codes_.data(), scale_.data(), zero_.data(), 1, row_.data());
+    scale_and_write(row_, col_scale_, dtype, out);
+  }
+
+ private:
+  const QuantizedTensor& q_;
+  const core::GroupLayout layout_;
+  const core::RowFormat format_;
+  std::vector<std::uint8_t> codes_;
+  std::vector<float> scale_, zero_, row_, col_scale_;
 };
 
 }  // namespace
@@ -94,9 +139,14 @@ void dequantize_tiles(const TiledTensor& q, DType dtype, std::byte* out, int thr
 
 void dequantize_some_rows(const LinearTask& task, std::span<const std::int64_t> rows, DType dtype,
                           std::byte* out) {
-  TileReader reader(task);
   const std::int64_t cols = task.q != nullptr ? task.q->in_features : task.tiled->in_features;
   const std::size_t row_bytes = static_cast<std::size_t>(cols) * dtype_size(dtype);
+  if (task.q != nullptr && task.q->config.axis == 1) {
+    RowReader reader(*task.q);
+    for (std::size_t i = 0; i < rows.size(); ++i) reader.read(rows[i], dtype, out + i * row_bytes);
+    return;
+  }
+  TileReader reader(task);
   std::int64_t open = -1;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto [tile, lane] = reader.order().position(rows[i]);

@@ -14,10 +14,8 @@
 namespace hqq::cpu {
 namespace {
 
-// Rows of y that a tile has at least: decode kernels write those they repeat, too.
-constexpr std::int64_t kMaxDecodeRows = 4;
 // Rows of x that are prepared at a time: what a panel meets stays in a second-level cache.
-constexpr std::int64_t kMaxRows = 512;
+constexpr std::int64_t kMaxRows = 256;
 // With axis 0, each thread prepares x for every row of scales.
 constexpr std::int64_t kMaxRowsAxis0 = 64;
 // Tiles a thread takes at a time, so that the hardware can prefetch through them.
@@ -141,8 +139,8 @@ class Product {
   static float* values_of(const RowOfX& row) { return const_cast<float*>(row.values); }
   static BlockOfX* blocks_of(const RowOfX& row) { return const_cast<BlockOfX*>(row.blocks); }
 
-  // y_n = sum q_nk (s_k x_k) - sum z_k (s_k x_k): rows n with the same scales s and zeros z share both
-  // brackets. Prepares x * s; returns the second sum of every row of x.
+  // y_n = sum q_nk (s_k x_k) - sum z_k (s_k x_k): rows n with the same scales s and zeros z share
+  // both brackets. Prepares x * s; returns the second sum of every row of x.
   const float* prepare_axis0(std::int64_t scale_row, ThreadState& state) const {
     const std::int64_t cols = source_.layout().cols;
     const bool f16 = fast_ && col_scale_.empty();
@@ -160,15 +158,13 @@ class Product {
       const float* x = read_row(m, state.x);
       const RowOfX& row = state.rows.data()[m];
       if (fast_) {
-        constants[m] =
-            kernels_.quantize_scaled_x(x, metadata.scale, metadata.zero, metadata.meta,
-                                       columns_.plan(), codes_of(row), blocks_of(row));
+        constants[m] = kernels_.quantize_scaled_x(x, metadata.scale, metadata.zero, metadata.meta,
+                                                  columns_.plan(), codes_of(row), blocks_of(row));
       } else {
         kernels_.copy_x(x, static_cast<const float*>(metadata.scale), columns_.plan(), decodes_,
                         values_of(row), blocks_of(row));
-        constants[m] =
-            kernels_.weighted_sum(row.values, static_cast<const float*>(metadata.zero),
-                                  columns_.plan(), decodes_);
+        constants[m] = kernels_.weighted_sum(row.values, static_cast<const float*>(metadata.zero),
+                                             columns_.plan(), decodes_);
       }
     }
     return constants;
@@ -183,8 +179,7 @@ class Product {
       return ones;
     }();
     static constexpr std::array<float, kTileRows> kZeros{};
-    // float16 is widened once if several rows use it.
-    TileOperand operand = source_.tile(tile, decodes_ && rows_ == 1, state.tile);
+    TileOperand operand = source_.tile(tile, decodes_ && decodes_f16(fast_, rows_), state.tile);
     if (axis_ == 0) {
       operand.scale = kOnes.data();
       operand.zero = kZeros.data();

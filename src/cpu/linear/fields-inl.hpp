@@ -9,6 +9,15 @@ struct Index {
   static constexpr int value = kIndex;
 };
 
+// Calls step(Index<f>) for f = 0 .. kCount - 1.
+template <int kCount, int kFrom = 0, class Step>
+HQQ_INLINE void unrolled(Step step) {
+  if constexpr (kFrom < kCount) {
+    step(Index<kFrom>{});
+    unrolled<kCount, kFrom + 1>(step);
+  }
+}
+
 template <int kBits>
 constexpr int max_code() {
   return (1 << kBits) - 1;

@@ -52,8 +52,6 @@ struct TileArgs {
 };
 using TileKernel = void (*)(const TileArgs& args);
 
-// The rows of x that fast decode kernels exist for; exact ones take one.
-inline constexpr int kDecodeRows[] = {1, 2, 4};
 // Bits in which codes are stored in tiles, in the order of the tables below.
 inline constexpr int kStoredBits[] = {8, 6, 5, 4, 3, 2, 1};
 inline constexpr int kNumStoredBits = 7;
@@ -90,9 +88,9 @@ using PanelKernel = void (*)(const PanelArgs& args);
 struct LinearKernels {
   const char* name;
   // Few rows of x straight from packed codes; plan.block_units > 0. Null: the panels do it.
-  // [stored bits][kDecodeRows][MetaType] and, for one row, [stored bits][MetaType].
+  // [stored bits][1, 2, 4 rows][MetaType]; exact: [stored bits][1, 4 rows][MetaType].
   TileKernel decode_fast[kNumStoredBits][3][2];
-  TileKernel decode_exact[kNumStoredBits][2];
+  TileKernel decode_exact[kNumStoredBits][2][2];
   // Any number of rows, any plan.
   PanelKernel panel_fast[kNumStoredBits];
   PanelKernel panel_exact[kNumStoredBits];
@@ -105,8 +103,8 @@ struct LinearKernels {
   // sum of values * weights [plan.units * 32], where copy_x made the values.
   float (*weighted_sum)(const float* values, const float* weights, const ColumnPlan& plan,
                         bool shifted);
-  // quantize_x with a factor `scale` [cols] of the MetaType, which also returns the sum of zero [cols]
-  // times x as rounded.
+  // quantize_x with a factor `scale` [cols] of the MetaType, which also returns the sum of zero
+  // [cols] times x as rounded.
   float (*quantize_scaled_x)(const float* x, const void* scale, const void* zero, MetaType type,
                              const ColumnPlan& plan, std::int8_t* codes, BlockOfX* blocks);
   // uint8 [groups][16] -> code * step [16] + offset [16].

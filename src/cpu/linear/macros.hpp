@@ -6,6 +6,7 @@
 #define HQQ_INLINE inline
 #define HQQ_INLINE_LAMBDA
 #define HQQ_UNROLL
+#define HQQ_NO_UNROLL
 #define HQQ_PREFETCH(p) static_cast<void>(p)
 #define HQQ_OPAQUE(p)
 #define HQQ_PIN(v)
@@ -13,6 +14,7 @@
 #define HQQ_INLINE inline __attribute__((always_inline))
 #define HQQ_INLINE_LAMBDA __attribute__((always_inline))
 #define HQQ_UNROLL _Pragma("GCC unroll 16")
+#define HQQ_NO_UNROLL _Pragma("GCC unroll 1")
 #define HQQ_PREFETCH(p) __builtin_prefetch(p)
 // Hides where a pointer comes from. Values loaded through it twice are loaded twice: a broadcast is
 // one instruction, keeping it for later costs a store and a load once registers run out.

@@ -2,8 +2,10 @@
 // unpacked into scratch, and all rows of x pass over it, a few at a time in registers. Included
 // inside the namespace of an instruction set.
 
-// Rows of x that share a loaded register of codes.
-constexpr int kFastRows = 4;
+// Rows of x, and parts of the tile, whose sums are in registers at a time. Three rows and two parts
+// need five loads for six products; with sixteen registers, more would not fit.
+constexpr int kFastRows = kParts == 1 ? 8 : 3;
+constexpr int kPanelParts = kParts == 1 ? 1 : 2;
 constexpr int kExactRows = Isa::kRows == kTileRows ? 12 : 6;
 
 // Fields of the panel as bytes, [fields][64].
@@ -24,51 +26,57 @@ void unpack_panel(const std::uint8_t* codes, std::int64_t first_unit, std::int64
   }
 }
 
-// Calls step(Index<f>) for f = 0 .. kCount - 1.
-template <int kCount, int kFrom = 0, class Step>
-HQQ_INLINE void unrolled(Step step) {
-  if constexpr (kFrom < kCount) {
-    step(Index<kFrom>{});
-    unrolled<kCount, kFrom + 1>(step);
+template <int kRowsOfX, class Step>
+HQQ_INLINE void for_each(Step step) {
+  HQQ_UNROLL
+  for (int m = 0; m < kRowsOfX; ++m) {
+    HQQ_UNROLL
+    for (int p = 0; p < kPanelParts; ++p) step(m, p);
   }
 }
 
-// One part of a tile times kRowsOfX rows of x, over the blocks of the panel. `fields` are those of
-// column first_col on.
+// kPanelParts parts of a tile, from part first_part on, times kRowsOfX rows of x, over the blocks
+// of the panel. `fields` are those of column first_col on.
 template <int kMaxCode, int kRowsOfX>
 void panel_fast_rows(const PanelArgs& args, const std::uint8_t* fields, std::int64_t first_col,
-                     int part, std::int64_t first_row) {
+                     int first_part, std::int64_t first_row) {
   using Dot = typename Isa::template Dot<kMaxCode>;
   const RowOfX* x = args.x + first_row;
-  float* y = args.y + first_row * kTileRows + part * Isa::kRows;
-  Isa::Floats sums[kRowsOfX];
-  HQQ_UNROLL
-  for (int m = 0; m < kRowsOfX; ++m) sums[m] = Isa::load(y + m * kTileRows);
+  const int first_lane = first_part * Isa::kRows;
+  float* y = args.y + first_row * kTileRows + first_lane;
+  Isa::Floats sums[kRowsOfX][kPanelParts];
+  for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
+    sums[m][p] = Isa::load(y + m * kTileRows + p * Isa::kRows);
+  });
   for (std::int64_t b = args.first_block; b < args.end_block; ++b) {
     const Block& block = args.plan->blocks[b];
-    const std::int64_t group = block.group * kTileRows + part * Isa::kRows;
-    const Isa::Floats scale = Isa::load(args.scale + group);
-    const Isa::Floats zero = Isa::sub(Isa::load(args.zero + group), Isa::set(Dot::kOffset));
-    const std::uint8_t* codes = fields + (block.first_col - first_col) / kFieldCols * kFieldBytes +
-                                part * Isa::kRows * kFieldCols;
+    const std::uint8_t* codes =
+        fields + (block.first_col - first_col) / kFieldCols * kFieldBytes + first_lane * kFieldCols;
     const auto dot_fields = [&](auto count, std::int64_t first_field,
-                                Isa::Ints* totals) HQQ_INLINE_LAMBDA {
+                                Isa::Ints(&totals)[kRowsOfX][kPanelParts]) HQQ_INLINE_LAMBDA {
       constexpr int kFields = decltype(count)::value;
       const std::uint8_t* from = codes + first_field * kFieldBytes;
       const std::int64_t col = block.first_col + first_field * kFieldCols;
-      Dot dot[kRowsOfX];
+      Dot dot[kRowsOfX][kPanelParts];
       unrolled<kFields>([&](auto field) HQQ_INLINE_LAMBDA {
         constexpr int kField = decltype(field)::value;
-        const Isa::Bytes v = Isa::load(from + kField * kFieldBytes);
+        Isa::Bytes v[kPanelParts];
+        HQQ_UNROLL
+        for (int p = 0; p < kPanelParts; ++p) {
+          v[p] = Isa::load(from + kField * kFieldBytes + p * Isa::kRows * kFieldCols);
+        }
         HQQ_UNROLL
         for (int m = 0; m < kRowsOfX; ++m) {
-          dot[m].template add<kField>(v, Isa::broadcast4(x[m].codes + col + kField * kFieldCols));
+          const Isa::Bytes four = Isa::broadcast4(x[m].codes + col + kField * kFieldCols);
+          HQQ_UNROLL
+          for (int p = 0; p < kPanelParts; ++p) dot[m][p].template add<kField>(v[p], four);
         }
       });
-      HQQ_UNROLL
-      for (int m = 0; m < kRowsOfX; ++m) totals[m] = dot[m].template sum<kFields>();
+      for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
+        totals[m][p] = dot[m][p].template sum<kFields>();
+      });
     };
-    Isa::Ints totals[kRowsOfX];
+    Isa::Ints totals[kRowsOfX][kPanelParts];
     // A block that is not a whole number of units is a multiple of two fields, or ends the row,
     // where x is padded with zeros.
     if (block.cols == kMaxBlockCols) {
@@ -78,21 +86,27 @@ void panel_fast_rows(const PanelArgs& args, const std::uint8_t* fields, std::int
     } else {
       dot_fields(Index<2>{}, 0, totals);
       for (int field = 2; field * kFieldCols < block.cols; field += 2) {
-        Isa::Ints more[kRowsOfX];
+        Isa::Ints more[kRowsOfX][kPanelParts];
         dot_fields(Index<2>{}, field, more);
-        HQQ_UNROLL
-        for (int m = 0; m < kRowsOfX; ++m) totals[m] = Isa::add_ints(totals[m], more[m]);
+        for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
+          totals[m][p] = Isa::add_ints(totals[m][p], more[m][p]);
+        });
       }
     }
-    HQQ_UNROLL
-    for (int m = 0; m < kRowsOfX; ++m) {
+    const std::int64_t group = block.group * kTileRows + first_lane;
+    for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
       const BlockOfX& info = x[m].blocks[b];
-      const Isa::Floats centered = Isa::fnma(zero, Isa::broadcast(&info.sum), Isa::from(totals[m]));
-      sums[m] = Isa::fma(centered, Isa::mul(scale, Isa::broadcast(&info.scale)), sums[m]);
-    }
+      const Isa::Floats scale = Isa::load(args.scale + group + p * Isa::kRows);
+      const Isa::Floats zero =
+          Isa::sub(Isa::load(args.zero + group + p * Isa::kRows), Isa::set(Dot::kOffset));
+      const Isa::Floats centered =
+          Isa::fnma(zero, Isa::broadcast(&info.sum), Isa::from(totals[m][p]));
+      sums[m][p] = Isa::fma(centered, Isa::mul(scale, Isa::broadcast(&info.scale)), sums[m][p]);
+    });
   }
-  HQQ_UNROLL
-  for (int m = 0; m < kRowsOfX; ++m) Isa::store(y + m * kTileRows, sums[m]);
+  for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
+    Isa::store(y + m * kTileRows + p * Isa::kRows, sums[m][p]);
+  });
 }
 
 // Calls rows(Index<n>, first row) for all rows of x, kMost at a time.
@@ -127,7 +141,7 @@ void panel_fast(const PanelArgs& args) {
   unpack_panel<kBits>(args.codes, units.first, units.end, fields);
   for_rows<kFastRows>(args.rows, [&](auto rows, std::int64_t m) HQQ_INLINE_LAMBDA {
     HQQ_UNROLL
-    for (int part = 0; part < kParts; ++part) {
+    for (int part = 0; part < kParts; part += kPanelParts) {
       panel_fast_rows<Isa::dot_class(max_code<kBits>()), decltype(rows)::value>(
           args, fields, units.first * kUnitCols, part, m);
     }

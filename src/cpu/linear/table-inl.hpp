@@ -26,8 +26,9 @@ void for_stored_bits(Fill fill) {
     auto& table = k.decode_fast[decltype(index)::value];
     table[0][0] = decode_tile<true, kBits, 1, std::uint16_t>;
     table[0][1] = decode_tile<true, kBits, 1, float>;
-    // Several rows: float16 is widened once before.
+    table[1][0] = decode_tile<true, kBits, 2, std::uint16_t>;
     table[1][1] = decode_tile<true, kBits, 2, float>;
+    table[2][0] = decode_tile<true, kBits, 4, std::uint16_t>;
     table[2][1] = decode_tile<true, kBits, 4, float>;
   });
 }
@@ -35,8 +36,11 @@ void for_stored_bits(Fill fill) {
 [[maybe_unused]] void fill_decode_exact(LinearKernels& k) {
   for_stored_bits([&](auto index, auto width) {
     constexpr int kBits = decltype(width)::value;
-    k.decode_exact[decltype(index)::value][0] = decode_tile<false, kBits, 1, std::uint16_t>;
-    k.decode_exact[decltype(index)::value][1] = decode_tile<false, kBits, 1, float>;
+    auto& table = k.decode_exact[decltype(index)::value];
+    table[0][0] = decode_tile<false, kBits, 1, std::uint16_t>;
+    table[0][1] = decode_tile<false, kBits, 1, float>;
+    // Two rows take little less time than four; float16 is widened before.
+    table[1][1] = decode_tile<false, kBits, 4, float>;
   });
 }
 #endif

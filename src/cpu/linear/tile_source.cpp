@@ -90,8 +90,8 @@ bool TileSource::is_f16() const {
   return scale_.values->dtype == DType::kF16 && zero_.values->dtype == DType::kF16;
 }
 
-// Steps and offsets belong to runs of groups in row-major order: each row of the tile changes to the
-// next at groups of its own.
+// Steps and offsets belong to runs of groups in row-major order: each row of the tile changes to
+// the next at groups of its own.
 void TileSource::read_u8_tile(const Metadata& metadata, std::int64_t index,
                               const std::uint8_t* codes, float* out) const {
   const std::int64_t groups = order_.groups();
@@ -132,9 +132,9 @@ const void* TileSource::read_row(const Metadata& metadata, std::int64_t index, b
   }
   for (std::int64_t k = 0; k < layout_.cols; ++k) {
     const std::int64_t block = (first + k) / kMetadataBlock;
-    out[k] = static_cast<float>(std::to_integer<int>(values[k])) *
-                 metadata.step->data<float>()[block] +
-             metadata.offset->data<float>()[block];
+    out[k] =
+        static_cast<float>(std::to_integer<int>(values[k])) * metadata.step->data<float>()[block] +
+        metadata.offset->data<float>()[block];
   }
   return out;
 }
