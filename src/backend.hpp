@@ -27,8 +27,8 @@ struct LinearTask {
   const TiledTensor* tiled = nullptr;
   std::span<const float> bias;          // [out_features], or empty
   std::byte* y = nullptr;               // [M, out_features] in the type of x
+  std::int64_t y_stride = 0;  // elements between rows of y, at least out_features
   LinearMode mode = LinearMode::kFast;  // never kAuto
-  int threads = 1;
 };
 
 #define HQQ_BACKEND_FUNCTIONS                                                \
@@ -36,7 +36,8 @@ struct LinearTask {
   void quantize(const QuantizeTask& task, QuantizedTensor& out);             \
   /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */ \
   void dequantize(const QuantizedTensor& q, Tensor& out, int threads);       \
-  void linear(const LinearTask& task);
+  /* Products that do not depend on each other, as one. */                   \
+  void linear(std::span<const LinearTask> tasks, int threads);
 
 namespace cpu {
 HQQ_BACKEND_FUNCTIONS

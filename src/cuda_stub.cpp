@@ -13,7 +13,7 @@ namespace {
 
 void quantize(const QuantizeTask&, QuantizedTensor&) { refuse(); }
 void dequantize(const QuantizedTensor&, Tensor&, int) { refuse(); }
-void linear(const LinearTask&) { refuse(); }
+void linear(std::span<const LinearTask>, int) { refuse(); }
 bool is_available() { return false; }
 
 }  // namespace hqq::cuda

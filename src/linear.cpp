@@ -50,8 +50,9 @@ void multiply(const TensorView& x, const Weight& q, std::span<const float> bias,
   q.validate("linear");
   const LinearMode mode = resolve(options.mode);
   if (x.rows == 0) return;
-  cpu::linear({x, as_rows(q), as_tiles(q), bias, static_cast<std::byte*>(y), mode,
-               options.threads > 0 ? options.threads : default_threads()});
+  const LinearTask task{
+      x, as_rows(q), as_tiles(q), bias, static_cast<std::byte*>(y), q.out_features, mode};
+  cpu::linear({&task, 1}, options.threads > 0 ? options.threads : default_threads());
 }
 
 template <class Weight>
@@ -87,6 +88,24 @@ void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bi
             const LinearOptions& options) {
   multiply(x, q, bias, y, options);
 }
+void linear(std::span<const LinearCall> calls, const LinearOptions& options) {
+  const LinearMode mode = resolve(options.mode);
+  std::vector<LinearTask> tasks;
+  tasks.reserve(calls.size());
+  for (const LinearCall& call : calls) {
+    const TiledTensor& q = *call.q;
+    check(call.x, q.out_features, q.in_features, call.bias.size(), options.threads);
+    q.validate("linear");
+    const std::int64_t stride = call.y_stride == 0 ? q.out_features : call.y_stride;
+    if (stride < q.out_features) {
+      throw_invalid("linear", "y_stride is " + std::to_string(stride) + "; a row of y has " +
+                                  std::to_string(q.out_features) + " values");
+    }
+    tasks.push_back({call.x, nullptr, &q, call.bias, static_cast<std::byte*>(call.y), stride, mode});
+  }
+  cpu::linear(tasks, options.threads > 0 ? options.threads : default_threads());
+}
+
 RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
                       std::span<const float> bias, const LinearOptions& options) {
   return multiply(x, q, bias, options);

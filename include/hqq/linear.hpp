@@ -31,6 +31,19 @@ void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bi
 RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
                       std::span<const float> bias = {}, const LinearOptions& options = {});
 
+// One of several products that do not depend on each other.
+struct LinearCall {
+  TensorView x;
+  const TiledTensor* q = nullptr;
+  std::span<const float> bias;
+  void* y = nullptr;
+  std::int64_t y_stride = 0;  // elements between rows of y; 0: out_features
+};
+
+// All of them, spread over the threads together: the experts that tokens are routed to, or projections
+// of one input. The results are those of one call each.
+void linear(std::span<const LinearCall> calls, const LinearOptions& options = {});
+
 // The same for weights in format 1, whose rows are put into tiles on the way: for a product that is
 // computed once. Weights that are used again are faster as a TiledTensor.
 void linear(const TensorView& x, const QuantizedTensor& q, std::span<const float> bias, void* y,

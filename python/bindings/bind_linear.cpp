@@ -1,4 +1,5 @@
 // linear: include/hqq/linear.hpp. Its docstring is in hqq_cpp/api.py.
+#include <deque>
 #include <variant>
 
 #include "hqq/linear.hpp"
@@ -83,18 +84,57 @@ class NativeLayer {
     });
   }
 
+  // Every row of x [rows, in_features] times the matrix of its expert, tiled. Matrix i of every tensor
+  // is steps[i-th tensor] bytes after matrix i - 1; an expert has `parts` that follow each other, and
+  // whose results do in y [rows, parts * out_features]. counts: rows of each expert, in order.
+  void experts_linear(const std::vector<std::uintptr_t>& addresses,
+                      const std::vector<std::uintptr_t>& steps, std::int64_t parts,
+                      const std::vector<std::int64_t>& counts, std::uintptr_t x,
+                      std::int64_t stride, int dtype, std::uintptr_t y, int mode,
+                      int threads) const {
+    const auto& prototype = std::get<TiledTensor>(prototype_);
+    const py::gil_scoped_release release;
+    const auto type = static_cast<DType>(dtype);
+    const std::int64_t y_stride = parts * prototype.out_features;
+    std::deque<TiledTensor> matrices;
+    std::vector<LinearCall> calls;
+    std::int64_t row = 0;
+    for (std::size_t expert = 0; expert < counts.size(); row += counts[expert++]) {
+      if (counts[expert] == 0) continue;
+      const auto* x_rows = reinterpret_cast<const std::byte*>(x) +
+                           static_cast<std::size_t>(row * stride) * dtype_size(type);
+      const TensorView rows(x_rows, type, counts[expert], prototype.in_features, stride);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const auto index = expert * static_cast<std::size_t>(parts) + static_cast<std::size_t>(part);
+        matrices.push_back(prototype);
+        place(matrices.back(), [&](std::size_t i) { return addresses.at(i) + index * steps.at(i); });
+        auto* y_rows = reinterpret_cast<std::byte*>(y) +
+                       static_cast<std::size_t>(row * y_stride + part * prototype.out_features) *
+                           dtype_size(type);
+        calls.push_back({rows, &matrices.back(), {}, y_rows, y_stride});
+      }
+    }
+    hqq::linear(calls, {static_cast<LinearMode>(mode), threads});
+  }
+
  private:
+  // Points the tensors of a matrix to address(i), in the order of the file.
+  template <class Q, class Address>
+  static void place(Q& q, Address address) {
+    std::size_t i = 0;
+    for (auto& [name, tensor] : q.fields()) {
+      if (*tensor) tensor->buffer.data = reinterpret_cast<std::byte*>(address(i));
+      ++i;
+    }
+  }
+
   // Calls use(matrix) with the tensors at `addresses`, without the GIL.
   template <class Use>
   void at(const std::vector<std::uintptr_t>& addresses, Use use) const {
     const py::gil_scoped_release release;
     std::visit(
         [&](auto q) {
-          std::size_t i = 0;
-          for (auto& [name, tensor] : q.fields()) {
-            if (*tensor) tensor->buffer.data = reinterpret_cast<std::byte*>(addresses.at(i));
-            ++i;
-          }
+          place(q, [&](std::size_t i) { return addresses.at(i); });
           use(std::as_const(q));
         },
         prototype_);
@@ -112,8 +152,9 @@ int dtype_code(const py::object& dtype) {
 }  // namespace
 
 void bind_linear(py::module_& m) {
-  py::class_<NativeLayer>(m, "NativeLayer",
-                          "For hqq_cpp.nn: a layer by the addresses of its tensors.")
+  py::class_<NativeLayer> native(m, "NativeLayer",
+                                 "For hqq_cpp.nn: a layer by the addresses of its tensors.");
+  native
       .def(py::init<const py::object&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
            py::arg("out_features"), py::arg("in_features"), py::arg("tiled"))
       .def("dequantize", &NativeLayer::dequantize, py::arg("addresses"), py::arg("out"),
@@ -123,6 +164,9 @@ void bind_linear(py::module_& m) {
       .def("linear", &NativeLayer::linear, py::arg("addresses"), py::arg("x"), py::arg("rows"),
            py::arg("stride"), py::arg("dtype"), py::arg("bias"), py::arg("y"), py::arg("mode"),
            py::arg("threads"));
+  native.def("experts_linear", &NativeLayer::experts_linear, py::arg("addresses"),
+             py::arg("steps"), py::arg("parts"), py::arg("counts"), py::arg("x"), py::arg("stride"),
+             py::arg("dtype"), py::arg("y"), py::arg("mode"), py::arg("threads"));
   m.def("dtype_code", &dtype_code, py::arg("dtype"),
         "The code that NativeLayer takes for a dtype.");
   m.def(

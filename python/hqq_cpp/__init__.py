@@ -54,6 +54,7 @@ __all__ = [
     "CudaError",
     "FormatError",
     "HqqConfig",
+    "HqqEmbedding",
     "HqqExperts",
     "HqqLinear",
     "Interrupted",
@@ -96,6 +97,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .nn import (
+        HqqEmbedding,
         HqqExperts,
         HqqLinear,
         collect_importance,
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
+        "HqqEmbedding": "embedding",
         "HqqExperts": "experts",
         "HqqLinear": "linear",
         "collect_importance": "importance",

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
 namespace hqq::cpu {
@@ -47,6 +48,17 @@ OpenMpRegion openmp_region() {
 // its threads, and joining it hangs.
 const pid_t loading_process = getpid();
 
+// About 50 microseconds.
+constexpr int kSpins = 2000;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
 // Runs work() on up to `threads` threads including this one.
 template <class Work>
 void run_on_threads(int threads, Work& work) {
@@ -57,14 +69,18 @@ void run_on_threads(int threads, Work& work) {
     return;
   }
   Eigen::Barrier barrier(static_cast<unsigned>(threads - 1));
+  std::atomic<int> working{threads - 1};
   Eigen::ThreadPool& workers = pool(threads - 1);
   for (int i = 0; i + 1 < threads; ++i) {
     workers.Schedule([&] {
       work();
+      working.fetch_sub(1, std::memory_order_release);
       barrier.Notify();
     });
   }
   work();
+  // The others finish soon, and waking up takes longer than a small layer does.
+  for (int i = 0; i < kSpins && working.load(std::memory_order_acquire) > 0; ++i) pause();
   barrier.Wait();
 }
 

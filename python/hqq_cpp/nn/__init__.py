@@ -1,6 +1,7 @@
 """Quantized layers for torch. Importing it imports torch, but not Transformers."""
 
 from .backend import get_backend, set_backend
+from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .importance import collect_importance
 from .importance_folder import collect_importance_folder
@@ -9,6 +10,7 @@ from .quantize_model import quantize_model_
 from .report import HqqReport, ReportRow, hqq_report
 
 __all__ = [
+    "HqqEmbedding",
     "HqqExperts",
     "HqqLinear",
     "HqqReport",

@@ -16,11 +16,13 @@ from torch.nn import functional
 from .. import _core
 from .dequantize import Layout, Weight, dtype_name, weight_of
 from .dequantize import dequantize as torch_dequantize
+from .dequantize import dequantize_rows as torch_dequantize_rows
 
 _BACKENDS = ("auto", "torch", "native")
 _backend = "auto"
 _mode = "auto"
 
+_FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -93,6 +95,19 @@ def tiles() -> bool:
     return _backend != "torch" and not torch.compiler.is_compiling()
 
 
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether nothing but the product itself is asked of a layer in CPU memory: no gradient, no
+    autocast, no other backend."""
+    return (
+        _backend != "torch"
+        and type(x) is torch.Tensor
+        and x.is_cpu
+        and x.dtype in _FAST_DTYPES
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def can_tile(weight: Weight, layout: Layout) -> bool:
     """Whether the C++ kernels have tiles for this matrix; it must not be tiled."""
     if weight.W_q.device.type != "cpu":
@@ -119,10 +134,56 @@ def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tens
         return torch_dequantize(weight, layout, dtype)
     weight = _contiguous(weight)
     out = torch.empty(layout.out_features, layout.in_features, dtype=dtype)
-    _native_layer(weight, layout).dequantize(
+    native_layer(weight, layout).dequantize(
         _addresses(weight), out.data_ptr(), _dtype_code(dtype), _threads()
     )
     return out
+
+
+def embedding(
+    ids: torch.Tensor, weight: Weight, layout: Layout, dtype: torch.dtype
+) -> torch.Tensor:
+    """The rows `ids` [...] of W_r, [..., in_features] of dtype."""
+    if embeds_native(ids, weight, dtype):
+        _check_ids(ids, layout)
+        weight, rows = _contiguous(weight), ids.to(torch.int64).contiguous()
+        out = torch.empty(*ids.shape, layout.in_features, dtype=dtype)
+        native_layer(weight, layout).dequantize_rows(
+            _addresses(weight), rows.data_ptr(), rows.numel(), out.data_ptr(), _dtype_code(dtype)
+        )
+        return out
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_ids(ids, layout)
+    weight = untile(weight, layout) if is_tiled(weight) else weight
+    rows = torch_dequantize_rows(weight, layout, ids.reshape(-1).to(torch.int64), dtype)
+    return rows.reshape(*ids.shape, layout.in_features)
+
+
+def embeds_native(ids: torch.Tensor, weight: Weight, dtype: torch.dtype) -> bool:
+    """Whether the C++ kernels look up these rows.
+
+    Raises:
+        ValueError: If they were asked for and cannot.
+    """
+    on_cpu = weight.W_q.device.type == ids.device.type == "cpu"
+    possible = on_cpu and dtype in _NATIVE_DTYPES
+    if _backend == "native" and not possible:
+        raise ValueError(
+            f"[backend] the native kernels look up rows in CPU memory; the embedding is on "
+            f"{weight.W_q.device}, the ids on {ids.device}: use set_backend('auto')"
+        )
+    return possible and _backend != "torch"
+
+
+def _check_ids(ids: torch.Tensor, layout: Layout) -> None:
+    if ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= layout.out_features:
+        raise IndexError(
+            f"[embedding] index {low if low < 0 else high} is out of range; there are "
+            f"{layout.out_features} rows, 0 to {layout.out_features - 1}"
+        )
 
 
 def linear(
@@ -131,7 +192,8 @@ def linear(
     """x [..., in_features] W_r^T + bias, in the dtype of x."""
     # The kernels sum in float32.
     if uses_native(weight, x) and x.dtype != torch.float64:
-        return _native_linear(x, weight, layout, bias)
+        weight = _contiguous(weight)
+        return native_linear(native_layer(weight, layout), x, weight, layout, bias)
     W_r = dequantize(weight, layout, x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     if torch.compiler.is_compiling():
@@ -211,6 +273,13 @@ def experts_linear(
     """
     features = layout.in_features if transposed else layout.out_features
     y = x.new_zeros(x.shape[0], features)
+    if weight.W_q.dim() == 4 and not transposed and x.dtype in _FAST_DTYPES:
+        if uses_native(weight, x):
+            _native_experts(x, counts.tolist(), weight, layout, parts, y)
+            if bias is not None:
+                experts = torch.arange(len(bias)).repeat_interleave(counts)
+                y[: experts.numel()] += bias[experts].to(y.dtype)
+            return y
     for expert, rows in expert_rows(counts):
         if transposed:
             y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)
@@ -240,22 +309,53 @@ def experts_linear_backward(
     return grad_x
 
 
-def _native_linear(
-    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
+def native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
+    """What the kernels need to know of a matrix beside the addresses of its tensors."""
+    return _make_native_layer(layout, *_stored(weight), is_tiled(weight))
+
+
+def native_linear(
+    native: _core.NativeLayer,
+    x: torch.Tensor,
+    weight: Weight,
+    layout: Layout,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    weight = _contiguous(weight)
-    rows = x if x.dim() == 2 else x.reshape(-1, layout.in_features)
-    if rows.stride(1) != 1 or rows.stride(0) < layout.in_features:
+    """linear() by the C++ kernels, for contiguous tensors in CPU memory. `native`: native_layer()."""
+    in_features = layout.in_features
+    rows = x if x.dim() == 2 else x.reshape(-1, in_features)
+    count, stride = rows.shape[0], rows.stride(0)
+    if rows.stride(1) != 1 or stride < in_features:
         rows = rows.contiguous()
-    y = torch.empty(*x.shape[:-1], layout.out_features, dtype=x.dtype)
+        stride = in_features
+    y = torch.empty(x.shape[:-1] + (layout.out_features,), dtype=x.dtype)
+    bias_address = 0
     if bias is not None:
         bias = bias.float().contiguous()
+        bias_address = bias.data_ptr()
     mode = "exact" if _mode == "auto" and x.requires_grad else _mode
-    _native_layer(weight, layout).linear(
-        _addresses(weight), rows.data_ptr(), rows.shape[0], rows.stride(0), _dtype_code(x.dtype),
-        0 if bias is None else bias.data_ptr(), y.data_ptr(), _mode_code(mode), _threads(),
+    native.linear(
+        _addresses(weight), rows.data_ptr(), count, stride, _dtype_code(x.dtype), bias_address,
+        y.data_ptr(), _mode_code(mode), torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def _native_experts(
+    x: torch.Tensor, counts: list[int], weight: Weight, layout: Layout, parts: int, y: torch.Tensor
+) -> None:
+    """experts_linear() into y by the C++ kernels, all experts at once, for tiled weights."""
+    weight = _contiguous(weight)
+    x = x if x.stride(1) == 1 and x.stride(0) >= layout.in_features else x.contiguous()
+    matrices = weight.W_q.shape[0] * parts
+    steps = [0 if t is None else t.nbytes // matrices for t in weight]
+    piece = layout._replace(out_features=layout.out_features // parts)
+    native = _make_native_layer(piece, *_stored(weight), True)
+    mode = "exact" if _mode == "auto" and x.requires_grad else _mode
+    native.experts_linear(
+        _addresses(weight), steps, parts, counts, x.data_ptr(), x.stride(0), _dtype_code(x.dtype),
+        y.data_ptr(), _mode_code(mode), _threads(),
+    )  # fmt: skip
 
 
 def _threads() -> int:
@@ -304,10 +404,6 @@ def _config(
         "quant_zero": quant_zero,
         "balance": "sinkhorn" if balanced else "none",
     }
-
-
-def _native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
-    return _make_native_layer(layout, *_stored(weight), is_tiled(weight))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -165,7 +165,7 @@ def unpack(W_q: torch.Tensor, nbits: float, in_features: int) -> torch.Tensor:
     split = full * _block_bytes(nbits, block)
     parts = []
     if full:
-        blocks = W_q[:, :split].reshape(W_q.shape[0], full, -1)
+        blocks = W_q[:, :split].unflatten(1, (full, -1))
         parts.append(_unpack_blocks(blocks, nbits, block).flatten(1))
     if rest:
         parts.append(_unpack_blocks(W_q[:, split:], nbits, rest))
@@ -200,13 +200,44 @@ def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tens
         )
     else:
         group = layout.group_size or layout.in_features
+        shape = (layout.out_features, math.ceil(layout.in_features / group))
         zero, scale = (
-            v.reshape(layout.out_features, -1).repeat_interleave(group, dim=1)[
-                :, : layout.in_features
-            ]
+            v.reshape(shape).repeat_interleave(group, dim=1)[:, : layout.in_features]
             for v in (zero, scale)
         )
     W_r = (codes - zero) * scale
     if weight.col_scale is not None:
         W_r = W_r * weight.col_scale.float()
     return W_r.to(dtype)
+
+
+def dequantize_rows(
+    weight: Weight, layout: Layout, rows: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Rows of W_r, [rows, in_features]; with axis 1 nothing else is unpacked.
+
+    Args:
+        rows: int64 [rows].
+    """
+    if layout.axis == 0:
+        return dequantize(weight, layout, dtype).index_select(0, rows)
+
+    def metadata(values, step, offset):
+        taken = values.index_select(0, rows).float()
+        if step is None or offset is None:
+            return taken
+        groups = torch.arange(values.shape[1], device=rows.device)
+        block = (rows.unsqueeze(1) * values.shape[1] + groups) // METADATA_BLOCK
+        return taken * step[block] + offset[block]
+
+    taken = Weight(
+        W_q=weight.W_q.index_select(0, rows),
+        scale=metadata(weight.scale, weight.scale_step, weight.scale_offset),
+        zero=metadata(weight.zero, weight.zero_step, weight.zero_offset),
+        scale_step=None,
+        scale_offset=None,
+        zero_step=None,
+        zero_offset=None,
+        col_scale=weight.col_scale,
+    )
+    return dequantize(taken, layout._replace(out_features=rows.shape[0]), dtype)

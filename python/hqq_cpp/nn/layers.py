@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .linear import HqqLinear
+from .module import QuantizedModule
 
 # Routers choose experts by tiny differences, and are tiny; src/io/plan.cpp has the same rule for
 # checkpoints.
@@ -26,11 +28,13 @@ class Layer(NamedTuple):
     # Of its parameter: name + ".weight", or the name itself for fused experts.
     parameter: str
     module: nn.Module
-    kind: str  # "linear", "conv1d", "conv2d" or "experts"
+    kind: str  # "linear", "conv1d", "conv2d", "embedding" or "experts"
     # [experts,] out, in. As stored: experts that keep their matrices transposed are taken as they
     # are.
     shape: tuple[int, ...]
     dtype: torch.dtype
+    # Embeddings: the other layers with the same weight, which become quantized with it.
+    tied: tuple[str, ...] = ()
 
 
 def find_layers(model: nn.Module) -> Iterator[Layer]:
@@ -38,21 +42,44 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
 
     nn.Linear and subclasses of it that do not read their weight elsewhere; Transformers' Conv1D,
     which keeps its weight transposed; convolutions 1x1; fused experts [experts, out, in] of
-    Transformers. Weights that are used twice (tied) are left out, and so are routers and layers
-    that are quantized already.
+    Transformers; embeddings, with the linear layers that are tied to them. Other weights that are
+    used twice are left out, and so are routers and layers that are quantized already.
     """
-    owners: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    tied |= set((getattr(model, "all_tied_weights_keys", None) or {}).values())
+    sharers = _sharers(model)
     for name, module in model.named_modules():
         if _ROUTER.search(name):
             continue
         for layer in _layers_of(name, module):
-            parameter = model.get_parameter(layer.parameter)
-            if layer.parameter not in tied and owners[id(parameter)] == 1:
+            names = sharers[layer.parameter]
+            if len(names) == 1:
                 yield layer
+            elif layer.kind == "embedding":
+                kinds = {other: _kind_at(model, other) for other in names}
+                first = next(other for other, kind in kinds.items() if kind == "embedding")
+                if first == layer.parameter and set(kinds.values()) <= {"linear", "embedding"}:
+                    tied = (other.removesuffix(".weight") for other in names if other != first)
+                    yield layer._replace(tied=tuple(tied))
+
+
+def _sharers(model: nn.Module) -> dict[str, list[str]]:
+    """The name of every parameter -> the names of all with the same memory."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    sharers = {name: names for names in groups.values() for name in names}
+    # Transformers ties at the end of from_pretrained.
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        names, others = sharers.get(source), sharers.get(target)
+        if names is not None and others is not None and names is not others:
+            names += others
+            sharers |= dict.fromkeys(others, names)
+    return sharers
+
+
+def _kind_at(model: nn.Module, parameter: str) -> str | None:
+    """The kind of the layer whose weight a parameter is."""
+    owner, last = parent_of(model, parameter)
+    return kind_of(owner)[0] if last == "weight" else None
 
 
 def _layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
@@ -69,15 +96,17 @@ def _layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
 
 
 def kind_of(module: nn.Module) -> tuple[str | None, tuple[int, ...]]:
-    """What sort of linear layer a module is, and [out, in]; (None, ()) if it is none or
+    """What sort of layer a module is, and [out, in]; (None, ()) if it is none or
     quantized."""
-    if isinstance(module, HqqLinear) or "weight" not in module._parameters:
+    if isinstance(module, QuantizedModule) or "weight" not in module._parameters:
         return None, ()
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None, ()  # nn.MultiheadAttention multiplies with its weight itself
     weight = module._parameters["weight"]
     if isinstance(module, nn.Linear):
         return "linear", tuple(weight.shape)
+    if isinstance(module, nn.Embedding):
+        return "embedding", tuple(weight.shape)
     if isinstance(module, nn.Conv2d):
         plain = module.kernel_size == module.stride == module.dilation == (1, 1)
         if plain and module.groups == 1 and module.padding in ((0, 0), "valid", "same"):
@@ -103,10 +132,12 @@ def dense_matrix(kind: str, weight: torch.Tensor) -> torch.Tensor:
     return weight.flatten(1) if kind == "conv2d" else weight
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, HqqLinear | HqqExperts]]:
+def quantized_layers(
+    model: nn.Module,
+) -> Iterator[tuple[str, HqqLinear | HqqEmbedding | HqqExperts]]:
     """(name, module) of all quantized layers of a model."""
     for name, module in model.named_modules():
-        if isinstance(module, (HqqLinear, HqqExperts)):
+        if isinstance(module, (HqqLinear, HqqEmbedding, HqqExperts)):
             yield name, module
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import api
-from .._core import QuantizedTensor, Tensor
+from .._core import NativeLayer, QuantizedTensor, Tensor
 from ..config import HqqConfig
 from . import backend, ops
 from .dequantize import weight_of
@@ -49,6 +49,11 @@ class HqqLinear(QuantizedModule, nn.Linear):
     zero_offset: torch.Tensor | None
     col_scale: torch.Tensor | None
     bias: torch.Tensor | None
+
+    _native_layer: NativeLayer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_native_layer"}
 
     def __init__(self, weight: QuantizedTensor, bias: Any = None, dtype: torch.dtype | None = None):
         # Not nn.Linear's, which allocates a dense weight.
@@ -153,9 +158,23 @@ class HqqLinear(QuantizedModule, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features] in the dtype of x."""
-        if not self.is_tiled and backend.tiles():
-            self.tile_()
+        if not torch.compiler.is_compiling():
+            if not self.is_tiled and backend.tiles():
+                self.tile_()
+            # The layers of a small model take less time than the general way through Python.
+            if self.is_tiled and backend.is_plain(x) and x.shape[-1] == self.in_features:
+                bias = self._parameters["bias"]
+                if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
+                    return backend.native_linear(
+                        self._native(), x, self.packed(), self._layout, bias
+                    )
         return ops.linear(x, self.packed(), self._layout, self._parameters["bias"])
+
+    def _native(self) -> NativeLayer:
+        """Of the tiled weight, made once."""
+        if self._native_layer is None:
+            self._native_layer = backend.native_layer(self.packed(), self._layout)
+        return self._native_layer
 
     def reset_parameters(self) -> None:
         """Does nothing: a quantized weight is not initialized."""

@@ -104,8 +104,7 @@ class QuantizedModule(nn.Module):
 
     def packed(self) -> Weight:
         """The stored tensors, tiled or in format 1."""
-        tensors = self._parameters
-        return Weight(*(tensors[name] for name in TENSOR_NAMES))
+        return Weight(*map(self._parameters.__getitem__, TENSOR_NAMES))
 
     @property
     def is_tiled(self) -> bool:

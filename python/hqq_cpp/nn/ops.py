@@ -27,6 +27,7 @@ _LIBRARY.define(
     f"experts_linear_backward(Tensor grad_y, Tensor counts, {_WEIGHT}, {_LAYOUT}, int parts, "
     "bool transposed) -> Tensor"
 )
+_LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, {_LAYOUT}, ScalarType dtype) -> Tensor")
 _FIELDS = len(Weight._fields)
 _WEIGHT_END = 1 + _FIELDS
 
@@ -175,3 +176,28 @@ def experts_linear(
         )
     x = _autocast(x)
     return torch.ops.hqq_cpp.experts_linear(x, counts, *weight, bias, *layout, parts, transposed)
+
+
+def _embedding(ids, *arguments):
+    *layout, dtype = arguments[_FIELDS:]
+    return backend.embedding(ids, Weight(*arguments[:_FIELDS]), Layout(*layout), dtype)
+
+
+_LIBRARY.impl("embedding", _embedding, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("hqq_cpp::embedding")
+def _embedding_fake(ids, *arguments):
+    *_, in_features, dtype = arguments
+    return ids.new_empty(*ids.shape, in_features, dtype=dtype)
+
+
+def embedding(
+    ids: torch.Tensor, weight: Weight, layout: Layout, dtype: torch.dtype
+) -> torch.Tensor:
+    """The rows `ids` of W_r, [..., in_features] of dtype; no gradients."""
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"[embedding] ids are {ids.dtype}; they must be torch.int32 or int64")
+    if torch.compiler.is_compiling() and backend.embeds_native(ids, weight, dtype):
+        return torch.ops.hqq_cpp.embedding(ids, *weight, *layout, dtype)
+    return backend.embedding(ids, weight, layout, dtype)

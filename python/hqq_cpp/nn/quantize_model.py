@@ -12,9 +12,10 @@ from torch import nn
 
 from .. import api
 from ..config import HqqConfig
-from .dequantize import weight_of
+from .dequantize import TENSOR_NAMES, weight_of
+from .embedding import HqqEmbedding
 from .experts import HqqExperts
-from .layers import Layer, dense_matrix, find_layers, parent_of
+from .layers import Layer, dense_matrix, find_layers, kind_of, parent_of
 from .linear import HqqLinear
 from .pointwise import HqqPointwiseConv2d
 
@@ -26,6 +27,15 @@ _SINGLE_NAMES = {
     "up_proj": ("up_proj", "w3"),
     "down_proj": ("down_proj", "w2"),
 }
+
+
+def settings_of(layer: Layer, config: HqqConfig) -> dict[str, Any] | None:
+    """The settings of a layer, or None if it stays dense. An embedding does unless a rule names
+    it, as in src/io/plan.cpp."""
+    if layer.kind == "embedding":
+        config = config.__copy__()
+        config.dynamic_only = True
+    return config.layer(layer.name)
 
 
 class Quantized(NamedTuple):
@@ -148,10 +158,12 @@ def _solve(name: str, matrix: torch.Tensor, config: HqqConfig, importance: Any):
     return q, stats.to_dict()
 
 
-def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqExperts:
+def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbedding | HqqExperts:
     """The quantized module for a layer, on device meta, with the layer's bias."""
     if layer.kind == "experts":
         return HqqExperts.empty(settings, layer.shape, dtype=layer.dtype, device="meta")
+    if layer.kind == "embedding":
+        return HqqEmbedding.empty_like(layer.module, settings)
     bias = layer.module._parameters.get("bias")
     cls = HqqPointwiseConv2d if layer.kind == "conv2d" else HqqLinear
     return cls.empty(
@@ -160,12 +172,26 @@ def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqExper
 
 
 def put_module(model: nn.Module, layer: Layer, module: nn.Module) -> None:
-    """Puts the quantized module where the layer was."""
+    """Puts the quantized module where the layer was, and layers that share its parameters where
+    those tied to it were."""
     owner, last = parent_of(model, layer.name)
     if layer.kind == "experts":
         del owner._parameters[last]
     module.train(layer.module.training)
     setattr(owner, last, module)
+    for name in layer.tied:
+        old = model.get_submodule(name)
+        kind, shape = kind_of(old)
+        tied = Layer(name, f"{name}.weight", old, kind, shape, old.weight.dtype)
+        put_module(model, tied, empty_module(tied, module.layer_config))
+    share_parameters(model, layer, module)
+
+
+def share_parameters(model: nn.Module, layer: Layer, module: nn.Module) -> None:
+    """Gives the layers tied to an embedding its packed tensors."""
+    for name in layer.tied:
+        tied = model.get_submodule(name)
+        tied._parameters.update({key: module._parameters[key] for key in TENSOR_NAMES})
 
 
 def store_quantized(
@@ -189,8 +215,9 @@ def quantize_model_(
 ) -> nn.Module:
     """Quantizes the linear layers of any torch model in place, one after the other.
 
-    nn.Linear, Transformers' Conv1D, convolutions 1x1 and fused experts. Layers that share their
-    weight with another (tied embeddings) and routers stay as they are.
+    nn.Linear, Transformers' Conv1D, convolutions 1x1 and fused experts; embeddings that a rule of
+    config names, together with the layers that are tied to them. Other layers that share their
+    weight, other embeddings and routers stay as they are.
 
     Args:
         model: Any module with linear layers below it.
@@ -224,7 +251,7 @@ def quantize_model_(
         (layer, settings)
         for layer in find_layers(model)
         if layer.name
-        and (settings := config.layer(layer.name)) is not None
+        and (settings := settings_of(layer, config)) is not None
         and (filter is None or filter(layer.name, layer.module))
     ]
     if not chosen:

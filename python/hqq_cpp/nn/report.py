@@ -110,6 +110,8 @@ def hqq_report(model: nn.Module, by: str = "layer") -> HqqReport:
     groups: dict[str, list[nn.Module]] = {}
     packed: set[int] = set()
     for name, module in quantized_layers(model):
+        if id(module.W_q) in packed:
+            continue  # tied to an embedding
         groups.setdefault(name if by == "layer" else layer_tag(name), []).append(module)
         packed |= {id(t) for t in module.packed() if t is not None}
     if not groups:

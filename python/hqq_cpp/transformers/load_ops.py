@@ -19,7 +19,9 @@ from ..nn.quantize_model import (
     empty_module,
     put_module,
     quantize_layer,
+    share_parameters,
 )
+from .ties import tie_packed
 
 
 class Plan:
@@ -119,6 +121,10 @@ class QuantizeOnLoad(ConversionOps):
                 dense[name] = tensors
                 continue
             missing_keys.discard(name)
+            if name != plan.layer.parameter:
+                self._solver.run(lambda: _refuse_second(name, plan.layer))
+                continue
+            missing_keys -= {f"{tied}.weight" for tied in plan.layer.tied}
             dense |= self._start(model, plan, tensor)
         self._solver.expected -= 1
         if self._solver.expected == 0:
@@ -130,6 +136,8 @@ class QuantizeOnLoad(ConversionOps):
         target = weight.device
         module = empty_module(layer, plan.settings)
         put_module(model, layer, module)
+        if layer.tied:
+            tie_packed(model)
         if self._is_offloaded(layer.name):
             # The loader writes what it gets to disk.
             quantized = plan.quantize(weight)
@@ -139,6 +147,7 @@ class QuantizeOnLoad(ConversionOps):
         def work():
             quantized = plan.quantize(weight)
             module.set_packed(quantized.tensors, target)
+            share_parameters(model, layer, module)
             module.quantize_stats = quantized.stats
 
         if layer.kind == "experts":
@@ -149,3 +158,11 @@ class QuantizeOnLoad(ConversionOps):
         else:
             self._solver.submit(work, weight.nbytes)
         return {}
+
+
+def _refuse_second(name: str, layer: Layer) -> None:
+    raise ValueError(
+        f"[quantize] {name} is tied to {layer.parameter}, which a rule quantizes, but the checkpoint "
+        f"has a weight of its own for it: load the model dense and use quantize_model_, or leave "
+        f"the rule for {layer.name} out"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from transformers.utils import logging
 
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
+from ..nn.embedding import HqqEmbedding
 from ..nn.experts import HqqExperts
-from ..nn.quantize_model import ImportanceSource, store_quantized
+from ..nn.module import QuantizedModule
+from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
 from . import config as _config
-from . import legacy, saved
+from . import legacy, saved, ties
 from .experts import EXPERTS_FUNCTION
 from .load_ops import Plan, QuantizeOnLoad, SolverThread
 
@@ -90,9 +93,12 @@ class HqqQuantizer(HfQuantizer):
         importance = ImportanceSource(settings)
         kept = _keep_in_fp32(model)
         for layer in nn_layers.find_layers(model):
-            chosen = settings.layer(layer.name)
+            chosen = settings_of(layer, settings)
             if chosen is not None and not any(kept(part) for part in layer.name.split(".")):
-                self._plans[layer.parameter] = Plan(layer, chosen, importance)
+                plan = Plan(layer, chosen, importance)
+                self._plans[layer.parameter] = plan
+                # A checkpoint with tensors for these is refused.
+                self._plans |= {f"{tied}.weight": plan for tied in layer.tied}
         if not self._plans:
             raise ValueError(
                 f"[quantize] the settings leave every layer of {type(model).__name__} unquantized: "
@@ -162,25 +168,34 @@ class HqqQuantizer(HfQuantizer):
     # Saving and the rest.
 
     def get_state_dict_and_metadata(self, model):
+        ties.untile_tied(model)
         return None, saved.metadata(model)
 
     def _dequantize(self, model, dtype=None):
+        ties.tie_dense(model)
+        weights: dict[int, torch.nn.Parameter] = {}
         for name, module in list(nn_layers.quantized_layers(model)):
             owner, last = nn_layers.parent_of(model, name)
-            dense = module.dequantize(dtype=dtype or module.compute_dtype)
+            weight = weights.get(id(module.W_q))
+            if weight is None:
+                dense = module.dequantize(dtype=dtype or module.compute_dtype)
+                weight = weights[id(module.W_q)] = torch.nn.Parameter(dense)
             if isinstance(module, HqqExperts):
                 delattr(owner, last)
-                owner.register_parameter(last, torch.nn.Parameter(dense))
+                owner.register_parameter(last, weight)
                 owner.config._experts_implementation = "eager"
+                continue
+            if isinstance(module, HqqEmbedding):
+                setattr(owner, last, module.to_dense(weight))
                 continue
             linear = torch.nn.Linear(
                 module.in_features,
                 module.out_features,
                 bias=False,
                 device="meta",
-                dtype=dense.dtype,
+                dtype=weight.dtype,
             )
-            linear.weight = torch.nn.Parameter(dense)
+            linear.weight = weight
             linear.bias = None if module.bias is None else module.bias
             setattr(owner, last, linear)
         return model
@@ -208,6 +223,7 @@ def finish(model, quantization_config: _config.HqqConfig) -> None:
             owner, _ = nn_layers.parent_of(model, name)
             owner.config._experts_implementation = EXPERTS_FUNCTION
     _warn_of_dense_experts(model)
+    ties.tie_packed(model)
     saved.drop_conversions(model)
     quantization_config.not_quantized = saved.not_quantized(model)
     # What peft's prepare_model_for_kbit_training asks for.
@@ -236,6 +252,20 @@ def _warn_of_dense_experts(model) -> None:
         )
 
 
+def model_dtype(model: torch.nn.Module) -> torch.dtype:
+    """For PreTrainedModel.dtype: that of the first weight, not of its scale where it is packed."""
+    return next(_dtypes(model))
+
+
+def _dtypes(model: torch.nn.Module) -> Iterator[torch.dtype]:
+    for module in model.modules():
+        if isinstance(module, QuantizedModule):
+            yield module.compute_dtype
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.is_floating_point():
+                yield parameter.dtype
+
+
 def attach(model, config: Any) -> None:
     """Makes a model whose layers were quantized in place one that save_pretrained can save."""
     quantization_config = _config.HqqConfig(config)
@@ -253,5 +283,6 @@ def _keep_in_fp32(model):
 
 
 def _some_layer(model) -> str:
-    names = [layer.name for layer in nn_layers.find_layers(model)]
+    layers = nn_layers.find_layers(model)
+    names = [layer.name for layer in layers if layer.kind != "embedding"]
     return names[0] if names else "(it has no linear layer)"

@@ -11,7 +11,7 @@ from .. import peft
 from ..nn.report import hqq_report
 from . import config, kv_cache, legacy
 from .experts import EXPERTS_FUNCTION, experts_forward
-from .quantizer import HqqQuantizer
+from .quantizer import HqqQuantizer, model_dtype
 
 
 def register() -> None:
@@ -24,6 +24,7 @@ def register() -> None:
     config.take_over()
     HqqConfig.from_dict = classmethod(legacy.read_config)
     PreTrainedModel.hqq_report = hqq_report
+    PreTrainedModel.dtype = property(model_dtype)
     kv_cache.register()
     peft.register()
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

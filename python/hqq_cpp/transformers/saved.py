@@ -24,6 +24,7 @@ from ..nn.dequantize import TENSOR_NAMES, dtype_name
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
+from .ties import tie_packed, tied_layers
 
 # Keys of a shard's metadata and of its descriptions; docs/format.md.
 _METADATA = "hqq_cpp"
@@ -62,6 +63,7 @@ def replace_layers(model, quantizer, files: list[str]) -> None:
         if has_bias:
             add_bias(module)
         put_module(model, layer, module)
+    tie_packed(model)
     if not found:
         raise FormatError(
             "[from_pretrained] config.json says that the checkpoint is quantized, but its files "
@@ -256,7 +258,10 @@ def metadata(model) -> dict[str, str]:
     layers = dict(model.hf_quantizer.merged_layers)
     conversions = getattr(model, "_weight_conversions", None) or []
     renamings = [c.reverse_transform() for c in conversions if isinstance(c, WeightRenaming)][::-1]
+    tied = tied_layers(model)
     for name, module in nn_layers.quantized_layers(model):
+        if name in tied:
+            continue
         fused = isinstance(module, HqqExperts)
         if name in model.hf_quantizer.merged_parameters:
             continue  # save_pretrained cuts it into the layers of merged_layers again

@@ -1,6 +1,8 @@
 // hqq::cpu::linear: prepares x, hands tiles to threads, writes y.
 #include <algorithm>
 #include <array>
+#include <deque>
+#include <memory>
 
 #include "src/backend.hpp"
 #include "src/cpu/linear/choose.hpp"
@@ -20,6 +22,8 @@ constexpr std::int64_t kMaxRows = 256;
 constexpr std::int64_t kMaxRowsAxis0 = 64;
 // Tiles a thread takes at a time, so that the hardware can prefetch through them.
 constexpr std::int64_t kTilesOfUnit = 4;
+constexpr std::int64_t kRowsWorthThreads = 16;
+static_assert(kMaxRows % kMaxRowsAxis0 == 0);
 
 // Rows of x as the kernels take them.
 class PreparedRows {
@@ -65,20 +69,22 @@ class Product {
       : task_(task),
         kernels_(linear_kernels()),
         source_(task),
-        columns_(source_.layout()),
+        columns_(std::make_unique<Columns>(source_.layout())),
         axis_(source_.layout().axis),
         fast_(task.mode == LinearMode::kFast),
         col_scale_(source_.col_scale()) {}
 
-  std::int64_t max_rows() const { return axis_ == 1 ? kMaxRows : kMaxRowsAxis0; }
-
-  // Takes the rows [first, first + count) of x.
-  void set_rows(std::int64_t first, std::int64_t count) {
+  // Takes the rows from `first` on that are done at a time; false, and nothing to do, if none begin
+  // there.
+  bool set_rows(std::int64_t first) {
+    const std::int64_t most = axis_ == 1 ? kMaxRows : kMaxRowsAxis0;
     first_row_ = first;
-    rows_ = count;
+    rows_ = first % most == 0 ? std::clamp<std::int64_t>(task_.x.rows - first, 0, most) : 0;
+    if (rows_ == 0) return false;
     decodes_ = decode(MetaType::kF32) != nullptr;
-    if (!decodes_) panels_ = columns_.panels(fast_ ? kPanelUnitsFast : kPanelUnitsExact);
-    if (axis_ == 1) shared_.resize(count, columns_, fast_);
+    if (!decodes_) panels_ = columns_->panels(fast_ ? kPanelUnitsFast : kPanelUnitsExact);
+    if (axis_ == 1) shared_.resize(rows_, *columns_, fast_);
+    return true;
   }
 
   // First the rows of x, then the tiles.
@@ -88,13 +94,14 @@ class Product {
     const float* factor = col_scale_.empty() ? nullptr : col_scale_.data();
     const RowOfX& row = shared_.data()[m];
     if (fast_) {
-      kernels_.quantize_x(x, factor, columns_.plan(), codes_of(row), blocks_of(row));
+      kernels_.quantize_x(x, factor, columns_->plan(), codes_of(row), blocks_of(row));
     } else {
-      kernels_.copy_x(x, factor, columns_.plan(), decodes_, values_of(row), blocks_of(row));
+      kernels_.copy_x(x, factor, columns_->plan(), decodes_, values_of(row), blocks_of(row));
     }
   }
 
   std::int64_t units() const {
+    if (rows_ == 0) return 0;
     return (source_.order().tiles() + tiles_of_unit() - 1) / tiles_of_unit();
   }
   void run(std::int64_t unit) const {
@@ -111,7 +118,7 @@ class Product {
 
  private:
   TileKernel decode(MetaType meta) const {
-    return decode_kernel(kernels_, fast_, source_.order().bits(), rows_, columns_.plan(), meta);
+    return decode_kernel(kernels_, fast_, source_.order().bits(), rows_, columns_->plan(), meta);
   }
 
   // Axis 0: the tiles that share a row of scales.
@@ -149,22 +156,22 @@ class Product {
       // The state's own copies.
       auto* scale = static_cast<float*>(const_cast<void*>(metadata.scale));
       auto* zero = static_cast<float*>(const_cast<void*>(metadata.zero));
-      std::fill(zero + cols, zero + columns_.padded(), 0.0f);
+      std::fill(zero + cols, zero + columns_->padded(), 0.0f);
       for (std::size_t k = 0; k < col_scale_.size(); ++k) scale[k] *= col_scale_[k];
     }
     float* constants = state.constants.get(rows_);
-    state.rows.resize(rows_, columns_, fast_);
+    state.rows.resize(rows_, *columns_, fast_);
     for (std::int64_t m = 0; m < rows_; ++m) {
       const float* x = read_row(m, state.x);
       const RowOfX& row = state.rows.data()[m];
       if (fast_) {
         constants[m] = kernels_.quantize_scaled_x(x, metadata.scale, metadata.zero, metadata.meta,
-                                                  columns_.plan(), codes_of(row), blocks_of(row));
+                                                  columns_->plan(), codes_of(row), blocks_of(row));
       } else {
-        kernels_.copy_x(x, static_cast<const float*>(metadata.scale), columns_.plan(), decodes_,
+        kernels_.copy_x(x, static_cast<const float*>(metadata.scale), columns_->plan(), decodes_,
                         values_of(row), blocks_of(row));
         constants[m] = kernels_.weighted_sum(row.values, static_cast<const float*>(metadata.zero),
-                                             columns_.plan(), decodes_);
+                                             columns_->plan(), decodes_);
       }
     }
     return constants;
@@ -189,14 +196,14 @@ class Product {
     if (decodes_) {
       RowOfX few[kMaxDecodeRows];
       for (std::int64_t m = 0; m < kMaxDecodeRows; ++m) few[m] = rows[std::min(m, rows_ - 1)];
-      decode(operand.meta)({operand.codes, operand.scale, operand.zero, &columns_.plan(), few, y});
+      decode(operand.meta)({operand.codes, operand.scale, operand.zero, &columns_->plan(), few, y});
       return;
     }
     std::fill_n(y, rows_ * kTileRows, 0.0f);
     PanelArgs args{operand.codes,
                    static_cast<const float*>(operand.scale),
                    static_cast<const float*>(operand.zero),
-                   &columns_.plan(),
+                   &columns_->plan(),
                    0,
                    0,
                    rows,
@@ -216,7 +223,7 @@ class Product {
     const std::int64_t out_features = source_.layout().rows;
     const std::size_t size = dtype_size(task_.x.dtype);
     const auto at = [&](std::int64_t m, std::int64_t n) {
-      return task_.y + static_cast<std::size_t>((first_row_ + m) * out_features + n) * size;
+      return task_.y + static_cast<std::size_t>((first_row_ + m) * task_.y_stride + n) * size;
     };
     float bias[kTileRows] = {};
     int lanes = 0;
@@ -241,10 +248,10 @@ class Product {
     }
   }
 
-  const LinearTask& task_;
+  LinearTask task_;
   const LinearKernels& kernels_;
   const TileSource source_;
-  const Columns columns_;
+  const std::unique_ptr<const Columns> columns_;  // stays where it is: its plan is passed on
   const int axis_;
   const bool fast_;
   const std::vector<float> col_scale_;
@@ -257,18 +264,55 @@ class Product {
 
 }  // namespace
 
-void linear(const LinearTask& task) {
-  if (task.q != nullptr && !can_tile(task.q->config, task.q->out_features, task.q->in_features)) {
-    return linear_by_rows(task);
+namespace {
+
+bool has_tiles(const LinearTask& task) {
+  return task.q == nullptr || can_tile(task.q->config, task.q->out_features, task.q->in_features);
+}
+
+// Calls work(product, unit) for all units of all products.
+template <class Units, class Work>
+void for_units(std::deque<Product>& products, int threads, Units units, Work work) {
+  if (products.size() == 1) {
+    const Product& product = products.front();
+    parallel_for(units(product), threads, [&](std::int64_t unit) { work(product, unit); });
+    return;
   }
-  Product product(task);
-  for (std::int64_t first = 0; first < task.x.rows; first += product.max_rows()) {
-    product.set_rows(first, std::min(product.max_rows(), task.x.rows - first));
-    // Waking threads takes longer than a few rows do.
-    const int prepare_threads = product.prepare_units() < 16 ? 1 : task.threads;
-    parallel_for(product.prepare_units(), prepare_threads,
-                 [&](std::int64_t unit) { product.prepare(unit); });
-    parallel_for(product.units(), task.threads, [&](std::int64_t unit) { product.run(unit); });
+  std::vector<std::int64_t> ends;
+  std::int64_t total = 0;
+  for (const Product& product : products) ends.push_back(total += units(product));
+  parallel_for(total, threads, [&](std::int64_t unit) {
+    const auto at = std::upper_bound(ends.begin(), ends.end(), unit) - ends.begin();
+    const std::int64_t first = at == 0 ? 0 : ends[static_cast<std::size_t>(at - 1)];
+    work(products[static_cast<std::size_t>(at)], unit - first);
+  });
+}
+
+}  // namespace
+
+void linear(std::span<const LinearTask> tasks, int threads) {
+  std::deque<Product> products;
+  std::int64_t rows = 0, most = 0;
+  for (const LinearTask& task : tasks) {
+    if (task.x.rows == 0) continue;
+    if (!has_tiles(task)) {
+      linear_by_rows(task, threads);
+      continue;
+    }
+    products.emplace_back(task);
+    rows += task.x.rows;
+    most = std::max(most, task.x.rows);
+  }
+  // Waking threads takes longer than preparing a few rows.
+  const int prepare_threads = rows < kRowsWorthThreads ? 1 : threads;
+  for (std::int64_t first = 0; first < most; first += kMaxRowsAxis0) {
+    bool any = false;
+    for (Product& product : products) any = product.set_rows(first) || any;
+    if (!any) continue;
+    for_units(products, prepare_threads, [](const Product& p) { return p.prepare_units(); },
+              [](const Product& p, std::int64_t unit) { p.prepare(unit); });
+    for_units(products, threads, [](const Product& p) { return p.units(); },
+              [](const Product& p, std::int64_t unit) { p.run(unit); });
   }
 }
 

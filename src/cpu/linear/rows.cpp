@@ -33,7 +33,7 @@ RowMajorMatrix input_values(const LinearTask& task) {
 
 }  // namespace
 
-void linear_by_rows(const LinearTask& task) {
+void linear_by_rows(const LinearTask& task, int threads) {
   const QuantizedTensor& q = *task.q;
   const RowMajorMatrix x = input_values(task);
   const std::vector<float> scale = read_scale(q);
@@ -45,7 +45,7 @@ void linear_by_rows(const LinearTask& task) {
                             q.W_q.data<std::uint8_t>(),
                             packed_row_bytes(q.config.nbits, q.in_features)};
   RowMajorMatrix y(x.rows(), q.out_features);
-  parallel_for((q.out_features + kLinearUnitRows - 1) / kLinearUnitRows, task.threads,
+  parallel_for((q.out_features + kLinearUnitRows - 1) / kLinearUnitRows, threads,
                [&](std::int64_t unit) {
                  thread_local Eigen::VectorXf weights;
                  weights.resize(q.in_features);
@@ -59,7 +59,12 @@ void linear_by_rows(const LinearTask& task) {
                    }
                  }
                });
-  write_values(std::span(y.data(), static_cast<std::size_t>(y.size())), task.x.dtype, task.y);
+  const std::size_t row_bytes =
+      static_cast<std::size_t>(task.y_stride) * dtype_size(task.x.dtype);
+  for (std::int64_t m = 0; m < y.rows(); ++m) {
+    write_values(std::span(y.row(m).data(), static_cast<std::size_t>(y.cols())), task.x.dtype,
+                 task.y + static_cast<std::size_t>(m) * row_bytes);
+  }
 }
 
 }  // namespace hqq::cpu

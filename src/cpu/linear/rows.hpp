@@ -6,6 +6,6 @@
 namespace hqq::cpu {
 
 // Any QuantizedTensor, in float32 whatever the mode.
-void linear_by_rows(const LinearTask& task);
+void linear_by_rows(const LinearTask& task, int threads);
 
 }  // namespace hqq::cpu
