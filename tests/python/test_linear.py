@@ -54,7 +54,8 @@ def bounds(q, x, y):
     columns = q.in_features
     # exact: every term of sum q x - z sum x passes at most columns + 8 roundings
     terms = np.abs(x * col_scale) @ (np.abs(scale) * (codes + np.abs(zero))).T
-    exact = (columns + 8) * EPS * terms + 2 * ROUNDOFF[x.dtype.type] * np.abs(y) + 1e-37
+    subnormal = 2.0**-24 if x.dtype == np.float16 else 2.0**-126
+    exact = (columns + 8) * EPS * terms + 2 * ROUNDOFF[x.dtype.type] * np.abs(y) + subnormal
     # fast: x, or x * scale with axis 0, rounded to steps of the largest of its block / 127
     group = columns if q.axis == 0 else min(q.group_size or columns, columns)
     starts = [
