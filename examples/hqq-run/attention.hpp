@@ -11,8 +11,8 @@ class KvCache {
 
   // Appends keys and values [heads, head_dim] of a token.
   void append(const float* keys, const float* values);
-  // out [head_dim] = softmax(q k^T / sqrt(head_dim)) v over the first `length` positions. `scores`
-  // is scratch.
+  // out [head_dim] = softmax(q k^T / sqrt(head_dim)) v over the first `length` tokens. out may be
+  // q, and `scores` is scratch.
   void attend(const float* q, std::int64_t head, std::int64_t length, std::vector<float>& scores,
               float* out) const;
 

@@ -49,13 +49,10 @@ Config parse(const Json& json) {
   config.num_attention_heads = json.at("num_attention_heads");
   config.num_key_value_heads = json.value("num_key_value_heads", config.num_attention_heads);
   config.vocab_size = json.at("vocab_size");
-  config.max_position_embeddings = json.at("max_position_embeddings");
   const std::int64_t heads = config.num_attention_heads, kv_heads = config.num_key_value_heads;
   config.head_dim = json.value("head_dim", config.hidden_size / std::max<std::int64_t>(heads, 1));
   if (heads < 1 || kv_heads < 1 || heads % kv_heads || config.head_dim < 2 || config.head_dim % 2) {
-    hqq::throw_invalid("attention", std::to_string(heads) + " heads cannot share " +
-                                        std::to_string(kv_heads) + " of keys and values, or size " +
-                                        std::to_string(config.head_dim) + " is not even");
+    throw std::invalid_argument("heads must be a multiple of heads of keys, and head_dim even");
   }
   config.rms_norm_eps = json.at("rms_norm_eps");
   config.tie_word_embeddings = json.value("tie_word_embeddings", false);
@@ -78,9 +75,7 @@ void read_json(const std::filesystem::path& file, const std::function<void(const
   const std::string text = read_text(file);
   try {
     use(Json::parse(text, [](int, auto, const Json& value) { return !value.is_null(); }));
-  } catch (const Json::exception& error) {
-    hqq::throw_format(file.filename().string(), error.what());
-  } catch (const std::invalid_argument& error) {
+  } catch (const std::exception& error) {
     hqq::throw_format(file.filename().string(), error.what());
   }
 }

@@ -14,8 +14,7 @@ using Tokens = std::vector<std::int64_t>;
 
 // Throws std::system_error.
 std::string read_text(const std::filesystem::path& file);
-// Calls use(contents), in which null values are absent. Throws hqq::FormatError for what is not
-// JSON, and for what `use` throws.
+// Calls use(contents without null values); what is wrong with them becomes an hqq::FormatError.
 void read_json(const std::filesystem::path& file, const std::function<void(const Json&)>& use);
 // Throws std::invalid_argument unless the value of `key` (or `fallback`, without one) is known.
 void expect(const Json& json, const char* key, const Json& fallback, const std::set<Json>& known);
@@ -23,12 +22,11 @@ void expect(const Json& json, const char* key, const Json& fallback, const std::
 // A Llama or Qwen3 model, with the names of config.json.
 struct Config {
   std::int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
-  std::int64_t num_key_value_heads, head_dim, vocab_size, max_position_embeddings;
+  std::int64_t num_key_value_heads, head_dim, vocab_size;
   float rms_norm_eps;
   bool tie_word_embeddings;
   bool has_head_norms;             // Qwen3: RMSNorm of every head of q and k
   std::vector<float> frequencies;  // radians a position, for each of the head_dim / 2 planes
   std::set<std::int64_t> eos_token_ids;
-
   static Config load(const std::filesystem::path& folder);
 };

@@ -7,19 +7,18 @@
 
 #include "model.hpp"
 
-// exp(mean cross entropy) over the first `windows` (0: all) windows of `window` tokens. Every
-// window starts anew, and its first token is not predicted.
+// exp(mean cross entropy) over the first `windows` windows of `window` tokens, or all that
+// there are. Every window starts anew, and its first token is not predicted.
 inline double perplexity(const Model& model, const Tokens& tokens, std::int64_t window,
                          std::int64_t windows) {
-  const std::int64_t available = std::ssize(tokens) / window;
-  if (available == 0) {
+  windows = std::min(windows, std::ssize(tokens) / window);
+  if (windows == 0) {
     hqq::throw_invalid("perplexity", "the text has " + std::to_string(tokens.size()) +
                                          " tokens; a window has " + std::to_string(window));
   }
-  if (windows == 0 || windows > available) windows = available;
   double loss = 0;
   for (std::int64_t i = 0; i < windows; ++i) {
-    const std::int64_t* piece = tokens.data() + i * window;
+    const std::int64_t* piece = &tokens[i * window];
     Context context;
     const Matrix logits = model.logits(model.forward({piece, piece + window}, context));
     for (std::int64_t t = 0; t + 1 < window; ++t) {
@@ -41,15 +40,15 @@ inline std::map<std::string, hqq::Tensor> importance(Model& model, const Tokens&
   for (std::int64_t first = 0; first < std::ssize(tokens); first += kWindow) {
     const std::int64_t count = std::min(kWindow, std::ssize(tokens) - first);
     Context context;
-    model.logits(model.forward({tokens.data() + first, tokens.data() + first + count}, context));
+    const Matrix hidden = model.forward({&tokens[first], &tokens[first] + count}, context);
+    if (!model.config().tie_word_embeddings) model.logits(hidden);  // else it is not quantized
   }
   model.set_observer({});
-  if (model.config().tie_word_embeddings) sums.erase("model.embed_tokens");  // is not quantized
   std::map<std::string, hqq::Tensor> means;
   for (const auto& [layer, sum] : sums) {
     hqq::Tensor mean = hqq::Tensor::allocate(hqq::DType::kF32, {sum.size()});
-    const auto count = static_cast<double>(tokens.size());
-    Eigen::Map<Eigen::ArrayXf>(mean.data<float>(), sum.size()) = (sum / count).cast<float>();
+    Eigen::Map<Eigen::ArrayXf>(mean.data<float>(), sum.size()) =
+        (sum / tokens.size()).cast<float>();
     means[layer] = mean;
   }
   return means;

@@ -12,7 +12,7 @@ namespace {
 struct Options {
   std::filesystem::path folder, logits, perplexity, importance, tokenize;
   std::string prompt, mode = "auto";
-  std::int64_t tokens = 128, random_tokens = 0, window = 512, windows = 0;
+  std::int64_t tokens = 128, random_tokens = 0, window = 512, windows = 1 << 24;
   float temperature = 0, top_p = 1;
   std::uint64_t seed = 0;
   bool ignore_eos = false;
@@ -35,7 +35,6 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--lm-head-bits", o.lm_head_bits,
                  "Quantize a float lm_head when loading; 0: do not (default: 8, float folders 0)")
       ->check(CLI::IsMember({0, 1, 2, 3, 4, 5, 6, 8}));
-
   CLI::Option_group& instead = *app.add_option_group("Instead of text");
   instead.require_option(0, 1);
   instead.add_option("--tokenize", o.tokenize, "Print the tokens of a text file");
@@ -46,7 +45,7 @@ void add_options(CLI::App& app, Options& o) {
                      "--random-tokens (safetensors)");
   app.add_option("--random-tokens", o.random_tokens, "Instead of a prompt")->check(count);
   app.add_option("--window", o.window, "For --perplexity: tokens")->check(CLI::Range(2, 1 << 24));
-  app.add_option("--windows", o.windows, "For --perplexity: how many; 0: all")->check(count);
+  app.add_option("--windows", o.windows, "For --perplexity: at most so many")->check(count);
 }
 
 // Text goes to standard output as it comes, speeds to standard error.
@@ -71,8 +70,8 @@ void generate(const Model& model, const Tokenizer& tokenizer, const Tokens& prom
   }
   std::cout << std::endl;
   report("prompt", std::ssize(prompt), middle - start);
-  if (generated > 1)
-    report("text", generated - 1, Clock::now() - middle);  // one came with the prompt
+  generated = std::max<std::int64_t>(generated - 1, 0);  // the first came with the prompt
+  report("text", generated, Clock::now() - middle);
 }
 
 void run(const Options& o) {

@@ -3,7 +3,6 @@
 #include <cmath>
 
 namespace {
-
 using Eigen::ArrayXf;
 
 // x / sqrt(mean(x^2) + eps) * weight, in place.
@@ -23,6 +22,7 @@ Matrix normalized_rows(Matrix x, const std::vector<float>& weight, float eps) {
 Model::Model(const std::filesystem::path& folder, const hqq::LinearOptions& options,
              int lm_head_bits)
     : config_(Config::load(folder)), options_(options) {
+  Eigen::setNbThreads(options.threads);
   const Weights weights(folder);
   const std::int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
   const std::int64_t size = config_.head_dim, q = config_.num_attention_heads * size;
@@ -55,9 +55,11 @@ Model::Model(const std::filesystem::path& folder, const hqq::LinearOptions& opti
       weights.linear(tied ? embedding_.name : "lm_head", config_.vocab_size, hidden, lm_head_bits);
 }
 
-Matrix Model::apply(const Linear& layer, const Matrix& x) const {
-  if (observer_) observer_(layer.name, x);
-  return layer(x, options_);
+std::vector<Matrix> Model::apply(const std::vector<const Linear*>& layers, const Matrix& x) const {
+  for (const Linear* layer : layers) {
+    if (observer_) observer_(layer->name, x);
+  }
+  return multiply(layers, x, options_);
 }
 
 void Model::turn_heads(Matrix& x, const std::vector<float>& norm, std::int64_t position) const {
@@ -79,34 +81,29 @@ void Model::turn_heads(Matrix& x, const std::vector<float>& norm, std::int64_t p
 
 Matrix Model::attention(const Layer& layer, const Matrix& x, std::int64_t position,
                         KvCache& cache) const {
-  Matrix q = apply(layer.q, x), k = apply(layer.k, x);
-  const Matrix v = apply(layer.v, x);
+  std::vector<Matrix> qkv = apply({&layer.q, &layer.k, &layer.v}, x);
+  Matrix &q = qkv[0], &k = qkv[1], &v = qkv[2];
   turn_heads(q, layer.q_norm, position);
   turn_heads(k, layer.k_norm, position);
-  const std::int64_t tokens = x.rows(), size = config_.head_dim,
-                     heads = config_.num_attention_heads;
+  const std::int64_t tokens = x.rows(), size = config_.head_dim;
   for (std::int64_t t = 0; t < tokens; ++t) cache.append(&k(t, 0), &v(t, 0));
+  const std::int64_t heads = config_.num_attention_heads;
   const std::int64_t shared = heads / config_.num_key_value_heads;  // by several heads of q
-  const bool is_long = tokens * (position + tokens) > 256;  // else threads cost more than they give
-#pragma omp parallel num_threads(options_.threads) if (is_long)
+  // With few tokens, threads cost more than they give.
+#pragma omp parallel num_threads(options_.threads) if (tokens * (position + tokens) > 256)
   {
     std::vector<float> scores;
 #pragma omp for schedule(dynamic)
     for (std::int64_t i = 0; i < tokens * heads; ++i) {
       const std::int64_t t = i / heads, h = i % heads;
-      float* head = &q(t, h * size);  // is replaced by the result
+      float* head = &q(t, h * size);
       cache.attend(head, h / shared, position + t + 1, scores, head);
     }
   }
-  return apply(layer.o, q);
+  return std::move(apply({&layer.o}, q).front());
 }
 
 Matrix Model::forward(const Tokens& tokens, Context& context) const {
-  for (const std::int64_t token : tokens) {
-    if (token >= 0 && token < config_.vocab_size) continue;
-    hqq::throw_invalid("model", "token " + std::to_string(token) + " is none of its " +
-                                    std::to_string(config_.vocab_size));
-  }
   if (context.layers.empty()) {
     context.layers.resize(layers_.size(), KvCache(config_.num_key_value_heads, config_.head_dim));
   }
@@ -117,9 +114,9 @@ Matrix Model::forward(const Tokens& tokens, Context& context) const {
     const Matrix h = normalized_rows(x, layer.input_norm, eps);
     x += attention(layer, h, context.length, context.layers[i]);
     const Matrix g = normalized_rows(x, layer.post_attention_norm, eps);
-    const Matrix gate = apply(layer.gate, g), up = apply(layer.up, g);
-    const Matrix swiglu = gate.array() / (1 + (-gate.array()).exp()) * up.array();
-    x += apply(layer.down, swiglu);
+    const std::vector<Matrix> inner = apply({&layer.gate, &layer.up}, g);
+    const auto gate = inner[0].array(), up = inner[1].array();
+    x += apply({&layer.down}, gate / (1 + (-gate).exp()) * up).front();
   }
   context.length += std::ssize(tokens);
   return normalized_rows(std::move(x), norm_, eps);

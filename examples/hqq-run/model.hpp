@@ -18,8 +18,7 @@ class Model {
   // Called with the input of every linear layer.
   using Observer = std::function<void(const std::string& layer, const Matrix& x)>;
 
-  // lm_head_bits: what a float lm_head is quantized to; 0: it stays as it is; -1: 8 if there are
-  // quantized layers, else 0.
+  // lm_head_bits: of a float lm_head. 0: it stays float; -1: 8 if other layers are quantized.
   Model(const std::filesystem::path& folder, const hqq::LinearOptions& options, int lm_head_bits);
 
   const Config& config() const { return config_; }
@@ -29,7 +28,7 @@ class Model {
   // std::invalid_argument for a token that the model does not have.
   Matrix forward(const Tokens& tokens, Context& context) const;
   // Logits [rows, vocab_size] of the tokens that follow.
-  Matrix logits(const Matrix& hidden) const { return apply(lm_head_, hidden); }
+  Matrix logits(const Matrix& hidden) const { return apply({&lm_head_}, hidden).front(); }
 
  private:
   struct Layer {
@@ -37,7 +36,7 @@ class Model {
     Linear q, k, v, o, gate, up, down;
   };
 
-  Matrix apply(const Linear& layer, const Matrix& x) const;
+  std::vector<Matrix> apply(const std::vector<const Linear*>& layers, const Matrix& x) const;
   // Norm (empty: none) and rotary position embedding of every head [head_dim] in the rows of x.
   void turn_heads(Matrix& x, const std::vector<float>& norm, std::int64_t position) const;
   Matrix attention(const Layer& layer, const Matrix& x, std::int64_t position,

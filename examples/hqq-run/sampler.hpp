@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <random>
 #include <span>
-#include <utility>
 #include <vector>
 
 // temperature 0: the most likely token. top_p below 1: one of the most likely tokens whose
@@ -27,10 +26,10 @@ inline std::int64_t sample(std::span<const float> logits, float temperature, flo
     std::erase_if(candidates, [&](const auto& candidate) { return candidate.first < least; });
     std::sort(candidates.rbegin(), candidates.rend());
     float sum = 0;
-    const auto last = std::find_if(
-        candidates.begin(), candidates.end(),
-        [&](const auto& candidate) { return (sum += candidate.first) >= top_p * total; });
-    if (last != candidates.end()) candidates.erase(last + 1, candidates.end());
+    std::size_t count = 0;
+    do sum += candidates[count++].first;
+    while (count < candidates.size() && sum < top_p * total);
+    candidates.resize(count);
     total = sum;
   }
   // Not std::discrete_distribution, which differs between standard libraries.

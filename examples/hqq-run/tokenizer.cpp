@@ -48,8 +48,8 @@ Pieces cut(const icu::RegexPattern& pattern, const Pieces& pieces) {
 }
 
 // GPT-2 writes every byte as a printable character: itself, or the next one from U+0100 on.
-std::map<char16_t, char> make_alphabet() {
-  std::map<char16_t, char> alphabet;
+std::unordered_map<char16_t, char> make_alphabet() {
+  std::unordered_map<char16_t, char> alphabet;
   char16_t next = 0x100;
   for (int byte = 0; byte < 256; ++byte) {
     const bool printable = (byte > 0x20 && byte < 0x7F) || (byte > 0xA0 && byte != 0xAD);
@@ -59,7 +59,7 @@ std::map<char16_t, char> make_alphabet() {
 }
 
 std::string bytes_of(const std::string& name) {
-  static const std::map<char16_t, char> alphabet = make_alphabet();
+  static const std::unordered_map<char16_t, char> alphabet = make_alphabet();
   const icu::UnicodeString characters = icu::UnicodeString::fromUTF8(name);
   std::string bytes;
   for (int i = 0; i < characters.length(); ++i) {
@@ -71,8 +71,7 @@ std::string bytes_of(const std::string& name) {
 
 // The members of a Sequence, or the one step; nothing if there is none.
 std::vector<Json> steps(const Json& file, const char* kind, const char* members) {
-  if (!file.contains(kind)) return {};
-  const Json& step = file.at(kind);
+  const Json step = file.value(kind, Json{{"type", "Sequence"}, {members, Json::array()}});
   if (step.at("type") != "Sequence") return {step};
   return step.at(members).get<std::vector<Json>>();
 }

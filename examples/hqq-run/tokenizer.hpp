@@ -6,6 +6,7 @@
 
 #include <map>
 #include <memory>
+#include <unordered_map>
 
 #include "config.hpp"
 
@@ -27,8 +28,8 @@ class Tokenizer {
   void read_model(const Json& model);
   void encode_piece(const std::string& bytes, Tokens& tokens) const;
 
-  std::map<std::string, std::int64_t> vocabulary_;  // bytes -> token
-  std::map<std::int64_t, std::string> bytes_;       // token -> bytes
+  std::unordered_map<std::string, std::int64_t> vocabulary_;  // bytes -> token
+  std::unordered_map<std::int64_t, std::string> bytes_;       // token -> bytes
   // Neighbours -> rank, and the token that they become.
   std::map<std::pair<std::int64_t, std::int64_t>, std::pair<std::size_t, std::int64_t>> merges_;
   bool ignore_merges_ = false;                 // for pieces that are tokens

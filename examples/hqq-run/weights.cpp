@@ -1,7 +1,6 @@
 #include "weights.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace {
 
@@ -22,13 +21,13 @@ hqq::QuantizedTensor quantize(const hqq::Tensor& matrix, int bits) {
   hqq::LayerConfig config;
   config.nbits = hqq::bit_width_from_nbits(bits).value();
   config.balance = hqq::Balance::kNone;
+  if (bits == 8) config.solver = hqq::Solver::kMinMax;  // as good and fast
   return hqq::Quantizer{hqq::HqqConfig(config)}.quantize(hqq::TensorView(matrix));
 }
 
 }  // namespace
 
-Matrix Linear::operator()(const Matrix& x, const hqq::LinearOptions& options) const {
-  if (!dense) return hqq::linear(x, quantized, bias, options);
+Matrix Linear::dense_product(const Matrix& x) const {
   Matrix y(x.rows(), out);
   constexpr std::int64_t kBlock = 256;  // rows at a time: no float32 copy of the whole matrix
   for (std::int64_t first = 0; first < out; first += kBlock) {
@@ -39,13 +38,35 @@ Matrix Linear::operator()(const Matrix& x, const hqq::LinearOptions& options) co
   return y;
 }
 
+std::vector<Matrix> multiply(std::span<const Linear* const> layers, const Matrix& x,
+                             const hqq::LinearOptions& options) {
+  std::vector<Matrix> ys;
+  std::vector<hqq::LinearCall> calls;
+  for (const Linear* layer : layers) {
+    if (layer->dense) {
+      ys.push_back(layer->dense_product(x));
+      continue;
+    }
+    // Into our memory: a library that was built with other flags aligns Eigen's differently.
+    float* y = ys.emplace_back(x.rows(), layer->out).data();
+    calls.push_back(
+        {{x.data(), hqq::DType::kF32, x.rows(), layer->in}, &layer->quantized, layer->bias, y});
+  }
+  hqq::linear(calls, options);
+  return ys;
+}
+
 Matrix Linear::rows(std::span<const std::int64_t> indices) const {
   Matrix result(indices.size(), in);
   if (!dense) {
     hqq::dequantize_rows(quantized, indices, hqq::DType::kF32, result.data());
     return result;
   }
-  for (std::size_t i = 0; i < indices.size(); ++i) result.row(i) = read_rows(dense, indices[i], 1);
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    const std::int64_t row = indices[i];
+    if (row < 0 || row >= out) hqq::throw_invalid(name, "there is no row " + std::to_string(row));
+    result.row(i) = read_rows(dense, row, 1);
+  }
   return result;
 }
 
@@ -55,11 +76,9 @@ Weights::Weights(const std::filesystem::path& folder) : checkpoint_(folder) {
 
 hqq::Tensor Weights::tensor(const std::string& name, const std::vector<std::int64_t>& shape) const {
   const auto [info, shard] = checkpoint_.find(name);
-  const std::string wanted = "must be a float tensor " + hqq::shape_string(shape);
-  if (info == nullptr) hqq::throw_format(name, wanted + "; there is none");
-  if (info->shape != shape || !hqq::is_weight_dtype(info->dtype)) {
-    hqq::throw_format(name, wanted + "; it is " + std::string(hqq::dtype_name(info->dtype)) + " " +
-                                hqq::shape_string(info->shape));
+  if (info == nullptr || info->shape != shape || !hqq::is_weight_dtype(info->dtype)) {
+    hqq::throw_format(name, "there must be a float tensor " + hqq::shape_string(shape) +
+                                "; it is " + (info ? hqq::shape_string(info->shape) : "missing"));
   }
   return checkpoint_.shard(shard).map(*info);
 }

@@ -17,17 +17,20 @@ struct Linear {
   hqq::TiledTensor quantized;
   std::vector<float> bias;  // or empty
 
-  // x W^T + bias for the rows of x.
-  Matrix operator()(const Matrix& x, const hqq::LinearOptions& options) const;
+  // x W^T + bias for the rows of x, if W is not quantized.
+  Matrix dense_product(const Matrix& x) const;
   // Rows of W, as an embedding takes them.
   Matrix rows(std::span<const std::int64_t> indices) const;
 };
+
+// Products of x with several layers, quantized ones side by side.
+std::vector<Matrix> multiply(std::span<const Linear* const> layers, const Matrix& x,
+                             const hqq::LinearOptions& options);
 
 // Functions throw hqq::FormatError for weights that are missing or of another shape.
 class Weights {
  public:
   explicit Weights(const std::filesystem::path& folder);
-
   bool has_quantized_layers() const { return !quantized_.empty(); }
   std::vector<float> vector(const std::string& name, std::int64_t size) const;
   // A layer [out, in]. A float one is quantized to `bits`, if they are not 0.
@@ -35,7 +38,6 @@ class Weights {
 
  private:
   hqq::Tensor tensor(const std::string& name, const std::vector<std::int64_t>& shape) const;
-
   hqq::Checkpoint checkpoint_;
   std::set<std::string> quantized_;
 };

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
 
 import cli_runner
@@ -15,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="the results are compa
 tokenizers = pytest.importorskip("tokenizers", reason="the tokens are compared with its")
 from safetensors.torch import load_file  # noqa: E402
 
-BINARY = os.environ.get("HQQ_RUN") or shutil.which("hqq-run")
+BINARY = shutil.which(os.environ.get("HQQ_RUN") or "hqq-run")
 pytestmark = [
     pytest.mark.skipif(
         not BINARY, reason="no hqq-run: it is not on the PATH and HQQ_RUN does not name it"
