@@ -43,14 +43,12 @@ std::vector<Matrix> multiply(std::span<const Linear* const> layers, const Matrix
   std::vector<Matrix> ys;
   std::vector<hqq::LinearCall> calls;
   for (const Linear* layer : layers) {
-    if (layer->dense) {
-      ys.push_back(layer->dense_product(x));
-      continue;
-    }
+    Matrix& y =
+        ys.emplace_back(layer->dense ? layer->dense_product(x) : Matrix(x.rows(), layer->out));
+    if (layer->dense) continue;
     // Into our memory: a library that was built with other flags aligns Eigen's differently.
-    float* y = ys.emplace_back(x.rows(), layer->out).data();
-    calls.push_back(
-        {{x.data(), hqq::DType::kF32, x.rows(), layer->in}, &layer->quantized, layer->bias, y});
+    const hqq::TensorView rows{x.data(), hqq::DType::kF32, x.rows(), layer->in};
+    calls.push_back({rows, &layer->quantized, layer->bias, y.data()});
   }
   hqq::linear(calls, options);
   return ys;

@@ -28,6 +28,8 @@ struct LinearOptions {
 // types do not fit, or HQQ_CPU_MODE is neither fast nor exact.
 void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options = {});
+// The caller must be compiled with the alignment of Eigen (-march) that the library has: the result is
+// freed there. The function above has no such condition.
 RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
                       std::span<const float> bias = {}, const LinearOptions& options = {});
 

@@ -22,7 +22,9 @@ constexpr std::int64_t kMaxRows = 256;
 constexpr std::int64_t kMaxRowsAxis0 = 64;
 // Tiles a thread takes at a time, so that the hardware can prefetch through them.
 constexpr std::int64_t kTilesOfUnit = 4;
-constexpr std::int64_t kRowsWorthThreads = 16;
+// A thread more pays from so many bytes of codes (times rows of x) on: some microseconds of work.
+constexpr std::int64_t kBytesOfThread = 1 << 15;
+constexpr std::int64_t kRowsOfThread = 16;
 static_assert(kMaxRows % kMaxRowsAxis0 == 0);
 
 // Rows of x as the kernels take them.
@@ -73,6 +75,8 @@ class Product {
         axis_(source_.layout().axis),
         fast_(task.mode == LinearMode::kFast),
         col_scale_(source_.col_scale()) {}
+
+  std::int64_t tile_bytes() const { return source_.order().tiles() * source_.order().tile_bytes(); }
 
   // Takes the rows from `first` on that are done at a time; false, and nothing to do, if none begin
   // there.
@@ -292,7 +296,7 @@ void for_units(std::deque<Product>& products, int threads, Units units, Work wor
 
 void linear(std::span<const LinearTask> tasks, int threads) {
   std::deque<Product> products;
-  std::int64_t rows = 0, most = 0;
+  std::int64_t rows = 0, most = 0, bytes = 0;
   for (const LinearTask& task : tasks) {
     if (task.x.rows == 0) continue;
     if (!has_tiles(task)) {
@@ -301,18 +305,24 @@ void linear(std::span<const LinearTask> tasks, int threads) {
     }
     products.emplace_back(task);
     rows += task.x.rows;
+    bytes += task.x.rows * products.back().tile_bytes();
     most = std::max(most, task.x.rows);
   }
-  // Waking threads takes longer than preparing a few rows.
-  const int prepare_threads = rows < kRowsWorthThreads ? 1 : threads;
+  const auto threads_for = [&](std::int64_t work, std::int64_t of_thread) {
+    return static_cast<int>(std::min<std::int64_t>(threads, 1 + work / of_thread));
+  };
+  const int prepare_threads = threads_for(rows, kRowsOfThread);
+  const int run_threads = threads_for(bytes, kBytesOfThread);
   for (std::int64_t first = 0; first < most; first += kMaxRowsAxis0) {
     bool any = false;
     for (Product& product : products) any = product.set_rows(first) || any;
     if (!any) continue;
-    for_units(products, prepare_threads, [](const Product& p) { return p.prepare_units(); },
-              [](const Product& p, std::int64_t unit) { p.prepare(unit); });
-    for_units(products, threads, [](const Product& p) { return p.units(); },
-              [](const Product& p, std::int64_t unit) { p.run(unit); });
+    for_units(
+        products, prepare_threads, [](const Product& p) { return p.prepare_units(); },
+        [](const Product& p, std::int64_t unit) { p.prepare(unit); });
+    for_units(
+        products, run_threads, [](const Product& p) { return p.units(); },
+        [](const Product& p, std::int64_t unit) { p.run(unit); });
   }
 }
 
