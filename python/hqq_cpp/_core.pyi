@@ -1,7 +1,6 @@
 """
 The C++ part of hqq_cpp. Import hqq_cpp instead.
 """
-
 from __future__ import annotations
 import collections.abc
 import numpy
@@ -9,45 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-
-__all__: list[str] = [
-    "Checkpoint",
-    "FORMAT_VERSION",
-    "HqqConfig",
-    "LayerReport",
-    "NativeLayer",
-    "Progress",
-    "QuantizeReport",
-    "QuantizeStats",
-    "QuantizedTensor",
-    "Tensor",
-    "TensorDiff",
-    "TiledTensor",
-    "UPSTREAM_KEYS",
-    "VerifyReport",
-    "cli_main",
-    "convert_checkpoint",
-    "cpu_target",
-    "cpu_targets",
-    "cuda_is_available",
-    "default_threads",
-    "dequantize",
-    "dequantize_checkpoint",
-    "diff_checkpoints",
-    "dtype_code",
-    "from_upstream",
-    "layer_tag",
-    "linear",
-    "linear_mode_code",
-    "load_safetensors",
-    "parse_upstream",
-    "quantize",
-    "quantize_checkpoint",
-    "safetensors_metadata",
-    "save_safetensors",
-    "verify_checkpoint",
-]
-
+__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -76,14 +37,7 @@ class Tensor:
         """
         For numpy.asarray: see numpy().
         """
-    def __dlpack__(
-        self,
-        *,
-        stream: typing.Any = None,
-        max_version: typing.Any = None,
-        dl_device: typing.Any = None,
-        copy: typing.Any = None,
-    ) -> typing_extensions.CapsuleType:
+    def __dlpack__(self, *, stream: typing.Any = None, max_version: typing.Any = None, dl_device: typing.Any = None, copy: typing.Any = None) -> typing_extensions.CapsuleType:
         """
         For torch.from_dlpack and other consumers of DLPack.
         """
@@ -91,11 +45,16 @@ class Tensor:
         """
         (1, 0): the CPU.
         """
-    def __getstate__(self) -> tuple: ...
-    def __init__(self, array: typing.Any) -> None: ...
-    def __len__(self) -> int: ...
-    def __repr__(self) -> str: ...
-    def __setstate__(self, arg0: tuple) -> None: ...
+    def __getstate__(self) -> tuple:
+        ...
+    def __init__(self, array: typing.Any) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: tuple) -> None:
+        ...
     def numpy(self) -> numpy.ndarray:
         """
         The tensor as a NumPy array.
@@ -140,7 +99,6 @@ class Tensor:
         """
         Number of elements.
         """
-
 class HqqConfig:
     """
     How a model is quantized.
@@ -185,7 +143,6 @@ class HqqConfig:
         >>> config.layer("lm_head") is None
         True
     """
-
     __hash__: typing.ClassVar[None] = None
     axis: int
     balance: str
@@ -219,32 +176,20 @@ class HqqConfig:
             >>> hqq_cpp.HqqConfig.from_dict(upstream).nbits
             2
         """
-    def __copy__(self) -> HqqConfig: ...
-    def __deepcopy__(self, memo: dict) -> HqqConfig: ...
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __getstate__(self) -> str: ...
-    def __init__(
-        self,
-        nbits: int | float = 4,
-        group_size: int | None = 64,
-        axis: int | None = 1,
-        solver: str = "joint",
-        balance: str = "auto",
-        lp_norm: float | None = None,
-        iterations: int | None = None,
-        quant_zero: bool = False,
-        quant_scale: bool = False,
-        meta_dtype: typing.Any = "float16",
-        dynamic_config: dict[str, dict | None] | None = None,
-        skip_modules: collections.abc.Sequence | None = ("lm_head",),
-        beta: int | float = 10.0,
-        kappa: int | float = 1.01,
-        round_zero: bool | None = None,
-        dynamic_only: bool = False,
-        **kwargs,
-    ) -> None: ...
-    def __repr__(self) -> str: ...
-    def __setstate__(self, arg0: str) -> None: ...
+    def __copy__(self) -> HqqConfig:
+        ...
+    def __deepcopy__(self, memo: dict) -> HqqConfig:
+        ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> str:
+        ...
+    def __init__(self, nbits: int | float = 4, group_size: int | None = 64, axis: int | None = 1, solver: str = 'joint', balance: str = 'auto', lp_norm: float | None = None, iterations: int | None = None, quant_zero: bool = False, quant_scale: bool = False, meta_dtype: typing.Any = 'float16', dynamic_config: dict[str, dict | None] | None = None, skip_modules: collections.abc.Sequence | None = ('lm_head',), beta: int | float = 10.0, kappa: int | float = 1.01, round_zero: bool | None = None, dynamic_only: bool = False, **kwargs) -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: str) -> None:
+        ...
     def layer(self, name: str) -> dict | None:
         """
         The settings of one layer.
@@ -273,22 +218,24 @@ class HqqConfig:
         Rules as a read-only mapping; assign a new dict to change them.
         """
     @dynamic_config.setter
-    def dynamic_config(self, arg1: dict[str, dict | None] | None) -> None: ...
+    def dynamic_config(self, arg1: dict[str, dict | None] | None) -> None:
+        ...
     @property
     def dynamic_only(self) -> bool:
         """
         Whether layers that no rule names stay unquantized.
         """
     @dynamic_only.setter
-    def dynamic_only(self, arg1: bool) -> None: ...
+    def dynamic_only(self, arg1: bool) -> None:
+        ...
     @property
     def skip_modules(self) -> tuple[str, ...]:
         """
         Layers left as they are, as a tuple; assign a new one to change them.
         """
     @skip_modules.setter
-    def skip_modules(self, arg1: collections.abc.Sequence | None) -> None: ...
-
+    def skip_modules(self, arg1: collections.abc.Sequence | None) -> None:
+        ...
 class QuantizedTensor:
     """
     A quantized matrix [out_features, in_features].
@@ -315,13 +262,7 @@ class QuantizedTensor:
         ((8, 32), (8, 2), True)
     """
     @staticmethod
-    def from_tensors(
-        tensors: dict,
-        config: typing.Any,
-        shape: tuple[
-            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-        ],
-    ) -> QuantizedTensor:
+    def from_tensors(tensors: dict, config: typing.Any, shape: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> QuantizedTensor:
         """
         Builds a quantized matrix from its tensors.
 
@@ -344,10 +285,14 @@ class QuantizedTensor:
             >>> hqq_cpp.dequantize(q)[0, :4].tolist()
             [-0.5, 0.0, 0.5, 1.0]
         """
-    def __copy__(self) -> QuantizedTensor: ...
-    def __getstate__(self) -> tuple[typing.Any, tuple[int, int], dict]: ...
-    def __repr__(self) -> str: ...
-    def __setstate__(self, arg0: tuple) -> None: ...
+    def __copy__(self) -> QuantizedTensor:
+        ...
+    def __getstate__(self) -> tuple[typing.Any, tuple[int, int], dict]:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: tuple) -> None:
+        ...
     def codes(self) -> numpy.ndarray:
         """
         The codes, unpacked.
@@ -391,7 +336,8 @@ class QuantizedTensor:
             (4, 2, 256)
         """
     @property
-    def W_q(self) -> Tensor: ...
+    def W_q(self) -> Tensor:
+        ...
     @property
     def axis(self) -> int:
         """
@@ -403,7 +349,8 @@ class QuantizedTensor:
         8 * nbytes / (out_features * in_features).
         """
     @property
-    def col_scale(self) -> Tensor | None: ...
+    def col_scale(self) -> Tensor | None:
+        ...
     @property
     def config(self) -> dict:
         """
@@ -435,23 +382,28 @@ class QuantizedTensor:
         Rows of W.
         """
     @property
-    def scale(self) -> Tensor: ...
+    def scale(self) -> Tensor:
+        ...
     @property
-    def scale_offset(self) -> Tensor | None: ...
+    def scale_offset(self) -> Tensor | None:
+        ...
     @property
-    def scale_step(self) -> Tensor | None: ...
+    def scale_step(self) -> Tensor | None:
+        ...
     @property
     def shape(self) -> tuple[int, int]:
         """
         (out_features, in_features).
         """
     @property
-    def zero(self) -> Tensor: ...
+    def zero(self) -> Tensor:
+        ...
     @property
-    def zero_offset(self) -> Tensor | None: ...
+    def zero_offset(self) -> Tensor | None:
+        ...
     @property
-    def zero_step(self) -> Tensor | None: ...
-
+    def zero_step(self) -> Tensor | None:
+        ...
 class TiledTensor:
     """
     A quantized matrix in the order in which the CPU kernels read it.
@@ -474,13 +426,7 @@ class TiledTensor:
         True
     """
     @staticmethod
-    def from_tensors(
-        tensors: dict,
-        config: typing.Any,
-        shape: tuple[
-            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-        ],
-    ) -> TiledTensor:
+    def from_tensors(tensors: dict, config: typing.Any, shape: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> TiledTensor:
         """
         Builds a tiled matrix from its tensors, as
         QuantizedTensor.from_tensors does.
@@ -489,10 +435,9 @@ class TiledTensor:
             ValueError: For an unknown name.
             FormatError: If a tensor is missing, or has another shape or dtype than config and shape demand.
         """
-    def __repr__(self) -> str: ...
-    def dequantize_rows(
-        self, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
-    ) -> numpy.ndarray:
+    def __repr__(self) -> str:
+        ...
+    def dequantize_rows(self, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> numpy.ndarray:
         """
         Some rows of W_r, as an embedding takes them.
 
@@ -526,9 +471,11 @@ class TiledTensor:
             A QuantizedTensor.
         """
     @property
-    def W_q(self) -> Tensor: ...
+    def W_q(self) -> Tensor:
+        ...
     @property
-    def col_scale(self) -> Tensor | None: ...
+    def col_scale(self) -> Tensor | None:
+        ...
     @property
     def config(self) -> dict:
         """
@@ -550,23 +497,28 @@ class TiledTensor:
         Rows of W.
         """
     @property
-    def scale(self) -> Tensor: ...
+    def scale(self) -> Tensor:
+        ...
     @property
-    def scale_offset(self) -> Tensor | None: ...
+    def scale_offset(self) -> Tensor | None:
+        ...
     @property
-    def scale_step(self) -> Tensor | None: ...
+    def scale_step(self) -> Tensor | None:
+        ...
     @property
     def shape(self) -> tuple[int, int]:
         """
         (out_features, in_features).
         """
     @property
-    def zero(self) -> Tensor: ...
+    def zero(self) -> Tensor:
+        ...
     @property
-    def zero_offset(self) -> Tensor | None: ...
+    def zero_offset(self) -> Tensor | None:
+        ...
     @property
-    def zero_step(self) -> Tensor | None: ...
-
+    def zero_step(self) -> Tensor | None:
+        ...
 class QuantizeStats:
     """
     Errors of the quantized W_r against W, over all weights.
@@ -580,10 +532,11 @@ class QuantizeStats:
         >>> sorted(stats.to_dict())
         ['max_abs_error', 'mean_abs_error', 'relative_error', 'rms_error']
     """
-
     __hash__: typing.ClassVar[None] = None
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
     def to_dict(self) -> dict[str, typing.Any]:
         """
         All attributes as a dict of plain values.
@@ -608,46 +561,20 @@ class QuantizeStats:
         """
         sqrt(mean (W - W_r)^2).
         """
-
 class NativeLayer:
     """
     For hqq_cpp.nn: a layer by the addresses of its tensors.
     """
-    def __init__(
-        self,
-        config: typing.Any,
-        out_features: typing.SupportsInt | typing.SupportsIndex,
-        in_features: typing.SupportsInt | typing.SupportsIndex,
-        tiled: bool,
-    ) -> None: ...
-    def dequantize(
-        self,
-        addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        out: typing.SupportsInt | typing.SupportsIndex,
-        dtype: typing.SupportsInt | typing.SupportsIndex,
-        threads: typing.SupportsInt | typing.SupportsIndex,
-    ) -> None: ...
-    def dequantize_rows(
-        self,
-        addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        rows: typing.SupportsInt | typing.SupportsIndex,
-        count: typing.SupportsInt | typing.SupportsIndex,
-        out: typing.SupportsInt | typing.SupportsIndex,
-        dtype: typing.SupportsInt | typing.SupportsIndex,
-    ) -> None: ...
-    def linear(
-        self,
-        addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        x: typing.SupportsInt | typing.SupportsIndex,
-        rows: typing.SupportsInt | typing.SupportsIndex,
-        stride: typing.SupportsInt | typing.SupportsIndex,
-        dtype: typing.SupportsInt | typing.SupportsIndex,
-        bias: typing.SupportsInt | typing.SupportsIndex,
-        y: typing.SupportsInt | typing.SupportsIndex,
-        mode: typing.SupportsInt | typing.SupportsIndex,
-        threads: typing.SupportsInt | typing.SupportsIndex,
-    ) -> None: ...
-
+    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
+        ...
+    def dequantize(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def dequantize_rows(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], rows: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def experts_linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], parts: typing.SupportsInt | typing.SupportsIndex, counts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
 class Checkpoint:
     """
     A checkpoint folder or a single .safetensors file, opened and validated.
@@ -671,14 +598,17 @@ class Checkpoint:
         >>> checkpoint.config["model_type"]
         'llama'
     """
-    def __contains__(self, arg0: str) -> bool: ...
-    def __init__(self, path: os.PathLike | str | bytes) -> None: ...
-    def __iter__(self) -> collections.abc.Iterator: ...
-    def __len__(self) -> int: ...
-    def __repr__(self) -> str: ...
-    def load(
-        self, name: str, expert: typing.SupportsInt | typing.SupportsIndex = 0
-    ) -> QuantizedTensor:
+    def __contains__(self, arg0: str) -> bool:
+        ...
+    def __init__(self, path: os.PathLike | str | bytes) -> None:
+        ...
+    def __iter__(self) -> collections.abc.Iterator:
+        ...
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def load(self, name: str, expert: typing.SupportsInt | typing.SupportsIndex = 0) -> QuantizedTensor:
         """
         Reads one quantized layer.
 
@@ -755,7 +685,6 @@ class Checkpoint:
         """
         Bytes of all tensors.
         """
-
 class Progress:
     """
     What a long operation is at; given to ``progress`` callbacks.
@@ -769,10 +698,11 @@ class Progress:
         >>> seen[-1].done == seen[-1].total
         True
     """
-
     __hash__: typing.ClassVar[None] = None
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
     def to_dict(self) -> dict[str, typing.Any]:
         """
         All attributes as a dict of plain values.
@@ -802,7 +732,6 @@ class Progress:
         """
         Weights or bytes in all.
         """
-
 class LayerReport:
     """
     What was done with one layer.
@@ -812,10 +741,11 @@ class LayerReport:
         >>> report.layers[0].config["nbits"]
         2
     """
-
     __hash__: typing.ClassVar[None] = None
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
     def to_dict(self) -> dict[str, typing.Any]:
         """
         All attributes as a dict of plain values.
@@ -855,7 +785,6 @@ class LayerReport:
         """
         See layer_tag.
         """
-
 class QuantizeReport:
     """
     What quantize_checkpoint did.
@@ -865,10 +794,11 @@ class QuantizeReport:
         >>> report.bytes_after < report.bytes_before
         True
     """
-
     __hash__: typing.ClassVar[None] = None
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
     def to_dict(self) -> dict[str, typing.Any]:
         """
         All attributes as a dict of plain values.
@@ -908,7 +838,6 @@ class QuantizeReport:
         """
         How many were quantized.
         """
-
 class VerifyReport:
     """
     What verify_checkpoint found.
@@ -918,10 +847,11 @@ class VerifyReport:
         >>> report.ok, report.problems[-1]
         (False, 'no shard describes a quantized layer')
     """
-
     __hash__: typing.ClassVar[None] = None
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
     def to_dict(self) -> dict[str, typing.Any]:
         """
         All attributes as a dict of plain values.
@@ -951,7 +881,6 @@ class VerifyReport:
         """
         One sentence each; empty: all is well.
         """
-
 class TensorDiff:
     """
     How one tensor differs between two checkpoints.
@@ -961,10 +890,11 @@ class TensorDiff:
         >>> diff.identical, diff.max_abs
         (True, 0.0)
     """
-
     __hash__: typing.ClassVar[None] = None
-    def __eq__(self, arg0: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
     def to_dict(self) -> dict[str, typing.Any]:
         """
         All attributes as a dict of plain values.
@@ -1004,24 +934,14 @@ class TensorDiff:
         """
         sqrt(mean (A - B)^2).
         """
-
 def cli_main(argv: collections.abc.Sequence[str]) -> int:
     """
     Runs the command hqq-cpp with argv (argv[0] is its name); returns the exit code.
     """
-
-def convert_checkpoint(
-    src: os.PathLike | str | bytes,
-    dst: os.PathLike | str | bytes,
-    to: str,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-    force: bool,
-    progress: typing.Any,
-) -> None:
+def convert_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, to: str, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, progress: typing.Any) -> None:
     """
     See hqq_cpp.convert_checkpoint.
     """
-
 def cpu_target() -> str:
     """
     The instruction set in use.
@@ -1033,7 +953,6 @@ def cpu_target() -> str:
         >>> hqq_cpp.cpu_target() in hqq_cpp.cpu_targets()
         True
     """
-
 def cpu_targets() -> list[str]:
     """
     Instruction sets that this machine can run, best first.
@@ -1042,7 +961,6 @@ def cpu_targets() -> list[str]:
         >>> "scalar" in hqq_cpp.cpu_targets()
         True
     """
-
 def cuda_is_available() -> bool:
     """
     True if the library has CUDA kernels and finds a device.
@@ -1051,7 +969,6 @@ def cuda_is_available() -> bool:
         >>> isinstance(hqq_cpp.cuda_is_available(), bool)
         True
     """
-
 def default_threads() -> int:
     """
     Threads that ``threads=0`` means.
@@ -1062,41 +979,22 @@ def default_threads() -> int:
         >>> hqq_cpp.default_threads() > 0
         True
     """
-
-def dequantize(
-    q: QuantizedTensor, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex
-) -> numpy.ndarray | Tensor:
+def dequantize(q: QuantizedTensor, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray | Tensor:
     """
     See hqq_cpp.dequantize.
     """
-
-def dequantize_checkpoint(
-    src: os.PathLike | str | bytes,
-    dst: os.PathLike | str | bytes,
-    dtype: typing.Any,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-    force: bool,
-    progress: typing.Any,
-) -> None:
+def dequantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, progress: typing.Any) -> None:
     """
     See hqq_cpp.dequantize_checkpoint.
     """
-
-def diff_checkpoints(
-    a: os.PathLike | str | bytes,
-    b: os.PathLike | str | bytes,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-    progress: typing.Any,
-) -> list[TensorDiff]:
+def diff_checkpoints(a: os.PathLike | str | bytes, b: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> list[TensorDiff]:
     """
     See hqq_cpp.diff_checkpoints.
     """
-
 def dtype_code(dtype: typing.Any) -> int:
     """
     The code that NativeLayer takes for a dtype.
     """
-
 def from_upstream(tensors: dict, name: str) -> QuantizedTensor:
     """
     Converts one layer of upstream hqq's state_dict.
@@ -1109,7 +1007,6 @@ def from_upstream(tensors: dict, name: str) -> QuantizedTensor:
         FormatError: For tensors that upstream would not have written.
         ValueError: For a layer that format 1 cannot hold.
     """
-
 def layer_tag(name: str) -> str:
     """
     The tag of a layer: its name without 'model', 'layers' and numbers.
@@ -1121,41 +1018,24 @@ def layer_tag(name: str) -> str:
         >>> hqq_cpp.layer_tag("model.layers.3.self_attn.q_proj")
         'self_attn.q_proj'
     """
-
 @typing.overload
-def linear(
-    x: typing.Any,
-    q: QuantizedTensor,
-    bias: typing.Any,
-    mode: str,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-) -> numpy.ndarray:
+def linear(x: typing.Any, q: QuantizedTensor, bias: typing.Any, mode: str, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray:
     """
     See hqq_cpp.linear.
     """
-
 @typing.overload
-def linear(
-    x: typing.Any,
-    q: TiledTensor,
-    bias: typing.Any,
-    mode: str,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-) -> numpy.ndarray:
+def linear(x: typing.Any, q: TiledTensor, bias: typing.Any, mode: str, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray:
     """
     See hqq_cpp.linear.
     """
-
 def linear_mode_code(mode: str) -> int:
     """
     The code that NativeLayer takes for 'auto', 'fast' and 'exact'.
     """
-
 def load_safetensors(path: os.PathLike | str | bytes) -> dict[str, Tensor]:
     """
     See hqq_cpp.load_safetensors.
     """
-
 def parse_upstream(tensors: dict, name: str) -> tuple:
     """
     What the tensors of a layer of upstream hqq say about it.
@@ -1172,79 +1052,27 @@ def parse_upstream(tensors: dict, name: str) -> tuple:
         FormatError: For tensors that upstream would not have written.
         ValueError: For a layer that format 1 cannot hold.
     """
-
-def quantize(
-    W: typing.Any,
-    config: typing.Any,
-    name: str,
-    importance: typing.Any,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-    device: str,
-    stats: bool,
-) -> tuple[QuantizedTensor, QuantizeStats]:
+def quantize(W: typing.Any, config: typing.Any, name: str, importance: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex, device: str, stats: bool) -> tuple[QuantizedTensor, QuantizeStats]:
     """
     See hqq_cpp.quantize.
     """
-
-def quantize_checkpoint(
-    src: os.PathLike | str | bytes,
-    dst: os.PathLike | str | bytes,
-    config: typing.Any,
-    importance: os.PathLike | str | bytes,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-    force: bool,
-    resume: bool,
-    dry_run: bool,
-    device: str,
-    progress: typing.Any,
-) -> QuantizeReport:
+def quantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, config: typing.Any, importance: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, resume: bool, dry_run: bool, device: str, progress: typing.Any) -> QuantizeReport:
     """
     See hqq_cpp.quantize_checkpoint.
     """
-
 def safetensors_metadata(path: os.PathLike | str | bytes) -> dict[str, str]:
     """
     See hqq_cpp.safetensors_metadata.
     """
-
-def save_safetensors(
-    path: os.PathLike | str | bytes, tensors: dict, metadata: collections.abc.Mapping[str, str]
-) -> None:
+def save_safetensors(path: os.PathLike | str | bytes, tensors: dict, metadata: collections.abc.Mapping[str, str]) -> None:
     """
     See hqq_cpp.save_safetensors.
     """
-
-def verify_checkpoint(
-    path: os.PathLike | str | bytes,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-    progress: typing.Any,
-) -> VerifyReport:
+def verify_checkpoint(path: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> VerifyReport:
     """
     See hqq_cpp.verify_checkpoint.
     """
-
 FORMAT_VERSION: int = 1
-UPSTREAM_KEYS: list = [
-    "W_q",
-    "nbits",
-    "group_size",
-    "shape",
-    "scale",
-    "zero",
-    "axis",
-    "packing",
-    "unpack_view_dtype",
-    "view_as_float",
-    "quant_scale",
-    "quant_zero",
-    "compute_dtype",
-    "bias",
-    "offload_meta",
-    "encoded_state_dict",
-    "stores_quant_config",
-    "channel_wise",
-    "optimize",
-    "round_zero",
-]
-__version__: str = "0.1.0"
-_pybind11_version: str = "3.1"
+UPSTREAM_KEYS: list = ['W_q', 'nbits', 'group_size', 'shape', 'scale', 'zero', 'axis', 'packing', 'unpack_view_dtype', 'view_as_float', 'quant_scale', 'quant_zero', 'compute_dtype', 'bias', 'offload_meta', 'encoded_state_dict', 'stores_quant_config', 'channel_wise', 'optimize', 'round_zero']
+__version__: str = '0.1.0'
+_pybind11_version: str = '3.1'

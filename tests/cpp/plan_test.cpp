@@ -25,7 +25,28 @@ using testing::TempFolder;
 std::optional<std::string> layer_of(const std::string& name, std::vector<std::int64_t> shape,
                                     DType dtype = DType::kBF16,
                                     const std::string& model_type = "llama") {
-  return linear_layer_of({name, dtype, std::move(shape), 0, 64}, model_type);
+  return hqq::layer_of({name, dtype, std::move(shape), 0, 64}, model_type);
+}
+
+constexpr const char* kEmbeddings[] = {"model.embed_tokens",
+                                       "transformer.wte",
+                                       "transformer.wpe",
+                                       "shared",
+                                       "gpt_neox.embed_in",
+                                       "embed_out",
+                                       "bert.embeddings.word_embeddings",
+                                       "bert.embeddings.token_type_embeddings",
+                                       "vision.patch_embed",
+                                       "text.token_embedding",
+                                       "x_embedder",
+                                       "tok_embeddings",
+                                       "model.embed_tokens_per_layer",
+                                       "block.0.layer.0.SelfAttention.relative_attention_bias"};
+
+HqqConfig without_skips() {
+  HqqConfig config;
+  config.skip_modules.clear();
+  return config;
 }
 
 TEST(LinearLayer, LinearWeights) {
@@ -34,6 +55,7 @@ TEST(LinearLayer, LinearWeights) {
         "model.layers.0.mlp.experts.3.w1", "model.layers.0.mlp.gate_proj", "classifier",
         "transformer.h.0.attn.c_attn", "model.layers.0.mlp.shared_expert.up_proj"}) {
     EXPECT_EQ(layer_of(std::string(name) + ".weight", {8, 16}), name);
+    EXPECT_TRUE(settings_of(name, without_skips()));
   }
   for (const DType dtype : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
     EXPECT_EQ(layer_of("a.weight", {8, 16}, dtype), "a");
@@ -41,26 +63,10 @@ TEST(LinearLayer, LinearWeights) {
 }
 
 TEST(LinearLayer, EverythingElse) {
-  for (const char* name : {"model.embed_tokens",
-                           "transformer.wte",
-                           "transformer.wpe",
-                           "shared",
-                           "gpt_neox.embed_in",
-                           "embed_out",
-                           "bert.embeddings.word_embeddings",
-                           "bert.embeddings.token_type_embeddings",
-                           "vision.patch_embed",
-                           "text.token_embedding",
-                           "x_embedder",
-                           "tok_embeddings",
-                           "model.embed_tokens_per_layer",
-                           "block.0.layer.0.SelfAttention.relative_attention_bias",
-                           "model.layers.0.mlp.gate",
-                           "model.layers.0.block_sparse_moe.gate",
-                           "model.layers.0.mlp.router",
-                           "mlp.router.classifier",
-                           "model.layers.0.feed_forward.router",
-                           "model.layers.0.mlp.shared_expert_gate"}) {
+  for (const char* name :
+       {"model.layers.0.mlp.gate", "model.layers.0.block_sparse_moe.gate",
+        "model.layers.0.mlp.router", "mlp.router.classifier", "model.layers.0.feed_forward.router",
+        "model.layers.0.mlp.shared_expert_gate"}) {
     EXPECT_EQ(layer_of(std::string(name) + ".weight", {8, 16}), std::nullopt) << name;
   }
   EXPECT_EQ(layer_of("norm.weight", {16}), std::nullopt);
@@ -69,7 +75,31 @@ TEST(LinearLayer, EverythingElse) {
   EXPECT_EQ(layer_of("q_proj.lora_A", {8, 16}), std::nullopt);
   EXPECT_EQ(layer_of("a.weight", {8, 16}, DType::kI32), std::nullopt);
   EXPECT_EQ(layer_of("a.weight", {8, 16}, DType::kF8E4M3), std::nullopt);
-  EXPECT_EQ(linear_layer_of({"a.weight", DType::kF32, {0, 16}, 4, 4}, ""), std::nullopt);
+  EXPECT_EQ(hqq::layer_of({"a.weight", DType::kF32, {0, 16}, 4, 4}, ""), std::nullopt);
+}
+
+TEST(LinearLayer, EmbeddingsStayUnlessARuleNamesThem) {
+  for (const char* name : kEmbeddings) {
+    EXPECT_EQ(layer_of(std::string(name) + ".weight", {8, 16}), name);
+    HqqConfig config = without_skips();
+    EXPECT_EQ(settings_of(name, config), std::nullopt) << name;
+    config.dynamic_config = {{"model.layers.*", LayerConfig{}}};
+    EXPECT_EQ(settings_of(name, config), std::nullopt) << name;
+
+    LayerConfig eight;
+    eight.nbits = BitWidth::k8;
+    const std::string full = name;
+    for (const std::string& key : {full, layer_tag(full), "*" + full.substr(1), "re:.*" + full}) {
+      config.dynamic_config = {{key, eight}};
+      EXPECT_EQ(settings_of(name, config), eight) << key;
+      config.dynamic_config = {{key, std::nullopt}};
+      EXPECT_EQ(settings_of(name, config), std::nullopt) << key;
+    }
+    // skip_modules wins over a pattern, as everywhere.
+    config.dynamic_config = {{"*", eight}};
+    config.skip_modules = {full};
+    EXPECT_EQ(settings_of(name, config), std::nullopt) << name;
+  }
 }
 
 TEST(LinearLayer, Conv1dOfGpt2IsTransposed) {
@@ -145,6 +175,26 @@ TEST(Plan, NothingToQuantize) {
   EXPECT_THAT(
       message_of<std::invalid_argument>([&] { plan_of(folder / "m"); }),
       AllOf(HasSubstr("[quantize]"), HasSubstr("no linear layer"), HasSubstr("1 matrices")));
+}
+
+TEST(Plan, EmbeddingsByName) {
+  const TempFolder folder;
+  NamedTensors tensors = testing::layer_tensors(0);
+  tensors.emplace_back("model.embed_tokens.weight", random_tensor(DType::kBF16, {32, 128}, 3));
+  save_model(folder / "m", {tensors});
+  EXPECT_THAT(plan_of(folder / "m").copied, ElementsAre("model.embed_tokens.weight"));
+
+  HqqConfig config;
+  LayerConfig eight;
+  eight.nbits = BitWidth::k8;
+  config.dynamic_config = {{"embed_tokens", eight}};
+  const QuantizePlan plan = plan_of(folder / "m", config);
+  EXPECT_TRUE(plan.copied.empty());
+  ASSERT_EQ(plan.layers.size(), 3u);
+  const LayerDescription& embedding = plan.layers.back().description;
+  EXPECT_EQ(embedding.name, "model.embed_tokens");
+  EXPECT_EQ(embedding.config.nbits, BitWidth::k8);
+  EXPECT_EQ(plan.resolved_config(config).layer("model.embed_tokens"), embedding.config);
 }
 
 TEST(Plan, QuantizedSources) {

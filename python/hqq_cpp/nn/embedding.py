@@ -21,7 +21,8 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     Tensors, dtypes, ``weight``, ``dequantize()``, ``quantized_tensor()`` and ``quantize_()`` are
     those of HqqLinear, with rows for out_features; rows come in the dtype of ``weight``. There are
-    no gradients. A linear layer may share the parameters (tied weights).
+    no gradients: ``max_norm``, ``norm_type``, ``scale_grad_by_freq`` and ``sparse`` have their
+    defaults. A linear layer may share the parameters (tied weights).
 
     Args:
         weight: Quantized matrix [num_embeddings, embedding_dim]; its memory is shared.
@@ -44,7 +45,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
     zero: torch.Tensor
 
     # The class of the dense layer: nn.Embedding, or one that class_for() was asked for.
-    dense_class: type[nn.Embedding] = nn.Embedding
+    _dense_class: type[nn.Embedding] = nn.Embedding
 
     # A lookup in nn.Embedding could change the weight, or scale its gradient.
     max_norm = None
@@ -148,7 +149,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     def to_dense(self, weight: nn.Parameter) -> nn.Embedding:
         """The layer that this one took the place of, with another weight."""
-        dense = self.dense_class.__new__(self.dense_class)
+        dense = self._dense_class.__new__(self._dense_class)
         nn.Embedding.__init__(dense, *self.dense_shape, self.padding_idx, device="meta")
         dense.weight = weight
         plain = HqqEmbedding.empty(self.layer_config, *self.dense_shape, device="meta")
@@ -165,7 +166,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     def __reduce_ex__(self, protocol):
         # pickle finds no class that was made while the program ran.
-        return _allocate, (self.dense_class,), self.__dict__
+        return _allocate, (self._dense_class,), self.__dict__
 
 
 @functools.cache
@@ -175,7 +176,7 @@ def class_for(dense_class: type[nn.Embedding]) -> type[HqqEmbedding]:
     if dense_class is nn.Embedding:
         return HqqEmbedding
     # Buffers of the subclass are still to be initialized by Transformers.
-    namespace = {"dense_class": dense_class, "_is_hf_initialized": False}
+    namespace = {"_dense_class": dense_class, "_is_hf_initialized": False}
     return type(f"Hqq{dense_class.__name__}", (dense_class, HqqEmbedding), namespace)
 
 

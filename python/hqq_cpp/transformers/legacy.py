@@ -39,6 +39,7 @@ from ..nn.experts import HqqExperts
 from ..nn.quantize_model import empty_module, put_module
 from . import config as _config
 from . import saved, upstream
+from .ties import tie_packed
 from .upstream_folder import UpstreamSource, load_pickle
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -119,6 +120,7 @@ def replace_layers(model: nn.Module, quantizer: Any, files: list[str]) -> None:
             saved.add_bias(module)
         put_module(model, layer, module)
         target.module = layer.name
+    tie_packed(model)
     if dense:
         name, reason = next(iter(dense.items()))
         logger.warning(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class QuantizeOnLoad(ConversionOps):
                 continue
             missing_keys.discard(name)
             if name != plan.layer.parameter:
-                self._solver.run(lambda: _refuse_second(name, plan.layer))
+                self._solver.run(partial(_refuse_second, name, plan.layer))
                 continue
             missing_keys -= {f"{tied}.weight" for tied in plan.layer.tied}
             dense |= self._start(model, plan, tensor)
@@ -142,7 +143,8 @@ class QuantizeOnLoad(ConversionOps):
             # The loader writes what it gets to disk.
             quantized = plan.quantize(weight)
             module.quantize_stats = quantized.stats
-            return {f"{layer.name}.{name}": t for name, t in quantized.tensors.items()}
+            names = (layer.name, *layer.tied)
+            return {f"{n}.{key}": t for n in names for key, t in quantized.tensors.items()}
 
         def work():
             quantized = plan.quantize(weight)
