@@ -57,12 +57,19 @@ if $tests; then
   need libgtest-dev has_header gtest/gtest.h
   need libgmock-dev has_header gmock/gmock.h
   need librapidcheck-dev has_header rapidcheck.h
+  need libicu-dev has_header unicode/regex.h
   need libbenchmark-dev has_header benchmark/benchmark.h
+  need libsimde-dev has_header simde/x86/avx512.h
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then
   echo "system packages: all there"
   exit 0
+fi
+# The test of kernels for 64-bit Arm is left out without these two.
+if $tests && [ "$(uname -m)" = x86_64 ]; then
+  has_command aarch64-linux-gnu-g++ || missing+=(g++-aarch64-linux-gnu)
+  has_command qemu-aarch64 || missing+=(qemu-user)
 fi
 # Saves a test run that compiles the library twice several minutes; nothing fails without it.
 if $tests && ! has_command ccache; then missing+=(ccache); fi

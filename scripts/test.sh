@@ -60,7 +60,8 @@ if ! $quick; then
   begin "C++ with address and undefined-behaviour sanitizers: build"
   # -O1 -g1: stack traces with lines, at half the compile time of -O2 -g.
   cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined \
-    -DHQQ_BUILD_CLI=OFF -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"
+    -DHQQ_BUILD_CLI=OFF -DHQQ_BUILD_EXAMPLES=OFF \
+    -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"
   cmake --build "$sanitized"
   begin "C++ with address and undefined-behaviour sanitizers: tests"
   ctest --test-dir "$sanitized" --output-on-failure -j "$(nproc)" | tee "$sanitized/ctest.txt"
@@ -77,6 +78,14 @@ if ! $quick; then
     echo "no crash in $fuzz_seconds seconds"
   else
     echo "skipped: no clang++ with libFuzzer (Debian packages clang and libclang-rt-14-dev)"
+  fi
+
+  begin "Kernels for 64-bit Arm, emulated"
+  if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
+    bash "$root/scripts/test-neon.sh"
+  else
+    echo "skipped: no aarch64-linux-gnu-g++ or qemu-aarch64"
+    echo "(Debian packages g++-aarch64-linux-gnu and qemu-user)"
   fi
 
   begin "Consumer projects: installed package and subdirectory"
@@ -98,4 +107,4 @@ for log in "$build/ctest.txt" "${sanitized:-$build}/ctest.txt"; do
 done
 begin "Python: tests and the examples in docstrings"
 cd "$root"
-PATH=$venv/bin:$PATH "$python" -m pytest tests/python
+HQQ_RUN=$build/examples/hqq-run/hqq-run PATH=$venv/bin:$PATH "$python" -m pytest tests/python

@@ -25,6 +25,10 @@ void check(const TensorView& x, std::int64_t out_features, std::int64_t in_featu
     throw_invalid("linear", "x has " + std::to_string(x.cols) + " columns; the layer takes " +
                                 std::to_string(in_features));
   }
+  if (x.row_stride < x.cols) {
+    throw_invalid("linear", "x has row_stride " + std::to_string(x.row_stride) +
+                                "; it must be at least " + std::to_string(x.cols));
+  }
   if (bias > 0 && static_cast<std::int64_t>(bias) != out_features) {
     throw_invalid("linear", "bias has " + std::to_string(bias) + " values; the layer has " +
                                 std::to_string(out_features) + " outputs");
@@ -93,6 +97,7 @@ void linear(std::span<const LinearCall> calls, const LinearOptions& options) {
   std::vector<LinearTask> tasks;
   tasks.reserve(calls.size());
   for (const LinearCall& call : calls) {
+    if (call.q == nullptr) throw_invalid("linear", "a call has no weight");
     const TiledTensor& q = *call.q;
     check(call.x, q.out_features, q.in_features, call.bias.size(), options.threads);
     q.validate("linear");
@@ -101,7 +106,8 @@ void linear(std::span<const LinearCall> calls, const LinearOptions& options) {
       throw_invalid("linear", "y_stride is " + std::to_string(stride) + "; a row of y has " +
                                   std::to_string(q.out_features) + " values");
     }
-    tasks.push_back({call.x, nullptr, &q, call.bias, static_cast<std::byte*>(call.y), stride, mode});
+    tasks.push_back(
+        {call.x, nullptr, &q, call.bias, static_cast<std::byte*>(call.y), stride, mode});
   }
   cpu::linear(tasks, options.threads > 0 ? options.threads : default_threads());
 }

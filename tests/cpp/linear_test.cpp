@@ -5,9 +5,12 @@
 #include <gmock/gmock.h>
 #include <stdlib.h>
 
+#include <deque>
 #include <limits>
+#include <sstream>
 
 #include "hqq/error.hpp"
+#include "hqq/quantizer.hpp"
 #include "tests/cpp/linear_bound.hpp"
 #include "tests/cpp/linear_test_util.hpp"
 
@@ -17,8 +20,6 @@ namespace {
 using namespace hqq::testing;  // NOLINT
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
-
-constexpr DType kInputTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF64};
 
 // Moves a buffer to where reading past its end, or before its begin, is noticed.
 void guard(Tensor& tensor, Guard side) {
@@ -65,13 +66,11 @@ void check_product(const LayerSpec& spec, std::int64_t rows, LinearMode mode, Rn
   SCOPED_TRACE(what.str());
 
   const auto guarded_bias = guarded_memory(bias.size() * sizeof(float), Guard::kAfter);
-  std::memcpy(guarded_bias.get(), bias.data(), bias.size() * sizeof(float));
-  const std::span<const float> b(reinterpret_cast<const float*>(guarded_bias.get()), bias.size());
+  const std::span<float> b(reinterpret_cast<float*>(guarded_bias.get()), bias.size());
+  std::copy(bias.begin(), bias.end(), b.begin());
   const LinearOptions options{mode, static_cast<int>(uniform(rng, 1, 4))};
   guard_all(q, side);
-  if (std::getenv("DBG")) std::cerr << what.str() << std::endl;
   const std::vector<std::byte> y = product(x.view, q, b, options);
-  if (std::getenv("HQQ_DEBUG")) std::cerr << what.str() << std::endl;
   if (can_tile(q.config, q.out_features, q.in_features)) {
     TiledTensor tiled = tile(q, 1);
     guard_all(tiled, side);
@@ -112,8 +111,6 @@ LayerSpec any_layer(int axis, Rng& rng) {
   return spec;
 }
 
-std::string test_name(const std::string& target) { return target; }
-
 class LinearOnTargetTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override { cpu::set_target(GetParam()); }
@@ -122,7 +119,7 @@ class LinearOnTargetTest : public ::testing::TestWithParam<std::string> {
   TargetGuard guard_;
 };
 INSTANTIATE_TEST_SUITE_P(Targets, LinearOnTargetTest, ::testing::ValuesIn(cpu::supported_targets()),
-                         [](const auto& info) { return test_name(info.param); });
+                         [](const auto& info) { return info.param; });
 
 TEST_P(LinearOnTargetTest, FewRowsAreTheProductInDouble) {
   Rng rng(1);
@@ -177,7 +174,7 @@ TEST_P(LinearOnTargetTest, EveryGroupSizeIsTheProductInDouble) {
   }
 }
 
-// x is taken 512 rows at a time, with axis 0 64.
+// x is taken some hundred rows at a time, with axis 0 fewer.
 TEST_P(LinearOnTargetTest, MoreRowsThanArePreparedAtATime) {
   Rng rng(4);
   for (LinearMode mode : {LinearMode::kFast, LinearMode::kExact}) {
@@ -323,6 +320,55 @@ TEST_P(LinearOnTargetTest, FastIsAboutSixThousandthsFromExact) {
   }
 }
 
+// Calls of all kinds at once, with rows of y that are apart.
+TEST_P(LinearOnTargetTest, ManyCallsAreAsOneCallEach) {
+  Rng rng(11);
+  for (LinearMode mode : {LinearMode::kFast, LinearMode::kExact}) {
+    std::deque<TiledTensor> layers;
+    std::deque<Matrix> inputs, outputs;
+    std::deque<std::vector<float>> biases;
+    std::vector<LinearCall> calls;
+    std::vector<std::vector<std::byte>> expected;
+    for (std::int64_t rows : {1, 0, 4, 300, 5, 70, 2, 257}) {
+      const int axis = static_cast<int>(rng() % 2);
+      LayerSpec spec = any_layer(axis, rng);
+      spec.out_features = axis == 0 ? 48 : 33;
+      spec.group_size = axis == 0 ? 16 : 40;
+      spec.in_features = uniform(rng, 32, 150);
+      layers.push_back(tile(random_layer(spec, rng)));
+      inputs.emplace_back(one_of(rng, {DType::kF32, DType::kF16}), rows, spec.in_features, 3);
+      fill_rows(rng, inputs.back());
+      biases.push_back(random_bias(rng, rows % 2 == 0 ? spec.out_features : 0));
+      const std::int64_t padding = rows % 3;
+      outputs.emplace_back(inputs.back().view.dtype, rows, spec.out_features, padding);
+      calls.push_back({inputs.back().view, &layers.back(), biases.back(),
+                       outputs.back().memory.get(),
+                       padding == 0 ? 0 : spec.out_features + padding});
+      expected.push_back(product(inputs.back().view, layers.back(), biases.back(), {mode, 1}));
+    }
+    for (int threads : {1, 3}) {
+      linear(calls, {mode, threads});
+      for (std::size_t i = 0; i < calls.size(); ++i) {
+        const Matrix& y = outputs[i];
+        const std::size_t row_bytes =
+            static_cast<std::size_t>(y.view.cols) * dtype_size(y.view.dtype);
+        for (std::int64_t m = 0; m < y.view.rows; ++m) {
+          ASSERT_EQ(
+              std::memcmp(y.at(m, 0), expected[i].data() + std::size_t(m) * row_bytes, row_bytes),
+              0)
+              << "call " << i << ", row " << m;
+          for (std::int64_t k = y.view.cols; m + 1 < y.view.rows && k < y.view.row_stride; ++k) {
+            float between;
+            read_values(y.view.dtype, y.at(m, k), std::span(&between, 1));
+            ASSERT_TRUE(std::isnan(between)) << "written between rows of y";
+          }
+        }
+      }
+    }
+  }
+  linear(std::span<const LinearCall>(), {LinearMode::kFast, 1});
+}
+
 // ---- what does not depend on the target ---------------------------------------------------------
 
 class EnvironmentGuard {
@@ -354,6 +400,15 @@ class LinearTest : public ::testing::Test {
   QuantizedTensor layer_;
   TiledTensor tiled_;
 };
+
+TEST_F(LinearTest, IsTheProductWithWhatTheQuantizerMade) {
+  const RowMajorMatrix x = input(5, 100);
+  const QuantizedTensor q = Quantizer().quantize(input(24, 100));
+  const std::vector<float> bias(24, 0.5f);
+  const RowMajorMatrix expected = ((x * dequantize_matrix(q).transpose()).array() + 0.5f).matrix();
+  EXPECT_TRUE(linear(x, q, bias, {LinearMode::kExact}).isApprox(expected, 1e-6f));
+  EXPECT_TRUE(linear(x, tile(q), bias, {LinearMode::kFast}).isApprox(expected, 1e-2f));
+}
 
 TEST_F(LinearTest, ModesHaveNames) {
   for (LinearMode mode : {LinearMode::kAuto, LinearMode::kFast, LinearMode::kExact}) {
@@ -402,8 +457,15 @@ TEST_F(LinearTest, WrongSizesSayWhatIsRight) {
   RowMajorMatrix y(5, 24);
   refused([&] { linear(TensorView(x.data(), DType::kI32, 5, 64), tiled_, {}, y.data()); },
           "x is int32; it must be float32, float16, bfloat16 or float64");
-  refused([&] { linear(TensorView(x.data(), DType::kF32, 5, 64, 63), tiled_, {}, y.data()); },
-          "row_stride");
+  const LinearCall call{TensorView(x.data(), DType::kF32, 5, 64), &tiled_, {}, y.data(), 23};
+  refused([&] { linear({&call, 1}); }, "y_stride is 23; a row of y has 24 values");
+}
+
+TEST_F(LinearTest, RowsOfXMayNotOverlap) {
+  const RowMajorMatrix x = input(5, 64);
+  RowMajorMatrix y(5, 24);
+  EXPECT_THAT([&] { linear(TensorView(x.data(), DType::kF32, 5, 64, 63), tiled_, {}, y.data()); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("row_stride 63")));
 }
 
 TEST_F(LinearTest, ABrokenWeightIsRefused) {

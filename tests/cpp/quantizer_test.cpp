@@ -11,7 +11,6 @@
 
 #include "hqq/core/math.hpp"
 #include "hqq/error.hpp"
-#include "hqq/linear.hpp"
 #include "src/cpu/dispatch.hpp"
 
 namespace hqq {
@@ -419,17 +418,6 @@ TEST(ValidateTest, NamesTheTensorThatDoesNotFit) {
   wrong = q;
   wrong.col_scale = q.scale;
   EXPECT_THROW(wrong.validate("x"), FormatError);
-}
-
-TEST(LinearTest, IsTheProductWithTheDequantizedMatrix) {
-  const RowMajorMatrix W = gaussian(24, 64);
-  const RowMajorMatrix x = gaussian(5, 64, 1);
-  const QuantizedTensor q = quantize(W, plain());
-  const std::vector<float> bias(24, 0.5f);
-  const RowMajorMatrix expected = ((x * dequantize_matrix(q).transpose()).array() + 0.5f).matrix();
-  EXPECT_TRUE(linear(x, q, bias).isApprox(expected, 1e-6f));
-  EXPECT_THROW(linear(gaussian(5, 63), q), std::invalid_argument);
-  EXPECT_THROW(linear(x, q, std::vector<float>(23)), std::invalid_argument);
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ Columns::Columns(const core::GroupLayout& layout) {
   plan_.blocks = blocks_.data();
   plan_.num_blocks = static_cast<std::int64_t>(blocks_.size());
   plan_.num_groups = index;
-  plan_.block_units = step % kUnitCols == 0 ? step / kUnitCols : 0;
+  const bool whole_units = group == layout.cols || group % kUnitCols == 0;
+  plan_.block_units = whole_units ? step / kUnitCols : 0;
   plan_.group_blocks = (group + step - 1) / step;
 }
 

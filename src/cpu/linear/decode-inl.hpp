@@ -119,41 +119,47 @@ HQQ_INLINE void decode_exact_block(const std::uint8_t* codes, const RowOfX* x, s
 
 template <bool kFast, int kBits, int kRowsOfX, class Meta>
 void decode_tile(const TileArgs& args) {
+  constexpr int kTiles = decode_tiles(kFast, kBits, kRowsOfX);
+  // What is stored differs from the code where Dot shifts codes to fit signed bytes.
+  constexpr int kOffset = kFast ? Isa::template Dot<max_code<kBits>()>::kOffset : 0;
   const ColumnPlan& plan = *args.plan;
-  const auto* scales = static_cast<const Meta*>(args.scale);
-  const auto* zeros = static_cast<const Meta*>(args.zero);
   RowOfX x[kRowsOfX];
-  TileSums<kRowsOfX> y;
-  HQQ_UNROLL
+  TileSums<kRowsOfX> y[kTiles];
   for (int m = 0; m < kRowsOfX; ++m) {
     x[m] = args.x[m];
-    HQQ_UNROLL
-    for (int part = 0; part < kParts; ++part) y.sums[m][part] = Isa::zero();
+    for (int t = 0; t < kTiles; ++t) {
+      HQQ_UNROLL
+      for (int part = 0; part < kParts; ++part) y[t].sums[m][part] = Isa::zero();
+    }
   }
-  // The first byte differs from code 0 only where Dot shifts codes to fit signed bytes.
-  constexpr int kOffset = kFast ? Isa::template Dot<max_code<kBits>()>::kOffset : 0;
-  const std::uint8_t* codes = args.codes;
+  std::int64_t bytes = 0;  // of codes that are done
   std::int64_t block = 0;
   for (std::int64_t g = 0; g < plan.num_groups; ++g) {
-    Isa::Floats scale[kParts], zero[kParts];
-    HQQ_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      scale[part] = Isa::load(scales + g * kTileRows + part * Isa::kRows);
-      zero[part] = Isa::load(zeros + g * kTileRows + part * Isa::kRows);
-      if constexpr (kOffset != 0) zero[part] = Isa::sub(zero[part], Isa::set(kOffset));
-    }
     const std::int64_t end = g + 1 < plan.num_groups ? block + plan.group_blocks : plan.num_blocks;
     for (; block < end; ++block) {
       const std::int64_t col = plan.blocks[block].first_col;
       const auto add = [&](auto units) HQQ_INLINE_LAMBDA {
         constexpr int kUnits = decltype(units)::value;
-        prefetch_block<kBits, kUnits>(codes);
-        if constexpr (kFast) {
-          decode_fast_block<kBits, kRowsOfX, kUnits>(codes, x, col, block, scale, zero, y);
-        } else {
-          decode_exact_block<kBits, kRowsOfX, kUnits>(codes, x, col, block, scale, zero, y);
+        HQQ_NO_UNROLL
+        for (int t = 0; t < kTiles; ++t) {
+          const std::uint8_t* codes = args.codes[t] + bytes;
+          const Meta* scales = static_cast<const Meta*>(args.scale[t]) + g * kTileRows;
+          const Meta* zeros = static_cast<const Meta*>(args.zero[t]) + g * kTileRows;
+          Isa::Floats scale[kParts], zero[kParts];
+          HQQ_UNROLL
+          for (int part = 0; part < kParts; ++part) {
+            scale[part] = Isa::load(scales + part * Isa::kRows);
+            zero[part] = Isa::load(zeros + part * Isa::kRows);
+            if constexpr (kOffset != 0) zero[part] = Isa::sub(zero[part], Isa::set(kOffset));
+          }
+          prefetch_block<kBits, kUnits>(codes);
+          if constexpr (kFast) {
+            decode_fast_block<kBits, kRowsOfX, kUnits>(codes, x, col, block, scale, zero, y[t]);
+          } else {
+            decode_exact_block<kBits, kRowsOfX, kUnits>(codes, x, col, block, scale, zero, y[t]);
+          }
         }
-        codes += kUnits * kBits * kFieldBytes;
+        bytes += kUnits * kBits * kFieldBytes;
       };
       if (plan.blocks[block].cols > kUnitCols) {
         add(Index<2>{});
@@ -162,11 +168,12 @@ void decode_tile(const TileArgs& args) {
       }
     }
   }
-  HQQ_UNROLL
-  for (int m = 0; m < kRowsOfX; ++m) {
-    HQQ_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      Isa::store(args.y + m * kTileRows + part * Isa::kRows, y.sums[m][part]);
+  for (int t = 0; t < kTiles; ++t) {
+    for (int m = 0; m < kRowsOfX; ++m) {
+      HQQ_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        Isa::store(args.y + (t * kRowsOfX + m) * kTileRows + part * Isa::kRows, y[t].sums[m][part]);
+      }
     }
   }
 }

@@ -53,7 +53,7 @@ class PreparedRows {
 
 // What a thread needs beside the operands.
 struct ThreadState {
-  TileSource::State tile;
+  std::array<TileSource::State, kMaxTiles> tiles;
   Scratch<float> x, y, constants;
   Scratch<std::byte> panel;
   PreparedRows rows;  // axis 0
@@ -114,9 +114,20 @@ class Product {
     ThreadState& state = thread_state();
     const float* constants = axis_ == 1 ? nullptr : prepare_axis0(unit, state);
     const RowOfX* rows = axis_ == 1 ? shared_.data() : state.rows.data();
-    for (std::int64_t tile = first; tile < end; ++tile) {
-      multiply_tile(tile, rows, state);
-      write_tile(tile, state.y.get(0), constants);
+    if (!decodes_) {
+      for (std::int64_t tile = first; tile < end; ++tile) {
+        multiply_panels(tile, rows, state);
+        write_tile(tile, state.y.get(0), constants);
+      }
+      return;
+    }
+    const int step = decode_tiles(fast_, source_.order().bits(), static_cast<int>(rows_));
+    for (std::int64_t tile = first; tile < end; tile += step) {
+      const std::int64_t count = std::min<std::int64_t>(step, end - tile);
+      decode_few(tile, count, rows, state);
+      for (std::int64_t t = 0; t < count; ++t) {
+        write_tile(tile + t, state.y.get(0) + t * kTileRows, constants);
+      }
     }
   }
 
@@ -155,7 +166,7 @@ class Product {
   const float* prepare_axis0(std::int64_t scale_row, ThreadState& state) const {
     const std::int64_t cols = source_.layout().cols;
     const bool f16 = fast_ && col_scale_.empty();
-    const TileOperand metadata = source_.metadata_row(scale_row, f16, state.tile);
+    const TileOperand metadata = source_.metadata_row(scale_row, f16, state.tiles[0]);
     if (!f16) {
       // The state's own copies.
       auto* scale = static_cast<float*>(const_cast<void*>(metadata.scale));
@@ -181,8 +192,8 @@ class Product {
     return constants;
   }
 
-  // state.y [rows][16] = the tile times all rows of x.
-  void multiply_tile(std::int64_t tile, const RowOfX* rows, ThreadState& state) const {
+  // Codes, scales and zeros of a tile.
+  TileOperand operand(std::int64_t tile, bool f16, TileSource::State& state) const {
     // One group of scale 1 and zero 0, for axis 0.
     static constexpr auto kOnes = [] {
       std::array<float, kTileRows> ones{};
@@ -190,23 +201,49 @@ class Product {
       return ones;
     }();
     static constexpr std::array<float, kTileRows> kZeros{};
-    TileOperand operand = source_.tile(tile, decodes_ && decodes_f16(fast_, rows_), state.tile);
+    TileOperand operand = source_.tile(tile, f16, state);
     if (axis_ == 0) {
       operand.scale = kOnes.data();
       operand.zero = kZeros.data();
       operand.meta = MetaType::kF32;
     }
-    float* y = state.y.get(std::max(rows_, kMaxDecodeRows) * kTileRows);
-    if (decodes_) {
-      RowOfX few[kMaxDecodeRows];
-      for (std::int64_t m = 0; m < kMaxDecodeRows; ++m) few[m] = rows[std::min(m, rows_ - 1)];
-      decode(operand.meta)({operand.codes, operand.scale, operand.zero, &columns_->plan(), few, y});
-      return;
+    return operand;
+  }
+
+  // state.y [tiles][rows][16] = up to kMaxTiles tiles times few rows of x.
+  void decode_few(std::int64_t tile, std::int64_t count, const RowOfX* rows,
+                  ThreadState& state) const {
+    RowOfX few[kMaxDecodeRows];
+    for (std::int64_t m = 0; m < kMaxDecodeRows; ++m) few[m] = rows[std::min(m, rows_ - 1)];
+    TileArgs args{{}, {}, {}, &columns_->plan(), few, nullptr};
+    args.y = state.y.get(kMaxTiles * kMaxDecodeRows * kTileRows);
+    MetaType meta{};
+    for (std::int64_t t = 0; t < kMaxTiles; ++t) {
+      // Where there is one tile too few, the kernel does the last one twice.
+      if (t < count) {
+        const TileOperand o =
+            operand(tile + t, decodes_f16(fast_, rows_), state.tiles[std::size_t(t)]);
+        args.codes[t] = o.codes;
+        args.scale[t] = o.scale;
+        args.zero[t] = o.zero;
+        meta = o.meta;
+      } else {
+        args.codes[t] = args.codes[count - 1];
+        args.scale[t] = args.scale[count - 1];
+        args.zero[t] = args.zero[count - 1];
+      }
     }
+    decode(meta)(args);
+  }
+
+  // state.y [rows][16] = the tile times all rows of x.
+  void multiply_panels(std::int64_t tile, const RowOfX* rows, ThreadState& state) const {
+    const TileOperand o = operand(tile, false, state.tiles[0]);
+    float* y = state.y.get(rows_ * kTileRows);
     std::fill_n(y, rows_ * kTileRows, 0.0f);
-    PanelArgs args{operand.codes,
-                   static_cast<const float*>(operand.scale),
-                   static_cast<const float*>(operand.zero),
+    PanelArgs args{o.codes,
+                   static_cast<const float*>(o.scale),
+                   static_cast<const float*>(o.zero),
                    &columns_->plan(),
                    0,
                    0,

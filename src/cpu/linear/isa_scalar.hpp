@@ -88,13 +88,15 @@ struct Isa {
     return value;
   }
   static std::int32_t sum_lanes(Ints a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
-  // To nearest, ties to even, for |x| < 2^22: the bits below the point leave the sum.
+  // To nearest, ties to even, for |x| < 2^22: the bits below the point leave the sum. NaN: 0, so
+  // that sums do not overflow.
   static Ints round(Floats a) {
     return make<Ints>([&](int r) {
+      if (!(a.v[r] >= -128.0f && a.v[r] <= 128.0f)) return 0;
       const float shifted = a.v[r] + 12582912.0f;  // 1.5 * 2^23
       std::int32_t bits;
       std::memcpy(&bits, &shifted, sizeof(bits));
-      return static_cast<std::int32_t>(static_cast<std::uint32_t>(bits) - 0x4B400000u);
+      return static_cast<int>(bits - 0x4B400000);
     });
   }
   // The low bytes.

@@ -41,14 +41,21 @@ struct ColumnPlan {
 
 enum class MetaType { kF16, kF32 };
 
-// One tile: y[m][r] = sum over groups of scale[r] * (sum (code - zero[r]) * x[m]).
+// Tiles that a decode kernel takes at a time, in step: a core reads two streams of memory faster
+// than one. Where unpacking takes longer than reading, there is nothing to gain.
+inline constexpr int kMaxTiles = 2;
+constexpr int decode_tiles(bool fast, int bits, int rows) {
+  return rows == 1 && (!fast || bits >= 4) ? 2 : 1;
+}
+
+// y[tile][m][r] = sum over groups of scale[r] * (sum (code - zero[r]) * x[m]).
 struct TileArgs {
-  const std::uint8_t* codes;  // [units][bits][64]
-  const void* scale;          // [num_groups][16] of the MetaType
-  const void* zero;
+  const std::uint8_t* codes[kMaxTiles];  // [units][bits][64]
+  const void* scale[kMaxTiles];          // [num_groups][16] of the MetaType
+  const void* zero[kMaxTiles];
   const ColumnPlan* plan;
   const RowOfX* x;
-  float* y;  // [rows of x][16]
+  float* y;  // [tiles][rows of x of the kernel][16]
 };
 using TileKernel = void (*)(const TileArgs& args);
 

@@ -59,8 +59,7 @@ void linear_by_rows(const LinearTask& task, int threads) {
                    }
                  }
                });
-  const std::size_t row_bytes =
-      static_cast<std::size_t>(task.y_stride) * dtype_size(task.x.dtype);
+  const std::size_t row_bytes = static_cast<std::size_t>(task.y_stride) * dtype_size(task.x.dtype);
   for (std::int64_t m = 0; m < y.rows(); ++m) {
     write_values(std::span(y.row(m).data(), static_cast<std::size_t>(y.cols())), task.x.dtype,
                  task.y + static_cast<std::size_t>(m) * row_bytes);
