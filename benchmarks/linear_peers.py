@@ -7,6 +7,7 @@ imported where they are used: each peer runs in a process of its own and may be 
 from __future__ import annotations
 
 import ctypes
+import functools
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -18,38 +19,45 @@ import numpy as np
 from linear_case import GROUP, Case, Job, dense_rows, pack, round_to_nearest
 from linear_ggml import ggml_product, ik_llama_product
 
-# Four places at a time: a core does not get all of its memory's rate from a single stream.
 READ_LOOP = r"""
 #include <stddef.h>
 #include <stdint.h>
-uint64_t read_all(const uint64_t* p, ptrdiff_t n, int threads) {
+uint64_t read_all(const uint64_t* p, ptrdiff_t n, int threads, int streams) {
   uint64_t x = 0;
-  ptrdiff_t part = n / threads / 4;
+  ptrdiff_t part = n / threads / streams;
 #pragma omp parallel for num_threads(threads) reduction(^ : x) schedule(static)
   for (int t = 0; t < threads; ++t) {
-    const uint64_t *a = p + 4 * t * part, *b = a + part, *c = b + part, *d = c + part;
-    for (ptrdiff_t i = 0; i < part; ++i) x ^= a[i] ^ b[i] ^ c[i] ^ d[i];
+    const uint64_t* a = p + streams * t * part;
+    if (streams == 1) {
+      for (ptrdiff_t i = 0; i < part; ++i) x ^= a[i];
+    } else {
+      const uint64_t *b = a + part, *c = b + part, *d = c + part;
+      for (ptrdiff_t i = 0; i < part; ++i) x ^= a[i] ^ b[i] ^ c[i] ^ d[i];
+    }
   }
   return x;
 }
 """
 
 
-def read_loop(case: Case) -> Job:
-    """What memory gives: a loop that reads as many bytes as 4-bit weights have, and does nothing else."""
+def read_loop(case: Case, streams: int) -> Job:
+    """What memory gives: a loop that reads as many bytes as 4-bit weights have, and does nothing else.
+
+    A core does not get all of its memory's rate from a single stream: the second loop reads four.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "read.c", Path(folder) / "read.so"
         source.write_text(READ_LOOP)
         flags = ["-O3", "-march=native", "-funroll-loops", "-fopenmp", "-shared", "-fPIC"]
         subprocess.run(["cc", *flags, source, "-o", library], check=True, capture_output=True)
         read_all = ctypes.CDLL(str(library)).read_all
-    read_all.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+    read_all.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_int]
     nbytes = case.n * case.k * (4 * GROUP + 32) // GROUP // 8  # 32 bits of metadata a group
     copies = case.copies(nbytes)
     memory = np.ones(copies * nbytes // 8, np.uint64)
 
     def run():
-        read_all(memory.ctypes.data, memory.size, case.threads)
+        read_all(memory.ctypes.data, memory.size, case.threads, streams)
 
     return Job(run, copies, nbytes)
 
@@ -266,7 +274,8 @@ WIDTHS = (8, 6, 5, 4, 3, 2, 1.58, 1)
 
 # name -> builds a Job from a Case
 PEERS: dict[str, Callable[[Case], Job]] = {
-    "read loop": read_loop,
+    "read loop": functools.partial(read_loop, streams=1),
+    "read loop, four streams": functools.partial(read_loop, streams=4),
     "torch float32": partial(torch_dense, dtype="float32"),
     "torch bfloat16": partial(torch_dense, dtype="bfloat16"),
 }

@@ -161,9 +161,15 @@ float weighted_sum(const float* values, const float* weights, const ColumnPlan& 
 // uint8 [groups][16] -> code * step + offset, with a step and an offset for each of the 16.
 void read_u8(const std::uint8_t* in, std::int64_t groups, const float* step, const float* offset,
              float* out) {
-  for (std::int64_t i = 0; i < groups * kTileRows; i += kTileRows) {
-    for (int lane = 0; lane < kTileRows; ++lane) {
-      out[i + lane] = static_cast<float>(in[i + lane]) * step[lane] + offset[lane];
+  Isa::Floats steps[kParts], offsets[kParts];
+  for (int part = 0; part < kParts; ++part) {
+    steps[part] = Isa::load(step + part * Isa::kRows);
+    offsets[part] = Isa::load(offset + part * Isa::kRows);
+  }
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (int part = 0; part < kParts; ++part) {
+      const std::int64_t at = g * kTileRows + part * Isa::kRows;
+      Isa::store(out + at, Isa::add(Isa::mul(Isa::from_bytes(in + at), steps[part]), offsets[part]));
     }
   }
 }

@@ -29,11 +29,10 @@ struct TileSums {
   Isa::Floats sums[kRowsOfX][kParts];
 };
 
-// Calls one_part(part) for the parts of a tile: unrolled for one row of x, a loop where the code is
-// long.
-template <int kRowsOfX, class OnePart>
+// Calls one_part(part) for the parts of a tile: unrolled, or a loop where the code is long.
+template <bool kUnroll, class OnePart>
 HQQ_INLINE void for_parts(OnePart one_part) {
-  if constexpr (kRowsOfX == 1) {
+  if constexpr (kUnroll) {
     HQQ_UNROLL
     for (int part = 0; part < kParts; ++part) one_part(part);
   } else {
@@ -48,7 +47,7 @@ HQQ_INLINE void decode_fast_block(const std::uint8_t* codes, const RowOfX* x, st
                                   std::int64_t block, const Isa::Floats* scale,
                                   const Isa::Floats* zero, TileSums<kRowsOfX>& y) {
   using Dot = typename Isa::template Dot<max_code<kBits>()>;
-  for_parts<kRowsOfX>([&](int part) HQQ_INLINE_LAMBDA {
+  for_parts<true>([&](int part) HQQ_INLINE_LAMBDA {
     Dot dot[kRowsOfX];
     const std::int8_t* x_codes[kRowsOfX];
     HQQ_UNROLL
@@ -79,7 +78,7 @@ template <int kBits, int kRowsOfX, int kUnits>
 HQQ_INLINE void decode_exact_block(const std::uint8_t* codes, const RowOfX* x, std::int64_t col,
                                    std::int64_t block, const Isa::Floats* scale,
                                    const Isa::Floats* zero, TileSums<kRowsOfX>& y) {
-  for_parts<kRowsOfX>([&](int part) HQQ_INLINE_LAMBDA {
+  for_parts<kRowsOfX == 1>([&](int part) HQQ_INLINE_LAMBDA {
     // One sum a byte position: independent chains hide the latency of the multiply-add. Several
     // rows are as many chains.
     constexpr int kChains = kRowsOfX == 1 ? kFieldCols : 2;

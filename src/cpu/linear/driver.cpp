@@ -1,6 +1,7 @@
 // hqq::cpu::linear: prepares x, hands tiles to threads, writes y.
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <deque>
 #include <memory>
 
@@ -259,32 +260,40 @@ class Product {
     }
   }
 
+  std::byte* y_at(std::int64_t m, std::int64_t n) const {
+    return task_.y + static_cast<std::size_t>((first_row_ + m) * task_.y_stride + n) *
+                         dtype_size(task_.x.dtype);
+  }
+
+  // Adds the bias and writes y [rows][16] of a tile in the type of y.
   void write_tile(std::int64_t tile, const float* tile_y, const float* constants) const {
-    const TileOrder& order = source_.order();
-    const std::int64_t out_features = source_.layout().rows;
-    const std::size_t size = dtype_size(task_.x.dtype);
-    const auto at = [&](std::int64_t m, std::int64_t n) {
-      return task_.y + static_cast<std::size_t>((first_row_ + m) * task_.y_stride + n) * size;
-    };
-    float bias[kTileRows] = {};
-    int lanes = 0;
-    for (; lanes < kTileRows && order.row(tile, lanes) < out_features; ++lanes) {
-      if (!task_.bias.empty()) bias[lanes] = task_.bias[std::size_t(order.row(tile, lanes))];
-    }
+    if (axis_ == 0) return write_strided_tile(tile, tile_y, constants);
+    const std::int64_t first = tile * kTileRows;
+    const std::int64_t lanes = std::min<std::int64_t>(kTileRows, source_.layout().rows - first);
+    const float* bias = task_.bias.empty() ? nullptr : task_.bias.data() + first;
     for (std::int64_t m = 0; m < rows_; ++m) {
+      const float* row = tile_y + m * kTileRows;
       float values[kTileRows];
-      const float constant = constants == nullptr ? 0.0f : constants[m];
-      for (int lane = 0; lane < kTileRows; ++lane) {
-        values[lane] = tile_y[m * kTileRows + lane] - constant + bias[lane];
+      for (std::int64_t lane = 0; lane < lanes; ++lane) {
+        values[lane] = bias == nullptr ? row[lane] : row[lane] + bias[lane];
       }
-      if (axis_ == 1) {
-        write_values(std::span<const float>(values, static_cast<std::size_t>(lanes)), task_.x.dtype,
-                     at(m, order.row(tile, 0)));
+      if (task_.x.dtype == DType::kF32) {
+        std::memcpy(y_at(m, first), values, static_cast<std::size_t>(lanes) * sizeof(float));
       } else {
-        for (int lane = 0; lane < lanes; ++lane) {
-          write_values(std::span<const float>(values + lane, 1), task_.x.dtype,
-                       at(m, order.row(tile, lane)));
-        }
+        write_values(std::span<const float>(values, static_cast<std::size_t>(lanes)), task_.x.dtype,
+                     y_at(m, first));
+      }
+    }
+  }
+
+  // Axis 0: the rows of a tile are apart, and the zero points are still to be subtracted.
+  void write_strided_tile(std::int64_t tile, const float* tile_y, const float* constants) const {
+    for (int lane = 0; lane < kTileRows; ++lane) {
+      const std::int64_t n = source_.order().row(tile, lane);
+      const float bias = task_.bias.empty() ? 0.0f : task_.bias[static_cast<std::size_t>(n)];
+      for (std::int64_t m = 0; m < rows_; ++m) {
+        const float value = tile_y[m * kTileRows + lane] - constants[m] + bias;
+        write_values(std::span<const float>(&value, 1), task_.x.dtype, y_at(m, n));
       }
     }
   }

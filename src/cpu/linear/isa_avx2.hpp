@@ -82,6 +82,11 @@ struct Isa {
   }
   HQQ_INLINE static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
   HQQ_INLINE static Floats from(Ints v) { return _mm256_cvtepi32_ps(v); }
+  // Bytes 0..255 of the rows.
+  HQQ_INLINE static Floats from_bytes(const std::uint8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   HQQ_INLINE static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
   HQQ_INLINE static Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
   HQQ_INLINE static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }

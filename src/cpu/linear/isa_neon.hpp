@@ -70,6 +70,13 @@ struct Isa {
   }
   HQQ_INLINE static Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
   HQQ_INLINE static Floats from(Ints v) { return vcvtq_f32_s32(v); }
+  // Bytes 0..255 of the rows.
+  HQQ_INLINE static Floats from_bytes(const std::uint8_t* p) {
+    std::uint32_t four;
+    std::memcpy(&four, p, 4);
+    const uint16x8_t halves = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves)));
+  }
   HQQ_INLINE static Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
   HQQ_INLINE static Floats sub(Floats a, Floats b) { return vsubq_f32(a, b); }
   HQQ_INLINE static Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }

@@ -109,6 +109,10 @@ struct Isa {
   static Floats from(Ints a) {
     return make<Floats>([&](int r) { return a.v[r]; });
   }
+  // Bytes 0..255 of the rows.
+  static Floats from_bytes(const std::uint8_t* p) {
+    return make<Floats>([&](int r) { return p[r]; });
+  }
   static Floats add(Floats a, Floats b) {
     return make<Floats>([&](int r) { return a.v[r] + b.v[r]; });
   }
