@@ -22,6 +22,7 @@
 #undef _mm256_dpbusd_avx_epi32
 #undef _mm512_cvtepi32_epi8
 #undef _mm512_cvtepi32_ps
+#undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_epi32
 #undef _mm512_madd_epi16
@@ -55,6 +56,11 @@ inline __m256i _mm256_dpbusd_avx_epi32(__m256i sum, __m256i a, __m256i b) {
 inline __m128i _mm512_cvtepi32_epi8(__m512i v) {
   return std::bit_cast<__m128i>(hqq_simde::map<std::array<std::uint8_t, 16>>(
       std::bit_cast<hqq_simde::Ints>(v), [](std::int32_t x) { return x & 255; }));
+}
+
+inline __m512i _mm512_cvtepu8_epi32(__m128i v) {
+  return std::bit_cast<__m512i>(hqq_simde::map<hqq_simde::Ints>(
+      std::bit_cast<std::array<std::uint8_t, 16>>(v), [](std::int32_t x) { return x; }));
 }
 
 inline __m512 _mm512_cvtepi32_ps(__m512i v) {
