@@ -32,7 +32,7 @@ void check(const std::string& name, const char* field, const Tensor& tensor, boo
 
 }  // namespace
 
-core::GroupLayout QuantizedTensor::layout() const {
+core::GroupLayout PackedMatrix::layout() const {
   const std::int64_t whole = config.axis == 1 ? in_features : out_features;
   // A larger group is one short group, like any tail.
   const std::int64_t most = config.axis == 1 ? in_features : out_features * in_features;
@@ -44,7 +44,7 @@ std::vector<std::int64_t> QuantizedTensor::metadata_shape() const {
   return {layout().metadata_rows(), layout().metadata_cols()};
 }
 
-std::vector<std::pair<std::string, Tensor*>> QuantizedTensor::fields() {
+std::vector<std::pair<std::string, Tensor*>> PackedMatrix::fields() {
   return {{"W_q", &W_q},
           {"scale", &scale},
           {"zero", &zero},
@@ -55,15 +55,15 @@ std::vector<std::pair<std::string, Tensor*>> QuantizedTensor::fields() {
           {"col_scale", &col_scale}};
 }
 
-std::vector<std::pair<std::string, const Tensor*>> QuantizedTensor::tensors() const {
+std::vector<std::pair<std::string, const Tensor*>> PackedMatrix::tensors() const {
   std::vector<std::pair<std::string, const Tensor*>> present;
-  for (const auto& [name, tensor] : const_cast<QuantizedTensor*>(this)->fields()) {
+  for (const auto& [name, tensor] : const_cast<PackedMatrix*>(this)->fields()) {
     if (*tensor) present.emplace_back(name, tensor);
   }
   return present;
 }
 
-std::int64_t QuantizedTensor::nbytes() const {
+std::int64_t PackedMatrix::nbytes() const {
   std::int64_t total = 0;
   for (const auto& [name, tensor] : tensors()) total += static_cast<std::int64_t>(tensor->nbytes());
   return total;
@@ -93,7 +93,7 @@ void QuantizedTensor::allocate() {
   }
 }
 
-std::int64_t QuantizedTensor::metadata_blocks() const {
+std::int64_t PackedMatrix::metadata_blocks() const {
   return (layout().num_groups() + kMetadataBlock - 1) / kMetadataBlock;
 }
 

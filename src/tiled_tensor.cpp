@@ -15,9 +15,8 @@ using cpu::TileOrder;
 
 int resolved(int threads) { return threads > 0 ? threads : default_threads(); }
 
-// The metadata of q that tiles share with format 1.
-template <class From, class To>
-void share_metadata(From& from, To& to) {
+// What tiles share with format 1.
+void share_metadata(const PackedMatrix& from, PackedMatrix& to) {
   to.config = from.config;
   to.out_features = from.out_features;
   to.in_features = from.in_features;
@@ -42,44 +41,10 @@ bool can_tile(const LayerConfig& config, std::int64_t out_features, std::int64_t
   return group > 0 && group % TiledTensor::kTileRows == 0 && out_features % group == 0;
 }
 
-core::GroupLayout TiledTensor::layout() const {
-  QuantizedTensor same;
-  same.config = config;
-  same.out_features = out_features;
-  same.in_features = in_features;
-  return same.layout();
-}
-
-std::vector<std::pair<std::string, Tensor*>> TiledTensor::fields() {
-  return {{"W_q", &W_q},
-          {"scale", &scale},
-          {"zero", &zero},
-          {"scale_step", &scale_step},
-          {"scale_offset", &scale_offset},
-          {"zero_step", &zero_step},
-          {"zero_offset", &zero_offset},
-          {"col_scale", &col_scale}};
-}
-
-std::vector<std::pair<std::string, const Tensor*>> TiledTensor::tensors() const {
-  std::vector<std::pair<std::string, const Tensor*>> present;
-  for (const auto& [name, tensor] : const_cast<TiledTensor*>(this)->fields()) {
-    if (*tensor) present.emplace_back(name, tensor);
-  }
-  return present;
-}
-
-std::int64_t TiledTensor::nbytes() const {
-  std::int64_t total = 0;
-  for (const auto& [name, tensor] : tensors()) total += static_cast<std::int64_t>(tensor->nbytes());
-  return total;
-}
-
 std::array<TiledTensor::FieldSpec, 8> TiledTensor::specs() const {
-  const TileOrder order(config, layout());
   const core::GroupLayout groups = layout();
-  const std::int64_t blocks =
-      (groups.num_groups() + QuantizedTensor::kMetadataBlock - 1) / QuantizedTensor::kMetadataBlock;
+  const TileOrder order(config, groups);
+  const std::int64_t blocks = metadata_blocks();
   const std::vector<std::int64_t> metadata =
       config.axis == 1 ? std::vector<std::int64_t>{order.tiles(), order.groups(), kTileRows}
                        : std::vector<std::int64_t>{groups.metadata_rows(), groups.metadata_cols()};

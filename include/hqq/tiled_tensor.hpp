@@ -12,23 +12,11 @@ namespace hqq {
 // The tensors of a QuantizedTensor with rows interleaved by kTileRows, so that a vector register
 // holds codes of many rows and no kernel adds across lanes. The same bits, in another order; the
 // last tile is padded with zeros, and ternary codes take two bits.
-struct TiledTensor {
+//   W_q          uint8 [tiles, units of 32 columns, 64 * stored bits]
+//   scale, zero  axis 1: [tiles, groups of a row, 16]; axis 0: as in the QuantizedTensor
+struct TiledTensor : PackedMatrix {
   static constexpr std::int64_t kTileRows = 16;
 
-  LayerConfig config;
-  std::int64_t out_features = 0;
-  std::int64_t in_features = 0;
-
-  Tensor W_q;          // uint8 [tiles, units of 32 columns, 64 * stored bits]
-  Tensor scale, zero;  // axis 1: [tiles, groups of a row, 16]; axis 0: as in the QuantizedTensor
-  Tensor scale_step, scale_offset, zero_step, zero_offset;  // as in the QuantizedTensor
-  Tensor col_scale;
-
-  core::GroupLayout layout() const;
-  std::int64_t nbytes() const;
-  // All present tensors with the names of format 1.
-  std::vector<std::pair<std::string, const Tensor*>> tensors() const;
-  std::vector<std::pair<std::string, Tensor*>> fields();
   struct FieldSpec {
     bool present;
     DType dtype;

@@ -16,9 +16,9 @@ namespace {
 
 constexpr const char* kScalar = "scalar";
 
-// A target of Highway's kernels, and whether the kernels of src/cpu/linear use the instructions for
-// byte dot products beside it. hwy == 0: the core's float instantiation, which Highway does not
-// know about.
+// A name that users choose, and the target of Highway's kernels behind it; two names that differ in
+// src/cpu/linear only have the same. 0: the core's float instantiation, which Highway does not
+// know.
 struct Target {
   std::string name;
   std::int64_t hwy;

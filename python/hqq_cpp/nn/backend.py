@@ -333,10 +333,9 @@ def native_linear(
     if bias is not None:
         bias = bias.float().contiguous()
         bias_address = bias.data_ptr()
-    mode = "exact" if _mode == "auto" and x.requires_grad else _mode
     native.linear(
         _addresses(weight), rows.data_ptr(), count, stride, _dtype_code(x.dtype), bias_address,
-        y.data_ptr(), _mode_code(mode), torch.get_num_threads(),
+        y.data_ptr(), _mode_code_for(x), torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -351,10 +350,9 @@ def _native_experts(
     steps = [0 if t is None else t.nbytes // matrices for t in weight]
     piece = layout._replace(out_features=layout.out_features // parts)
     native = _make_native_layer(piece, *_stored(weight), True)
-    mode = "exact" if _mode == "auto" and x.requires_grad else _mode
     native.experts_linear(
         _addresses(weight), steps, parts, counts, x.data_ptr(), x.stride(0), _dtype_code(x.dtype),
-        y.data_ptr(), _mode_code(mode), _threads(),
+        y.data_ptr(), _mode_code_for(x), _threads(),
     )  # fmt: skip
 
 
@@ -427,3 +425,8 @@ def _dtype_code(dtype: torch.dtype) -> int:
 @functools.lru_cache(maxsize=None)
 def _mode_code(mode: str) -> int:
     return _core.linear_mode_code(mode)
+
+
+def _mode_code_for(x: torch.Tensor) -> int:
+    # The gradient that autograd records is that of the exact product.
+    return _mode_code("exact" if _mode == "auto" and x.requires_grad else _mode)

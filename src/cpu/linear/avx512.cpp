@@ -13,16 +13,7 @@ namespace {
 }  // namespace
 
 const LinearKernels& linear_kernels() {
-  static const LinearKernels kernels = [] {
-    LinearKernels k{};
-    k.name = "avx512";
-    fill_decode_fast(k);
-    fill_decode_exact(k);
-    fill_panels_fast(k);
-    fill_panels_exact(k);
-    fill_activations(k);
-    return k;
-  }();
+  static const LinearKernels kernels = all_kernels("avx512");
   return kernels;
 }
 

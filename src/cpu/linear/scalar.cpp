@@ -14,14 +14,7 @@ namespace {
 }  // namespace
 
 const LinearKernels& linear_kernels() {
-  static const LinearKernels kernels = [] {
-    LinearKernels k{};
-    k.name = "scalar";
-    fill_panels_fast(k);
-    fill_panels_exact(k);
-    fill_activations(k);
-    return k;
-  }();
+  static const LinearKernels kernels = all_kernels("scalar");
   return kernels;
 }
 

@@ -53,3 +53,17 @@ void for_stored_bits(Fill fill) {
   k.read_u8 = read_u8;
   k.read_f16 = read_f16;
 }
+
+// The table of an instruction set that has all kernels of its own.
+[[maybe_unused]] LinearKernels all_kernels(const char* name) {
+  LinearKernels k{};
+  k.name = name;
+#ifndef HQQ_NO_DECODE
+  fill_decode_fast(k);
+  fill_decode_exact(k);
+#endif
+  fill_panels_fast(k);
+  fill_panels_exact(k);
+  fill_activations(k);
+  return k;
+}

@@ -4,6 +4,7 @@
 
 #include "src/cpu/linear/choose.hpp"
 #include "src/float_values.hpp"
+#include "src/metadata.hpp"
 
 namespace hqq::cpu {
 namespace {
@@ -121,20 +122,15 @@ TileOperand TileSource::metadata_row(std::int64_t index, bool f16, State& state)
 
 const void* TileSource::read_row(const Metadata& metadata, std::int64_t index, bool f16,
                                  float* out) const {
-  const DType dtype = metadata.values->dtype;
-  const std::int64_t first = index * layout_.cols;
-  const std::byte* values =
-      metadata.values->buffer.data + static_cast<std::size_t>(first) * dtype_size(dtype);
-  if (f16) return values;
-  if (dtype != DType::kU8) {
-    read_floats(dtype, values, layout_.cols, out);
-    return out;
-  }
-  for (std::int64_t k = 0; k < layout_.cols; ++k) {
-    const std::int64_t block = (first + k) / kMetadataBlock;
-    out[k] =
-        static_cast<float>(std::to_integer<int>(values[k])) * metadata.step->data<float>()[block] +
-        metadata.offset->data<float>()[block];
+  const Tensor& values = *metadata.values;
+  const auto first = static_cast<std::size_t>(index * layout_.cols);
+  if (values.dtype == DType::kF16) {
+    const auto* row = values.data<std::uint16_t>() + first;
+    if (f16) return row;
+    linear_kernels().read_f16(row, layout_.cols, out);
+  } else {
+    read_metadata(values, *metadata.step, *metadata.offset, first,
+                  std::span(out, static_cast<std::size_t>(layout_.cols)));
   }
   return out;
 }
