@@ -7,6 +7,7 @@
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
 #include "src/float_values.hpp"
+#include "src/io/block_pool.hpp"
 #include "src/io/layer_store.hpp"
 #include "src/io/pipeline.hpp"
 
@@ -63,11 +64,16 @@ class DenseCheckpoint {
   std::map<std::string, const DenseTensor*> by_name_;
 };
 
+struct Pools {
+  BlockPool codes, dense;
+};
+
 // Reads the values of a tensor in order, without holding more than one matrix.
 class ValueReader {
  public:
-  ValueReader(const DenseCheckpoint& checkpoint, const DenseTensor& tensor, int threads)
-      : file_(checkpoint.file(tensor)), tensor_(tensor), threads_(threads) {}
+  ValueReader(const DenseCheckpoint& checkpoint, const DenseTensor& tensor, Pools& pools,
+              int threads)
+      : file_(checkpoint.file(tensor)), tensor_(tensor), pools_(pools), threads_(threads) {}
 
   void next(std::span<double> out) {
     if (tensor_.layer == nullptr) {
@@ -82,10 +88,12 @@ class ValueReader {
     const auto matrix = static_cast<std::uint64_t>(layer.out_features() * layer.in_features());
     while (!out.empty()) {
       if (position_ % matrix == 0) {
-        dense_ = {};
-        dense_ =
-            dequantize(read_matrix(*tensor_.layer, static_cast<std::int64_t>(position_ / matrix)),
-                       DType::kF32, threads_);
+        const auto expert = static_cast<std::int64_t>(position_ / matrix);
+        const QuantizedTensor q = read_matrix(*tensor_.layer, expert, false, &pools_.codes);
+        if (!dense_) {
+          dense_ = pools_.dense.allocate(DType::kF32, {layer.out_features(), layer.in_features()});
+        }
+        dequantize(q, DType::kF32, dense_.buffer.data, threads_);
       }
       const std::uint64_t at = position_ % matrix;
       const std::size_t count = std::min<std::uint64_t>(out.size(), matrix - at);
@@ -98,6 +106,7 @@ class ValueReader {
  private:
   const SafetensorsFile& file_;
   const DenseTensor& tensor_;
+  Pools& pools_;
   const int threads_;
   std::uint64_t position_ = 0;
   std::vector<std::byte> raw_;
@@ -160,7 +169,8 @@ class Comparison {
   }
 
   TensorDiff compare_values(const DenseTensor& a, const DenseTensor& b) {
-    ValueReader reader_a(a_, a, options_.threads), reader_b(b_, b, options_.threads);
+    ValueReader reader_a(a_, a, pools_, options_.threads);
+    ValueReader reader_b(b_, b, pools_, options_.threads);
     std::vector<double> x(kChunk), y(kChunk);
     double abs = 0, squares = 0, norm = 0, max = 0;
     bool identical = true;
@@ -222,6 +232,7 @@ class Comparison {
   const DenseCheckpoint& b_;
   const CheckpointOptions& options_;
   ProgressMeter meter_;
+  Pools pools_;
 };
 
 }  // namespace
