@@ -57,6 +57,7 @@ if $tests; then
   need libgtest-dev has_header gtest/gtest.h
   need libgmock-dev has_header gmock/gmock.h
   need librapidcheck-dev has_header rapidcheck.h
+  need libboost-context-dev has_header boost/context/fiber.hpp
   need libicu-dev has_header unicode/regex.h
   need libbenchmark-dev has_header benchmark/benchmark.h
   need libsimde-dev has_header simde/x86/avx512.h

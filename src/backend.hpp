@@ -1,7 +1,8 @@
-// What every backend implements: hqq::cpu (src/cpu) and hqq::cuda (cuda/, or src/cuda_stub.cpp when
-// the library is built without it). Callers validate; backends trust their arguments.
+// What backends implement: hqq::cpu (src/cpu), and of it hqq::cuda the solver (src/cuda, or
+// src/cuda_stub.cpp in a library without CUDA). Callers validate; backends trust their arguments.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "hqq/linear.hpp"
@@ -17,6 +18,7 @@ struct QuantizeTask {
   std::string name;
   int threads = 1;
   QuantizeStats* stats = nullptr;
+  int device = 0;  // of hqq::cuda
 };
 
 // One product y = x W_r^T + bias.
@@ -27,26 +29,28 @@ struct LinearTask {
   const TiledTensor* tiled = nullptr;
   std::span<const float> bias;          // [out_features], or empty
   std::byte* y = nullptr;               // [M, out_features] in the type of x
-  std::int64_t y_stride = 0;  // elements between rows of y, at least out_features
+  std::int64_t y_stride = 0;            // elements between rows of y, at least out_features
   LinearMode mode = LinearMode::kFast;  // never kAuto
 };
 
-#define HQQ_BACKEND_FUNCTIONS                                                \
-  /* Fills the (allocated) tensors of `out`. */                              \
-  void quantize(const QuantizeTask& task, QuantizedTensor& out);             \
-  /* Writes W_r to `out` [out_features, in_features] of any weight dtype. */ \
-  void dequantize(const QuantizedTensor& q, Tensor& out, int threads);       \
-  /* Products that do not depend on each other, as one. */                   \
-  void linear(std::span<const LinearTask> tasks, int threads);
-
 namespace cpu {
-HQQ_BACKEND_FUNCTIONS
-}
+// Fills the (allocated) tensors of `out`.
+void quantize(const QuantizeTask& task, QuantizedTensor& out);
+// Writes W_r to `out` [out_features, in_features] of any weight dtype.
+void dequantize(const QuantizedTensor& q, Tensor& out, int threads);
+// Products that do not depend on each other, as one.
+void linear(std::span<const LinearTask> tasks, int threads);
+}  // namespace cpu
+
 namespace cuda {
-HQQ_BACKEND_FUNCTIONS
+// The same bits as cpu::quantize. Memory is taken and released in every call, but see
+// keep_memory().
+void quantize(const QuantizeTask& task, QuantizedTensor& out);
+// While the result lives, calls for this device use again what earlier ones took. Throws CudaError
+// if the device cannot be used.
+std::shared_ptr<void> keep_memory(int device);
+// Whether there is a device that can be used. Throws nothing.
 bool is_available();
 }  // namespace cuda
-
-#undef HQQ_BACKEND_FUNCTIONS
 
 }  // namespace hqq

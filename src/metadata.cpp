@@ -1,27 +1,28 @@
 #include "src/metadata.hpp"
 
 #include <algorithm>
-#include <cmath>
 
+#include "hqq/core/metadata.hpp"
 #include "src/float_values.hpp"
 
 namespace hqq {
 namespace {
 
 constexpr std::size_t kBlock = QuantizedTensor::kMetadataBlock;
+static_assert(QuantizedTensor::kMetadataBlock == core::kMetadataBlock);
 
 // 8-bit codes of one block: value = code * step + offset.
 void store_block(std::span<const float> values, std::uint8_t* codes, float& step, float& offset,
                  float* read_back) {
-  const auto [low, high] = std::minmax_element(values.begin(), values.end());
-  offset = *low;
-  step = (*high - *low) / 255.0f;
-  const float inv_step = step > 0.0f ? 1.0f / step : 0.0f;
+  const core::MetadataStep block =
+      core::metadata_step([&](std::int64_t i) { return values[static_cast<std::size_t>(i)]; },
+                          static_cast<std::int64_t>(values.size()));
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const float code = std::rint((values[i] - offset) * inv_step);
-    codes[i] = static_cast<std::uint8_t>(std::clamp(code, 0.0f, 255.0f));
-    read_back[i] = static_cast<float>(codes[i]) * step + offset;
+    codes[i] = core::metadata_code(values[i], block);
+    read_back[i] = core::metadata_value(codes[i], block);
   }
+  step = block.step;
+  offset = block.offset;
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ class Quantizer {
   // Quantizes W [out_features, in_features] with the settings of `layer_name` (the defaults when it
   // is empty). Throws std::invalid_argument when the layer is one the config skips, when W is
   // empty, holds NaN or Inf (naming the layer, the first index and the count), or when a scale or
-  // zero does not fit config.meta_dtype. The result does not depend on the number of threads or the
-  // CPU.
+  // zero does not fit config.meta_dtype; CudaError when the device cannot be used or fails. The
+  // result does not depend on the number of threads, the CPU or the device.
   QuantizedTensor quantize(const TensorView& W, const std::string& layer_name = "",
                            const QuantizeOptions& options = {}) const;
   QuantizedTensor quantize(const Eigen::Ref<const RowMajorMatrix>& W,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <span>
 
+#include "hqq/core/balance.hpp"
 #include "src/cpu/parallel.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -14,13 +15,15 @@
 #include "src/cpu/lane-inl.h"
 #include "src/cpu/load-inl.h"
 
+HWY_BEFORE_NAMESPACE();
+#include "hqq/core/balance_row.hpp"
+HWY_AFTER_NAMESPACE();
+
 #ifndef HQQ_CPU_BALANCE_TYPES
 #define HQQ_CPU_BALANCE_TYPES
 namespace hqq::cpu {
 
-// Rows are summed in this many slots (row r in slot r % kRowSlots), so that sums do not depend on
-// the lane count.
-constexpr int kRowSlots = 16;
+using core::kRowSlots;
 
 // One tile of columns, transposed: values[c * padded_rows + r]. Rows past the end are 0.
 struct SinkhornTile {
@@ -76,9 +79,6 @@ template <class V>
 HWY_INLINE void sinkhorn_round_lanes(SinkhornTile& tile) {
   constexpr int kLanes = lanes::LaneTraits<V>::kLanes;
   const V zero = lanes::set<V>(0.0f);
-  const V one = lanes::set<V>(1.0f);
-  const V n = lanes::set<V>(static_cast<float>(tile.cols));
-  const V degrees = lanes::set<V>(static_cast<float>(tile.cols > 1 ? tile.cols - 1 : 1));
   std::fill(tile.sum.begin(), tile.sum.end(), 0.0f);
   std::fill(tile.square.begin(), tile.square.end(), 0.0f);
   for (std::int64_t row = 0; row < tile.padded_rows; row += kLanes) {
@@ -91,20 +91,14 @@ HWY_INLINE void sinkhorn_round_lanes(SinkhornTile& tile) {
       sum = sum + x;
       square = square + x * x;
     }
-    const V variance = lanes::max((square - sum * sum / n) / degrees, zero);
-    const V deviation = lanes::sqrt(variance);
-    const V old_scale = lanes::load<V>(&tile.row_scale[static_cast<std::size_t>(row)]);
-    V step =
-        lanes::min(lanes::max(deviation / old_scale, lanes::set<V>(0.5f)), lanes::set<V>(2.0f));
-    step = lanes::select(zero < deviation, step, one);
-    const V scale = old_scale * step;
-    const V inv_scale = one / scale;
-    lanes::store(scale, &tile.row_scale[static_cast<std::size_t>(row)]);
-    lanes::store(deviation * inv_scale, &tile.row_deviation[static_cast<std::size_t>(row)]);
+    const lanes::RowStep<V> step = lanes::balance_row(
+        sum, square, tile.cols, lanes::load<V>(&tile.row_scale[static_cast<std::size_t>(row)]));
+    lanes::store(step.scale, &tile.row_scale[static_cast<std::size_t>(row)]);
+    lanes::store(step.deviation, &tile.row_deviation[static_cast<std::size_t>(row)]);
     const std::int64_t slot = row % kRowSlots;
     for (std::int64_t c = 0; c < tile.cols; ++c) {
       const V v = lanes::load<V>(values + c * tile.padded_rows) *
-                  lanes::set<V>(tile.inv_factor[static_cast<std::size_t>(c)]) * inv_scale;
+                  lanes::set<V>(tile.inv_factor[static_cast<std::size_t>(c)]) * step.inv_scale;
       float* s = &tile.sum[static_cast<std::size_t>(c * kRowSlots + slot)];
       float* q = &tile.square[static_cast<std::size_t>(c * kRowSlots + slot)];
       lanes::store(lanes::load<V>(s) + v, s);
@@ -138,12 +132,6 @@ HWY_EXPORT(sinkhorn_round_simd);
 
 namespace {
 
-constexpr int kMaxRounds = 16;
-// The search ends when deviations agree to 1 %, or after this many rounds that lower the imbalance
-// by less than 1 %: most matrices need two rounds, and what the others gain is below the noise of
-// quantization.
-constexpr int kPatience = 2;
-constexpr float kTolerance = 0.01f;
 // Tiles that are loaded together, and the memory that they may take.
 constexpr std::int64_t kMaxTiles = 4;
 constexpr std::int64_t kMaxTilesBytes = std::int64_t{8} << 20;
@@ -158,40 +146,34 @@ float slots_sum(const std::vector<float>& slots, std::int64_t c) {
 
 // Standard deviations of the columns; 0 for a constant column.
 std::vector<float> column_deviations(const SinkhornTile& tile) {
-  const auto n = static_cast<float>(tile.rows);
-  const float degrees = tile.rows > 1 ? n - 1.0f : 1.0f;
   std::vector<float> deviations(static_cast<std::size_t>(tile.cols));
   for (std::int64_t c = 0; c < tile.cols; ++c) {
-    const float sum = slots_sum(tile.sum, c);
-    const float variance = (slots_sum(tile.square, c) - sum * sum / n) / degrees;
-    deviations[static_cast<std::size_t>(c)] = std::sqrt(std::max(variance, 0.0f));
+    deviations[static_cast<std::size_t>(c)] =
+        core::column_deviation(slots_sum(tile.sum, c), slots_sum(tile.square, c), tile.rows);
   }
   return deviations;
 }
 
-// Largest over smallest deviation; rows and columns of zeros do not count.
 float spread_of(const float* deviations, std::int64_t count) {
-  float low = 3e38f;
-  float high = 0.0f;
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (deviations[i] <= 1e-8f) continue;
-    low = std::min(low, deviations[i]);
-    high = std::max(high, deviations[i]);
-  }
-  return high == 0.0f ? 1.0f : high / low;
+  core::Spread spread;
+  for (std::int64_t i = 0; i < count; ++i) spread.add(deviations[i]);
+  return spread.ratio();
 }
 
-// The tile's overall deviation as the first s of every row: SINQ's clamped steps then start near 1.
 void start_at_overall_deviation(SinkhornTile& tile) {
-  float slots[kRowSlots] = {};
-  for (std::size_t i = 0; i < tile.values.size(); i += kRowSlots) {
-    for (std::size_t k = 0; k < kRowSlots; ++k) slots[k] += tile.values[i + k] * tile.values[i + k];
-  }
   float square = 0.0f;
-  for (float slot : slots) square += slot;
-  const float deviation = std::sqrt(square / static_cast<float>(tile.rows * tile.cols));
-  const bool usable = deviation > 1e-18f && deviation < 1e18f;
-  std::fill(tile.row_scale.begin(), tile.row_scale.end(), usable ? deviation : 1.0f);
+  const float* column = tile.values.data();
+  for (std::int64_t c = 0; c < tile.cols; ++c, column += tile.padded_rows) {
+    float slots[kRowSlots] = {};
+    for (std::int64_t r = 0; r < tile.padded_rows; r += kRowSlots) {
+      for (int k = 0; k < kRowSlots; ++k) slots[k] += column[r + k] * column[r + k];
+    }
+    float column_square = 0.0f;
+    for (float slot : slots) column_square += slot;
+    square += column_square;
+  }
+  std::fill(tile.row_scale.begin(), tile.row_scale.end(),
+            core::overall_deviation(square, tile.rows * tile.cols));
 }
 
 void allocate(SinkhornTile& tile, std::int64_t rows, std::int64_t cols) {
@@ -212,21 +194,14 @@ void balance_tile(SinkhornTile& tile, float* factors) {
 
   std::vector<float> factor(static_cast<std::size_t>(cols), 1.0f);
   std::vector<float> best = factor;
-  float best_imbalance = 3e38f;
-  int stale = 0;
-  for (int round = 0; round <= kMaxRounds && stale < kPatience; ++round) {
+  for (core::BalanceSearch search; !search.done();) {
     HQQ_DISPATCH(sinkhorn_round_simd)(tile);
     const std::vector<float> deviations = column_deviations(tile);
-    const float imbalance = std::max(spread_of(deviations.data(), cols),
+    const bool better = search.round(spread_of(deviations.data(), cols),
                                      spread_of(tile.row_deviation.data(), tile.rows));
-    stale = imbalance < best_imbalance * (1.0f - kTolerance) ? 0 : stale + 1;
-    if (imbalance < best_imbalance) {
-      best_imbalance = imbalance;
-      best = factor;
-    }
-    if (imbalance < 1.0f + kTolerance) break;
+    if (better) best = factor;
     for (std::size_t c = 0; c < factor.size(); ++c) {
-      if (deviations[c] > 1e-8f) factor[c] *= std::clamp(deviations[c], 0.5f, 2.0f);
+      factor[c] = core::next_factor(factor[c], deviations[c]);
       tile.inv_factor[c] = 1.0f / factor[c];
     }
   }

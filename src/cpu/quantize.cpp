@@ -6,6 +6,7 @@
 
 #include "hqq/core/codec.hpp"
 #include "hqq/core/math.hpp"
+#include "hqq/core/metadata.hpp"
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
 #include "src/cpu/balance.hpp"
@@ -14,17 +15,10 @@
 #include "src/cpu/solve.hpp"
 #include "src/float_values.hpp"
 #include "src/metadata.hpp"
+#include "src/solve_params.hpp"
 
 namespace hqq::cpu {
 namespace {
-
-// Columns a tile of the balancing has when groups do not run along rows.
-constexpr std::int64_t kDefaultTileCols = 64;
-// Tiles are never wider: a whole row of a large layer would leave the cache and gain nothing.
-constexpr std::int64_t kMaxTileCols = 256;
-// Importance below this fraction of the mean counts as it: a column that was never active keeps a
-// say.
-constexpr float kMinImportance = 1e-4f;
 
 // Calls fn(row) for every row, in units of kUnitRows.
 template <class Fn>
@@ -33,41 +27,6 @@ void parallel_rows(std::int64_t rows, int threads, const Fn& fn) {
     const std::int64_t end = std::min(rows, (unit + 1) * kUnitRows);
     for (std::int64_t row = unit * kUnitRows; row < end; ++row) fn(row);
   });
-}
-
-core::MetaType meta_type(DType dtype) {
-  if (dtype == DType::kF16) return core::MetaType::kF16;
-  return dtype == DType::kBF16 ? core::MetaType::kBF16 : core::MetaType::kF32;
-}
-
-core::SolverParams solver_params(const LayerConfig& config) {
-  core::SolverParams params;
-  params.max_code = static_cast<float>(max_code(config.nbits));
-  // 8-bit metadata is made from unrounded values afterwards.
-  params.scale_type = config.quant_scale ? core::MetaType::kF32 : meta_type(config.meta_dtype);
-  params.zero_type = config.quant_zero ? core::MetaType::kF32 : meta_type(config.meta_dtype);
-  params.lp_norm = static_cast<float>(config.effective_lp_norm());
-  params.round_zero = config.effective_round_zero();
-  params.precise = nbits_of(config.nbits) >= 6;
-  params.iterations = config.effective_iterations();
-  return params;
-}
-
-// |r| up to this has shrink(r) = 0; the margin keeps rounding on the safe side.
-float shrink_threshold(double beta, double lp_norm) {
-  return static_cast<float>(std::pow(beta, -1.0 / (2.0 - lp_norm)) * 0.999);
-}
-
-void set_beta(core::SolverParams& params, double beta) {
-  params.inv_beta = static_cast<float>(1.0 / beta);
-  params.shrink_threshold =
-      params.lp_norm < 2.0f ? shrink_threshold(beta, static_cast<double>(params.lp_norm)) : 0.0f;
-}
-
-std::string group_name(const core::GroupLayout& layout, std::int64_t group) {
-  if (layout.axis == 0) return "group " + std::to_string(group);
-  return "row " + std::to_string(group / layout.groups_per_row()) + ", group " +
-         std::to_string(group % layout.groups_per_row());
 }
 
 void refuse_nonfinite(const QuantizeTask& task, const GroupSource& source) {
@@ -84,25 +43,32 @@ void refuse_nonfinite(const QuantizeTask& task, const GroupSource& source) {
     if (counts[r] > 0) first_row = r;
   }
   if (total == 0) return;
-  throw_invalid(task.name, "W holds " + std::to_string(total) + " values that are NaN or Inf" +
-                               " (or overflow float32), the first at [" +
-                               std::to_string(first_row) + ", " +
-                               std::to_string(firsts[first_row]) + "]; weights must be finite");
+  throw_nonfinite(task.name, static_cast<std::uint64_t>(total),
+                  static_cast<std::int64_t>(first_row), firsts[first_row]);
 }
 
-// Importance relative to its mean, in the space of the balanced weights (their error is multiplied
-// by col_scale on the way back).
+// Importance in the space of the balanced weights: their error is multiplied by col_scale on the
+// way back.
 std::vector<float> column_weights(std::span<const float> importance,
                                   std::span<const float> col_scale) {
-  double sum = 0.0;
-  for (float h : importance) sum += static_cast<double>(h);
-  const auto inv_mean = static_cast<float>(static_cast<double>(importance.size()) / sum);
-  std::vector<float> weights(importance.size());
-  for (std::size_t c = 0; c < weights.size(); ++c) {
-    const float t = col_scale.empty() ? 1.0f : col_scale[c];
-    weights[c] = std::max(importance[c] * inv_mean, kMinImportance) * t * t;
+  std::vector<float> weights = relative_importance(importance);
+  for (std::size_t c = 0; c < col_scale.size(); ++c) {
+    weights[c] = weights[c] * col_scale[c] * col_scale[c];
   }
   return weights;
+}
+
+double blockwise_sum(std::span<const float> errors) {
+  constexpr std::size_t kBlock = core::kErrorBlock;
+  double total = 0.0;
+  for (std::size_t begin = 0; begin < errors.size(); begin += kBlock) {
+    double block = 0.0;
+    for (float e : errors.subspan(begin, std::min(kBlock, errors.size() - begin))) {
+      block += static_cast<double>(e);
+    }
+    total += block;
+  }
+  return total;
 }
 
 // Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to
@@ -126,10 +92,7 @@ void solve_hqq(SolveArgs& args, int threads) {
     std::size_t last = 0;
     for (int k = 0; k < kHqqBatch && !done; ++k) {
       last = static_cast<std::size_t>(k);
-      double total = 0.0;
-      for (float e : std::span(step_error).subspan(last * groups, groups)) {
-        total += static_cast<double>(e);
-      }
+      const double total = blockwise_sum(std::span(step_error).subspan(last * groups, groups));
       // Upstream keeps the zero of the step that stopped it.
       done = total >= best || first + k + 1 == args.params.iterations;
       best = total;
@@ -151,34 +114,31 @@ StoredGroups store_groups(const QuantizeTask& task, std::span<const float> solve
   const std::size_t groups = solved_scale.size();
   StoredGroups stored{std::vector<float>(groups), std::vector<float>(groups),
                       std::vector<float>(groups)};
-  const float middle = 0.5f * static_cast<float>(max_code(task.config.nbits));
+  const auto top_code = static_cast<float>(max_code(task.config.nbits));
   constexpr std::size_t kUnit = 64 * QuantizedTensor::kMetadataBlock;
-  parallel_for(
-      static_cast<std::int64_t>((groups + kUnit - 1) / kUnit), task.threads,
-      [&](std::int64_t unit) {
-        const std::size_t begin = static_cast<std::size_t>(unit) * kUnit;
-        const std::size_t end = std::min(begin + kUnit, groups);
-        const std::size_t count = end - begin;
-        store_metadata(solved_scale.subspan(begin, count), begin, out.scale, out.scale_step,
-                       out.scale_offset, stored.scale.data() + begin);
-        for (std::size_t g = begin; g < end; ++g) {
-          const float scale = stored.scale[g];
-          stored.inv_scale[g] = 1.0f / scale;
-          if (task.config.quant_scale && scale > 0.0f) {
-            solved_zero[g] = middle - (middle - solved_zero[g]) * (solved_scale[g] / scale);
-          }
-        }
-        store_metadata(solved_zero.subspan(begin, count), begin, out.zero, out.zero_step,
-                       out.zero_offset, stored.zero.data() + begin);
-        for (std::size_t g = begin; g < end; ++g) {
-          if (std::isfinite(stored.scale[g]) && std::isfinite(stored.zero[g])) continue;
-          throw_invalid(task.name, "the scale or zero of " +
-                                       group_name(out.layout(), static_cast<std::int64_t>(g)) +
-                                       " does not fit " +
-                                       std::string(dtype_name(task.config.meta_dtype)) +
-                                       "; use meta_dtype bfloat16 or float32, or smaller weights");
-        }
-      });
+  parallel_for(static_cast<std::int64_t>((groups + kUnit - 1) / kUnit), task.threads,
+               [&](std::int64_t unit) {
+                 const std::size_t begin = static_cast<std::size_t>(unit) * kUnit;
+                 const std::size_t end = std::min(begin + kUnit, groups);
+                 const std::size_t count = end - begin;
+                 store_metadata(solved_scale.subspan(begin, count), begin, out.scale,
+                                out.scale_step, out.scale_offset, stored.scale.data() + begin);
+                 for (std::size_t g = begin; g < end; ++g) {
+                   const float scale = stored.scale[g];
+                   stored.inv_scale[g] = 1.0f / scale;
+                   if (task.config.quant_scale) {
+                     solved_zero[g] =
+                         core::refit_zero(solved_zero[g], solved_scale[g], scale, top_code);
+                   }
+                 }
+                 store_metadata(solved_zero.subspan(begin, count), begin, out.zero, out.zero_step,
+                                out.zero_offset, stored.zero.data() + begin);
+                 for (std::size_t g = begin; g < end; ++g) {
+                   if (std::isfinite(stored.scale[g]) && std::isfinite(stored.zero[g])) continue;
+                   throw_overflow(task.name, out.layout(), static_cast<std::int64_t>(g),
+                                  task.config.meta_dtype);
+                 }
+               });
   return stored;
 }
 
@@ -188,20 +148,15 @@ std::vector<float> reciprocals(std::span<const float> values) {
   return result;
 }
 
-void sum_errors(std::span<const RowError> rows, std::int64_t numel, QuantizeStats& stats) {
-  RowError total{};
+ErrorSums sum_errors(std::span<const RowError> rows) {
+  ErrorSums total;
   for (const RowError& row : rows) {
     total.abs_sum += row.abs_sum;
     total.square_sum += row.square_sum;
     total.weight_square_sum += row.weight_square_sum;
     total.max_abs = std::max(total.max_abs, row.max_abs);
   }
-  const auto n = static_cast<double>(numel);
-  stats.mean_abs_error = total.abs_sum / n;
-  stats.rms_error = std::sqrt(total.square_sum / n);
-  stats.max_abs_error = total.max_abs;
-  stats.relative_error =
-      total.weight_square_sum > 0 ? std::sqrt(total.square_sum / total.weight_square_sum) : 0.0;
+  return total;
 }
 
 }  // namespace
@@ -214,10 +169,8 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   std::vector<float> col_scale;
   std::vector<float> inv_col_scale;
   if (config.balance == Balance::kSinkhorn) {
-    const std::int64_t tile_cols =
-        config.axis == 1 ? std::min(source.layout.group_size, kMaxTileCols) : kDefaultTileCols;
-    write_values(sinkhorn_factors(source, tile_cols, task.threads), out.col_scale.dtype,
-                 out.col_scale.buffer.data);
+    write_values(sinkhorn_factors(source, core::balance_tile_cols(source.layout), task.threads),
+                 out.col_scale.dtype, out.col_scale.buffer.data);
     col_scale = read_values(out.col_scale);
     inv_col_scale = reciprocals(col_scale);
     source.inv_col_scale = inv_col_scale.data();
@@ -252,7 +205,7 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
                     packed_row_bytes(config.nbits, source.W.cols),
                     errors.empty() ? nullptr : errors.data()};
   parallel_rows(source.W.rows, task.threads, [&](std::int64_t row) { encode_row(encode, row); });
-  if (task.stats != nullptr) sum_errors(errors, source.W.numel(), *task.stats);
+  if (task.stats != nullptr) write_stats(sum_errors(errors), source.W.numel(), *task.stats);
 }
 
 void dequantize(const QuantizedTensor& q, Tensor& out, int threads) {

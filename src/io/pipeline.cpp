@@ -5,8 +5,11 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "hqq/error.hpp"
 
@@ -31,26 +34,36 @@ struct Stopped {};
 class Pipeline {
  public:
   Pipeline(PipelineJob& job, const std::string& stage, const ProgressCallback& progress)
-      : job_(job), count_(job.step_count()), meter_(stage, total_work(job), progress) {
+      : job_(job),
+        count_(job.step_count()),
+        threads_(job.compute_threads()),
+        meter_(stage, total_work(job), progress) {
     std::uint64_t largest = 0, largest_sum = 0;
     for (std::size_t i = 0; i < count_; ++i) {
       const std::uint64_t input = job.input_bytes(i), output = job.output_bytes(i);
       largest = std::max({largest, input, output});
       largest_sum = std::max(largest_sum, input + output);
     }
-    // Two of the largest steps must fit, or nothing would overlap.
-    budget_ = std::max({kMinBudget, 3 * largest, 2 * largest_sum});
+    // One more of the largest steps than are computed must fit, or nothing would overlap.
+    const auto more = static_cast<std::uint64_t>(threads_ - 1) * largest_sum;
+    budget_ = std::max({kMinBudget, 3 * largest + more, 2 * largest_sum + more});
   }
 
   void run() {
     std::thread reader([this] { guarded([this] { read_all(); }); });
-    std::thread writer;
     // If this throws (no more threads), the reader has to be stopped before it is destroyed.
-    guarded([&] { writer = std::thread([this] { guarded([this] { write_all(); }); }); });
+    std::vector<std::thread> others;
+    guarded([&] {
+      others.emplace_back([this] { guarded([this] { write_all(); }); });
+      for (int i = 1; i < threads_; ++i) {
+        others.emplace_back([this] { guarded([this] { compute_ahead(); }); });
+      }
+    });
     guarded([this] { compute_all(); });
     reader.join();
-    if (writer.joinable()) writer.join();
+    for (std::thread& thread : others) thread.join();
     if (error_) std::rethrow_exception(error_);
+    meter_.advance(std::exchange(work_done_, 0));
     meter_.finish();
   }
 
@@ -101,19 +114,9 @@ class Pipeline {
     }
   }
 
+  // On the calling thread, which alone reports.
   void compute_all() {
-    for (std::size_t step = 0; step < count_; ++step) {
-      Parcel parcel = take_waiting(step);
-      parcel.tensors = job_.compute(step, std::move(parcel.tensors));
-      meter_.advance(job_.step_work(step));
-      const std::lock_guard lock(mutex_);
-      if (job_.output_bytes(step) > 0) {
-        in_flight_ -= job_.input_bytes(step);
-        parcel.bytes = job_.output_bytes(step);
-      }
-      to_write_.push_back(std::move(parcel));
-      changed_.notify_all();
-    }
+    while (auto parcel = take_waiting()) compute(std::move(*parcel));
     std::unique_lock lock(mutex_);
     while (!written_) {
       changed_.wait_for(lock, kProgressInterval, [&] { return error_ || written_; });
@@ -122,22 +125,56 @@ class Pipeline {
     }
   }
 
-  Parcel take_waiting(std::size_t step) {
+  void compute_ahead() {
+    while (true) {
+      std::unique_lock lock(mutex_);
+      wait(lock, [&] { return taken_ == count_ || !to_compute_.empty(); });
+      if (taken_ == count_) return;
+      Parcel parcel = take(lock);
+      compute(std::move(parcel));
+    }
+  }
+
+  void compute(Parcel parcel) {
+    const std::size_t step = parcel.step;
+    parcel.tensors = job_.compute(step, std::move(parcel.tensors));
+    const std::lock_guard lock(mutex_);
+    work_done_ += job_.step_work(step);
+    if (job_.output_bytes(step) > 0) {
+      in_flight_ -= job_.input_bytes(step);
+      parcel.bytes = job_.output_bytes(step);
+    }
+    to_write_.emplace(step, std::move(parcel));
+    changed_.notify_all();
+  }
+
+  // The next step, or nothing after the last one.
+  std::optional<Parcel> take_waiting() {
     std::unique_lock lock(mutex_);
-    report(lock, step);
-    while (to_compute_.empty()) {
+    report(lock, taken_);
+    while (to_compute_.empty() && taken_ < count_) {
       changed_.wait_for(lock, kProgressInterval, [&] { return error_ || !to_compute_.empty(); });
       if (error_) throw Stopped();
-      report(lock, step);
+      report(lock, taken_);
     }
     if (error_) throw Stopped();
+    if (to_compute_.empty()) return std::nullopt;
+    return take(lock);
+  }
+
+  // Unlocks.
+  Parcel take(std::unique_lock<std::mutex>& lock) {
     Parcel parcel = std::move(to_compute_.front());
     to_compute_.pop_front();
+    // Whoever waits for a step must know that there is none left.
+    if (++taken_ == count_) changed_.notify_all();
+    lock.unlock();
     return parcel;
   }
 
   // The callback runs unlocked: it may take its time.
   void report(std::unique_lock<std::mutex>& lock, std::size_t step) {
+    meter_.advance(std::exchange(work_done_, 0));
     lock.unlock();
     if (step < count_) meter_.report(job_.step_name(step));
     lock.lock();
@@ -148,9 +185,8 @@ class Pipeline {
       Parcel parcel;
       {
         std::unique_lock lock(mutex_);
-        wait(lock, [&] { return !to_write_.empty(); });
-        parcel = std::move(to_write_.front());
-        to_write_.pop_front();
+        wait(lock, [&] { return to_write_.count(step) > 0; });
+        parcel = std::move(to_write_.extract(step).mapped());
       }
       job_.write(step, std::move(parcel.tensors));
       const std::lock_guard lock(mutex_);
@@ -166,13 +202,16 @@ class Pipeline {
 
   PipelineJob& job_;
   const std::size_t count_;
+  const int threads_;
   ProgressMeter meter_;
   std::uint64_t budget_ = 0;
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Parcel> to_compute_;
-  std::deque<Parcel> to_write_;
+  std::map<std::size_t, Parcel> to_write_;
+  std::size_t taken_ = 0;        // steps whose computing has begun
+  std::uint64_t work_done_ = 0;  // and is not reported yet
   std::uint64_t in_flight_ = 0;  // inputs and results, from before they are read until written
   std::uint64_t copies_ = 0;     // those of them that are copies
   bool written_ = false;

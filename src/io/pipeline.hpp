@@ -9,8 +9,8 @@
 
 namespace hqq {
 
-// A job is a list of steps whose results must be written in order. While the calling thread
-// computes step i, one thread reads ahead and another writes what is finished.
+// A job is a list of steps whose results must be written in order. While step i is computed, one
+// thread reads ahead and another writes what is finished.
 class PipelineJob {
  public:
   virtual ~PipelineJob() = default;
@@ -24,10 +24,12 @@ class PipelineJob {
   virtual std::string step_name(std::size_t step) const = 0;
   // What Progress counts.
   virtual std::uint64_t step_work(std::size_t step) const = 0;
+  // Steps that are computed at the same time.
+  virtual int compute_threads() const { return 1; }
 
   // On the reader thread, in order of steps.
   virtual std::vector<Tensor> read(std::size_t step) = 0;
-  // On the calling thread, in order.
+  // On the calling thread, in order; with several compute_threads() on any of them, begun in order.
   virtual std::vector<Tensor> compute(std::size_t step, std::vector<Tensor> input) = 0;
   // On the writer thread, in order; `finish` after the last step.
   virtual void write(std::size_t step, std::vector<Tensor> output) = 0;
@@ -37,7 +39,8 @@ class PipelineJob {
 // Runs all steps. What any thread throws stops the others and is thrown here, with its own type;
 // when `progress` returns false that is Interrupted. In memory at any moment: three times the
 // largest input or output of a step, or twice the two together where that is more (at least 32
-// MiB), and what compute() takes beside its result.
+// MiB), and what compute() takes beside its result. Every further compute thread adds the two
+// together once more.
 void run_pipeline(PipelineJob& job, const std::string& stage, const ProgressCallback& progress);
 
 // Calls a ProgressCallback at most ten times a second, and throws Interrupted when it returns

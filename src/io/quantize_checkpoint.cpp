@@ -6,6 +6,7 @@
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
+#include "src/backend.hpp"
 #include "src/io/json.hpp"
 #include "src/io/output_folder.hpp"
 #include "src/io/plan.hpp"
@@ -20,21 +21,28 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kWhere = "quantize";
 
-// Errors of one layer, summed over its matrices.
-struct StatsSum {
-  double abs = 0, squares = 0, max = 0, norm = 0, weights = 0;
+// Errors of one layer from those of its matrices, which may be known in any order.
+struct LayerStats {
+  std::vector<QuantizeStats> matrices;
+  std::vector<double> counts;  // weights of each; 0: not known
 
-  void add(const QuantizeStats& stats, double count) {
-    const double error = stats.rms_error * stats.rms_error * count;
-    abs += stats.mean_abs_error * count;
-    squares += error;
-    max = std::max(max, stats.max_abs_error);
-    // ||W||^2 follows from the relative error; of a matrix without error it stays unknown, and does
-    // not count.
-    if (stats.relative_error > 0) norm += error / (stats.relative_error * stats.relative_error);
-    weights += count;
+  void set(std::int64_t matrix, const QuantizeStats& stats, double count) {
+    matrices[static_cast<std::size_t>(matrix)] = stats;
+    counts[static_cast<std::size_t>(matrix)] = count;
   }
   QuantizeStats result() const {
+    double abs = 0, squares = 0, max = 0, norm = 0, weights = 0;
+    for (std::size_t i = 0; i < matrices.size(); ++i) {
+      const QuantizeStats& stats = matrices[i];
+      const double error = stats.rms_error * stats.rms_error * counts[i];
+      abs += stats.mean_abs_error * counts[i];
+      squares += error;
+      max = std::max(max, stats.max_abs_error);
+      // ||W||^2 follows from the relative error; of a matrix without error it stays unknown, and
+      // does not count.
+      if (stats.relative_error > 0) norm += error / (stats.relative_error * stats.relative_error);
+      weights += counts[i];
+    }
     if (weights == 0) return {};
     return {abs / weights, std::sqrt(squares / weights), max,
             norm > 0 ? std::sqrt(squares / norm) : 0};
@@ -67,9 +75,17 @@ class QuantizeJob : public ShardJob {
         quantizer_(config, options.device),
         importance_(importance),
         options_(options),
-        sums_(plan.layers.size()) {}
+        stats_(plan.layers.size()) {
+    for (std::size_t i = 0; i < stats_.size(); ++i) {
+      const auto matrices = static_cast<std::size_t>(plan.layers[i].description.matrices());
+      stats_[i] = {std::vector<QuantizeStats>(matrices), std::vector<double>(matrices)};
+    }
+  }
 
-  QuantizeStats stats(std::size_t layer) const { return sums_[layer].result(); }
+  QuantizeStats stats(std::size_t layer) const { return stats_[layer].result(); }
+
+  // On a GPU one matrix is copied while another is solved; a CPU gives all threads to each.
+  int compute_threads() const override { return on_gpu() ? 2 : 1; }
 
  protected:
   std::uint64_t matrix_input_bytes(const PlannedStep& step) const override {
@@ -110,7 +126,9 @@ class QuantizeJob : public ShardJob {
     if (options_.stats) options.stats = &stats;
     const QuantizedTensor q = quantizer_.quantize(TensorView(input[0]), planned.description.config,
                                                   matrix_name(step), options);
-    if (options_.stats) sums_[step.layer].add(stats, static_cast<double>(matrix_weights(step)));
+    if (options_.stats) {
+      stats_[step.layer].set(step.expert, stats, static_cast<double>(matrix_weights(step)));
+    }
     std::vector<Tensor> output;
     for (const auto& [field, tensor] : q.tensors()) {
       const std::size_t i = output.size();
@@ -137,12 +155,13 @@ class QuantizeJob : public ShardJob {
 
  private:
   const PlannedLayer& layer(const PlannedStep& step) const { return plan_.layers[step.layer]; }
+  bool on_gpu() const { return options_.device.kind == Device::Kind::kCuda; }
 
   const QuantizePlan& plan_;
   Quantizer quantizer_;
   const ImportanceFile& importance_;
   const QuantizeCheckpointOptions& options_;
-  std::vector<StatsSum> sums_;
+  std::vector<LayerStats> stats_;
 };
 
 Json make_request(const Checkpoint& source, const HqqConfig& config,
@@ -193,6 +212,11 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   const QuantizePlan plan = plan_quantization(source, config, importance);
   QuantizeReport report = plan.report();
   if (options.dry_run) return report;
+  // Before anything is written: throws if the GPU cannot be used.
+  std::shared_ptr<void> gpu_memory;
+  if (options.device.kind == Device::Kind::kCuda) {
+    gpu_memory = cuda::keep_memory(options.device.index);
+  }
 
   const Json request = make_request(source, config, importance);
   OutputFolder output(source_path, destination,

@@ -32,6 +32,7 @@ class FakeJob : public PipelineJob {
   std::uint64_t output_bytes(std::size_t) const override { return output_; }
   std::string step_name(std::size_t step) const override { return "step " + std::to_string(step); }
   std::uint64_t step_work(std::size_t) const override { return 10; }
+  int compute_threads() const override { return threads; }
 
   std::vector<Tensor> read(std::size_t step) override {
     reader = std::this_thread::get_id();
@@ -42,6 +43,12 @@ class FakeJob : public PipelineJob {
   }
   std::vector<Tensor> compute(std::size_t step, std::vector<Tensor> input) override {
     EXPECT_EQ(*input.at(0).data<std::size_t>(), step);
+    computing = std::max(computing.load(), step);
+    // Until another thread computes the next step, or it is clear that none will.
+    for (int i = 0; i < 2000 && waits && step == 0 && computing == 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (waits && step == 0) overlapped = computing > 0;
     if (slow_compute) {
       // Until the reader is ahead, or it is clear that it never will be.
       for (int i = 0; i < 2000 && step == 0 && reading == 0; ++i) {
@@ -69,8 +76,11 @@ class FakeJob : public PipelineJob {
 
   std::size_t fail_read = ~std::size_t{0}, fail_compute = fail_read, fail_write = fail_read;
   bool slow_compute = false, slow_write = false, finished = false;
+  int threads = 1;
+  bool waits = false;                    // in step 0 for step 1
+  std::atomic<bool> overlapped = false;  // whether it came
   std::vector<std::size_t> written;
-  std::atomic<std::size_t> reading = 0;
+  std::atomic<std::size_t> reading = 0, computing = 0;
   std::atomic<std::uint64_t> held = 0, most_held = 0;
   std::thread::id reader, writer;
 
@@ -139,8 +149,52 @@ TEST(Pipeline, MemoryIsBounded) {
   }
 }
 
-TEST(Pipeline, ErrorsKeepTheirType) {
+TEST(Pipeline, SeveralComputeThreads) {
+  for (const int threads : {1, 2, 3}) {
+    FakeJob job(1000, 100, 30);
+    job.threads = threads;
+    job.waits = true;
+    run_pipeline(job, "test", {});
+    EXPECT_EQ(job.written, upto(1000));
+    EXPECT_EQ(job.overlapped, threads > 1) << threads;
+    EXPECT_TRUE(job.finished);
+    EXPECT_EQ(job.held, 0u);
+  }
+  FakeJob none(0, 1, 1);
+  none.threads = 2;
+  run_pipeline(none, "test", {});
+  EXPECT_TRUE(none.finished);
+}
+
+TEST(Pipeline, MemoryOfSeveralComputeThreadsIsBounded) {
+  FakeJob job(300, 100 * kMiB, 28 * kMiB);
+  job.threads = 2;
+  job.slow_write = true;
+  job.waits = true;
+  run_pipeline(job, "test", {});
+  EXPECT_LE(job.most_held, (3 * 100 + 128) * kMiB);
+  EXPECT_TRUE(job.overlapped);
+}
+
+TEST(Pipeline, ProgressOfSeveralComputeThreadsComesFromTheCaller) {
+  FakeJob job(100, 10, 10);
+  job.threads = 2;
+  std::uint64_t done = 0;
+  run_pipeline(job, "test", [&, caller = std::this_thread::get_id()](const Progress& progress) {
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    EXPECT_GE(progress.done, done);
+    done = progress.done;
+    return true;
+  });
+  EXPECT_EQ(done, 1000u);
+}
+
+class PipelineErrors : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Threads, PipelineErrors, ::testing::Values(1, 2));
+
+TEST_P(PipelineErrors, KeepTheirType) {
   FakeJob reading(50, 10, 10), computing(50, 10, 10), writing(50, 10, 10);
+  for (FakeJob* job : {&reading, &computing, &writing}) job->threads = GetParam();
   reading.fail_read = 20;
   EXPECT_EQ(message_of<FormatError>([&] { run_pipeline(reading, "test", {}); }), "[test] read");
   computing.fail_compute = 20;

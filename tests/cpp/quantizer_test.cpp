@@ -337,7 +337,7 @@ TEST(RefusalTest, WrongInputsSayWhatIsRight) {
   options.threads = -1;
   EXPECT_THAT([&] { quantizer.quantize(W, "", options); },
               ThrowsMessage<std::invalid_argument>(HasSubstr("threads is -1")));
-  EXPECT_THROW(Quantizer({}, Device::cuda()).quantize(W), CudaError);
+  EXPECT_THROW(Quantizer({}, Device::cuda(999)).quantize(W), CudaError);
 }
 
 TEST(ImportanceTest, LowersTheWeightedError) {

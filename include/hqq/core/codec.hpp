@@ -36,9 +36,8 @@ inline constexpr RowFormat kRowFormats[] = {
     {1, 0, 8, 1},              // 1
 };
 
-HQQ_HD constexpr RowFormat row_format(BitWidth width) {
-  return kRowFormats[static_cast<int>(width)];
-}
+// On the host: device code is given the format.
+constexpr RowFormat row_format(BitWidth width) { return kRowFormats[static_cast<int>(width)]; }
 
 // Bytes n codes of one plane take.
 HQQ_HD constexpr std::int64_t plane_bytes(int bits, std::int64_t n) { return (n * bits + 7) / 8; }

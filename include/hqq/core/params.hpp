@@ -12,6 +12,10 @@ enum class MetaType : int { kF32, kF16, kBF16 };
 // square root of a long group's length, not with the length.
 inline constexpr std::int64_t kChunk = 64;
 
+// Upstream's stop of the hqq solver depends on the error of the whole matrix: a sum in double over
+// blocks of this many groups, then over the blocks, each in order.
+inline constexpr std::int64_t kErrorBlock = 256;
+
 struct SolverParams {
   float max_code = 15.0f;
   MetaType scale_type = MetaType::kF16;

@@ -152,10 +152,9 @@ HQQ_HD Moments<V> moments(const W& w, const H& h, std::int64_t n, ScaleZero<V> s
   return total;
 }
 
-// Where the search starts: the range clipped by these ratios, and the zero shifted by these
+// Where the search starts: the range clipped by some ratios, and the zero shifted by these
 // fractions of a code (which weights share a code depends on the zero modulo 1). Measured in
 // docs/solver.md.
-inline constexpr float kClipRatios[] = {0.96f, 0.88f, 0.80f};
 inline constexpr int kNumShifts = 3;
 inline constexpr float kZeroShift = 0.25f;  // -0.25, 0, 0.25
 
@@ -277,6 +276,7 @@ HQQ_HD ScaleZero<V> unrounded_range(const SolverParams& params, Range<V> range) 
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V> range,
                                  const Moments<V>& first, const SolverParams& params) {
+  constexpr float kClipRatios[] = {0.96f, 0.88f, 0.80f};
   const Totals<V> sums = totals<V>(w, h, n);
   const ScaleZero<V> whole = unrounded_range(params, range);
   Fit<V> best = fit(first, sums.h, sums.w, whole.scale);
@@ -298,9 +298,8 @@ HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V
   return best;
 }
 
-// Starts of the search below, and refits beyond params.iterations: no shifts are tried there, so
-// each start needs more of them.
-inline constexpr float kPreciseRatios[] = {1.0f, 0.97f};
+// Refits of the search below beyond params.iterations: no shifts are tried there, so each start
+// needs more of them.
 inline constexpr int kPreciseRefits = 4;
 
 // The same search with the error of every candidate summed from its residuals: for 6 and 8 bits,
@@ -308,6 +307,7 @@ inline constexpr int kPreciseRefits = 4;
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> range,
                               const SolverParams& params) {
+  constexpr float kPreciseRatios[] = {1.0f, 0.97f};
   const bool lp = params.lp_norm != 2.0f;
   const Totals<V> sums = totals<V>(w, h, n);
   const ScaleZero<V> whole = unrounded_range(params, range);

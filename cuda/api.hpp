@@ -1,0 +1,186 @@
+// What the shared library libhqq_cuda offers: one table of functions, plain structs, device
+// pointers and streams. src/cuda loads it on first use. No exception crosses this border, and the
+// library links nothing of hqq: it uses headers alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "hqq/bitpack.hpp"
+#include "hqq/core/group.hpp"
+#include "hqq/core/params.hpp"
+#include "hqq/dtype.hpp"
+
+namespace hqq::cuda {
+
+// Changes with every change of this file: a library of another build is refused.
+inline constexpr int kApiVersion = 2;
+
+// A cudaStream_t; null: the default stream of the current device.
+using StreamHandle = void*;
+
+enum class Status : int {
+  kOk,
+  kCudaError,    // a CUDA call failed
+  kOutOfMemory,  // of the device, or of pinned host memory
+  kUnsupported,  // no kernel does this: the caller takes another way
+  kInvalidCall,  // arguments that contradict each other: a mistake of the caller
+};
+
+struct DeviceInfo {
+  char name[256];
+  int compute_major, compute_minor;
+  int multiprocessors;
+  std::size_t total_memory;  // bytes
+  std::int64_t memory_clock_khz;
+  int memory_bus_bits;
+  int l2_bytes;
+};
+
+struct DriverInfo {
+  int driver_version, runtime_version;  // as 13000 for 13.0; driver 0: none is installed
+};
+
+// A quantized matrix in format 1 (docs/format.md) whose tensors lie in device memory, rows
+// contiguous.
+struct DeviceMatrix {
+  core::GroupLayout layout;  // rows = out_features, cols = in_features
+  BitWidth width = BitWidth::k4;
+  std::uint8_t* W_q = nullptr;  // [rows, row_bytes]
+  std::int64_t row_bytes = 0;
+  DType scale_type = DType::kF16;  // kF16, kBF16, kF32, or kU8 with step and offset
+  DType zero_type = DType::kF16;
+  void* scale = nullptr;  // [num_groups]
+  void* zero = nullptr;
+  float* scale_step = nullptr;  // [metadata blocks]
+  float* scale_offset = nullptr;
+  float* zero_step = nullptr;
+  float* zero_offset = nullptr;
+  DType col_scale_type = DType::kF16;
+  void* col_scale = nullptr;  // [cols], or null
+};
+
+enum class SolverKind : int { kMinMax, kJoint, kHqq };
+
+// What kernels found wrong, in device memory; the caller writes kNoProblem before and reads it
+// after.
+struct QuantizeProblems {
+  std::uint64_t nonfinite;        // weights that are NaN or Inf as float32
+  std::uint64_t first_nonfinite;  // row * cols + column of the first, ~0: none
+  std::uint64_t first_overflow;   // first group whose stored scale or zero is not finite, ~0: none
+};
+inline constexpr QuantizeProblems kNoProblem{0, ~std::uint64_t{0}, ~std::uint64_t{0}};
+
+// Sums over all weights, for QuantizeStats, in device memory.
+struct QuantizeErrors {
+  double abs_sum, square_sum, weight_square_sum, max_abs;
+};
+
+struct QuantizeArgs {
+  const void* W = nullptr;  // [rows, cols], kF32, kF16, kBF16 or kF64
+  DType W_type = DType::kF32;
+  std::int64_t row_stride = 0;  // elements
+  const float* importance =
+      nullptr;  // [cols] relative to its mean and at least kMinImportance, or null
+  SolverKind solver = SolverKind::kJoint;
+  core::SolverParams params;  // with inv_beta and shrink_threshold set
+  bool balance = false;       // sinkhorn: fills out.col_scale first
+  DeviceMatrix out;
+  QuantizeProblems* problems = nullptr;
+  QuantizeErrors* errors = nullptr;  // or null: not wanted
+  void* workspace = nullptr;         // of workspace_bytes(), aligned to 256
+  std::size_t workspace_bytes = 0;
+};
+
+// Type of scale and zero in the order of the fused kernels, axis 1. (Axis 0: three values of the
+// type of x.)
+inline DType fused_metadata_type(const DeviceMatrix& q) {
+  const bool half = q.scale_type == DType::kF16 && q.zero_type == DType::kF16;
+  return half ? DType::kF16 : DType::kF32;
+}
+
+// Weights in the order of the fused kernels (docs/cuda-kernels.md): what repack() writes.
+struct FusedMatrix {
+  core::GroupLayout layout;
+  BitWidth width = BitWidth::k4;
+  const void* codes = nullptr;        // repacked_bytes() of it
+  const void* metadata = nullptr;     // scale and zero in the kernels' order
+  DType metadata_type = DType::kF16;  // fused_metadata_type()
+  DType x_type = DType::kF16;         // what the metadata was prepared for: kF16 or kBF16
+  const void* col_scale = nullptr;    // float32 [cols], or null
+};
+
+// y[r] = x[r] W_e^T + bias_e for the rows r in [row_begin[e], row_begin[e + 1]) of every expert e.
+// A plain layer is one expert and has row_begin null: all rows.
+struct FusedLinearArgs {
+  FusedMatrix weight;  // of expert 0
+  std::int64_t experts = 1;
+  std::int64_t codes_stride = 0, metadata_stride = 0,
+               col_scale_stride = 0;        // bytes between experts
+  const std::int64_t* row_begin = nullptr;  // device memory, [experts + 1], or null
+  const void* x = nullptr;                  // [rows, cols] of weight.x_type
+  std::int64_t rows = 0;
+  std::int64_t x_stride = 0;   // elements
+  const void* bias = nullptr;  // [experts, out_features] of weight.x_type, or null
+  void* y = nullptr;           // [rows, out_features] of weight.x_type
+  std::int64_t y_stride = 0;
+  void* workspace = nullptr;  // of linear_workspace_bytes(); its first kCounterBytes are 0 before
+                              // the first call and after each
+  std::size_t workspace_bytes = 0;
+};
+
+struct FusedSizes {
+  std::size_t codes_bytes, metadata_bytes;
+};
+
+struct Api {
+  int version;
+  // What went wrong in the last call of this thread that did not return kOk: file, line, call,
+  // text.
+  const char* (*error_text)();
+
+  Status (*driver_info)(DriverInfo* out);
+  Status (*device_count)(int* out);
+  Status (*device_info)(int device, DeviceInfo* out);
+
+  // Every function below works on the device that is current in its thread; this makes one current
+  // and says which was.
+  Status (*set_device)(int device, int* previous);
+  Status (*allocate)(std::size_t bytes, void** out);
+  Status (*release)(void* memory);
+  Status (*allocate_pinned)(std::size_t bytes, void** out);
+  Status (*release_pinned)(void* memory);
+  // In any direction; asynchronous where the host memory is pinned.
+  Status (*copy)(void* to, const void* from, std::size_t bytes, StreamHandle stream);
+  Status (*copy_rows)(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                      std::size_t row_bytes, std::size_t rows, StreamHandle stream);
+  Status (*create_stream)(StreamHandle* out);
+  Status (*destroy_stream)(StreamHandle stream);
+  Status (*synchronize)(StreamHandle stream);
+
+  Status (*quantize_workspace_bytes)(const QuantizeArgs& args, std::size_t* out);
+  Status (*quantize)(const QuantizeArgs& args, StreamHandle stream);
+
+  // W_r as kF32, kF16, kBF16 or kF64 to out [rows, cols].
+  Status (*dequantize)(const DeviceMatrix& q, void* out, DType type, StreamHandle stream);
+  // Rows `ids` [count] (device memory, each in [0, rows)) to out [count, cols]: an embedding.
+  Status (*dequantize_rows)(const DeviceMatrix& q, const std::int64_t* ids, std::int64_t count,
+                            void* out, DType type, StreamHandle stream);
+
+  // kUnsupported where no fused kernel has this layout or x_type on the current device.
+  Status (*fused_sizes)(const DeviceMatrix& q, DType x_type, FusedSizes* out);
+  Status (*repack)(const DeviceMatrix& q, DType x_type, void* codes, void* metadata,
+                   StreamHandle stream);
+  // Largest number of rows (of one expert, on average) for which the fused kernels are chosen;
+  // beyond, dequantize() and a dense product are faster.
+  Status (*fused_max_rows)(const FusedMatrix& weight, std::int64_t* out);
+  Status (*linear_workspace_bytes)(const FusedLinearArgs& args, std::size_t* out);
+  Status (*linear)(const FusedLinearArgs& args, StreamHandle stream);
+};
+
+inline constexpr std::size_t kCounterBytes = 64 * 1024;
+
+}  // namespace hqq::cuda
+
+// The one symbol that the library exports.
+extern "C" const hqq::cuda::Api* hqq_cuda_api();

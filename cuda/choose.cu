@@ -1,0 +1,224 @@
+#include <algorithm>
+#include <string>
+
+#include "cuda/choose.hpp"
+#include "cuda/device/launch_shape.hpp"
+#include "cuda/device/tile.hpp"
+
+namespace hqq::cuda {
+namespace {
+
+using device::kDecodeWarps;
+using device::kGemmWarps;
+using device::kTileCols;
+using device::kTileRows;
+using device::tile_bytes;
+using device::tile_planes;
+
+// Blocks that run at a time on a multiprocessor, by registers.
+constexpr int kDecodeResident = 2;
+constexpr int kGemmResident = 3;
+constexpr int kMaxSplits = 64;
+// Costs are bytes that a multiprocessor's share of the bus would carry meanwhile. Starting blocks
+// and their first loads take about a microsecond, and so does adding up splits: 36 KB on an H200.
+constexpr std::int64_t kLatencyBytes = 36 * 1024;
+// The bus carries 18 bytes a cycle. A tile is about 180 instructions when decoding and 250 in
+// gemm_kernel, of which four are issued at a time; tensor cores multiply one with 16 tokens in 32
+// cycles.
+constexpr std::int64_t kDecodeTileBytes = 45 * 18;
+constexpr std::int64_t kGemmTileBytes = 63 * 18;
+constexpr std::int64_t kGemmTokensBytes = 32 * 18;  // of 16 tokens
+
+bool is_decode(LinearKernel kernel) { return kernel != LinearKernel::kGemm; }
+int bits_of(const FusedMatrix& weight) { return tile_planes(weight.width).bits(); }
+
+std::int64_t strips_of(const FusedLinearArgs& args) {
+  return div_up(args.weight.layout.rows, kTileRows);
+}
+std::int64_t tiles_of(const FusedLinearArgs& args) {
+  return div_up(args.weight.layout.cols, kTileCols);
+}
+
+// Tokens that an expert has on average.
+std::int64_t usual_tokens(const FusedLinearArgs& args) {
+  return std::max<std::int64_t>(1, div_up(args.rows, args.experts));
+}
+
+std::int64_t cost(const FusedLinearArgs& args, const LinearPlan& plan, const DeviceTraits& device) {
+  const bool decode = is_decode(plan.kernel);
+  const std::int64_t warps = decode ? kDecodeWarps : kGemmWarps;
+  const std::int64_t parts = warps / plan.strips_per_block;
+  const std::int64_t tiles = warps * div_up(plan.tiles_per_split, parts);
+  const std::int64_t tokens = std::min<std::int64_t>(usual_tokens(args), tokens_of(plan.kernel));
+  const std::int64_t x_bytes = plan.tiles_per_split * kTileCols * 2 * tokens;
+  // Partial sums are written and read, mostly in the L2 cache.
+  const std::int64_t partial_bytes =
+      plan.splits > 1 ? 2 * 4 * tokens * plan.strips_per_block * kTileRows : 0;
+  const std::int64_t work =
+      decode ? kDecodeTileBytes : std::max(kGemmTileBytes, div_up(tokens, 16) * kGemmTokensBytes);
+  const std::int64_t tile_cost = std::max<std::int64_t>(tile_bytes(bits_of(args.weight)), work);
+
+  const std::int64_t blocks = div_up(strips_of(args), plan.strips_per_block) * plan.splits *
+                              plan.token_blocks * std::min(args.experts, args.rows);
+  const std::int64_t per_multiprocessor = div_up(blocks, device.multiprocessors);
+  const auto fit =
+      static_cast<std::int64_t>(device.max_shared_bytes / shared_bytes(args, plan).all());
+  const std::int64_t resident =
+      std::min<std::int64_t>(decode ? kDecodeResident : kGemmResident, fit);
+  // Where several blocks run at a time, the others hide most of what a new one waits for.
+  const std::int64_t waves = div_up(per_multiprocessor, resident);
+  const std::int64_t latency =
+      kLatencyBytes * (3 + waves) / 4 + (plan.splits > 1 ? kLatencyBytes : 0);
+  const std::int64_t stream = per_multiprocessor * (tiles * tile_cost + x_bytes + partial_bytes);
+  // Few warps leave the bus idle now and then: 4 a third of the time, 8 a fifth.
+  const std::int64_t running = warps * std::min(resident, per_multiprocessor);
+  const std::int64_t idle = running <= 4 ? stream / 2 : running <= 8 ? stream / 4 : 0;
+  return stream + idle + latency;
+}
+
+LinearKernel kernel_for(const FusedLinearArgs& args) {
+  const std::int64_t tokens = usual_tokens(args);
+  if (tokens <= 8) return LinearKernel::kDecode8;
+  if (tokens <= 16 && args.weight.layout.axis == 1) return LinearKernel::kDecode16;
+  return LinearKernel::kGemm;
+}
+
+// The cheapest way to cut the work for this kernel; splits 0: there is none.
+LinearPlan best_cut(const FusedLinearArgs& args, LinearKernel kernel, const DeviceTraits& device) {
+  LinearPlan best;
+  best.splits = 0;
+  std::int64_t best_cost = 0;
+  const auto tiles = static_cast<int>(tiles_of(args));
+  const int max_splits = std::min(tiles, kMaxSplits);
+  for (int strips = is_decode(kernel) ? kDecodeWarps : kGemmWarps; strips >= 1; strips /= 2) {
+    for (int splits = 1; splits <= max_splits; ++splits) {
+      const LinearPlan plan = make_plan(args, kernel, strips, splits);
+      const bool possible = plan.splits == splits && counters_suffice(args, plan) &&
+                            shared_bytes(args, plan).all() <= device.max_shared_bytes;
+      if (!possible) continue;
+      const std::int64_t its_cost = cost(args, plan, device);
+      if (best.splits != 0 && its_cost >= best_cost) continue;
+      best = plan;
+      best_cost = its_cost;
+    }
+    if (!is_decode(kernel)) break;
+  }
+  return best;
+}
+
+}  // namespace
+
+int tokens_of(LinearKernel kernel) {
+  switch (kernel) {
+    case LinearKernel::kDecode8:
+      return 8;
+    case LinearKernel::kDecode16:
+      return 16;
+    case LinearKernel::kGemm:
+      return 64;
+  }
+  return 0;
+}
+
+std::int64_t group_steps(const core::GroupLayout& layout) {
+  const std::int64_t row_steps = div_up(layout.cols, kTileCols) * device::kSteps;
+  // The one group of a row takes in its padding.
+  return layout.group_size >= layout.cols ? row_steps : layout.group_size / device::kStepCols;
+}
+std::int64_t slot_groups(const core::GroupLayout& layout, int tiles) {
+  const std::int64_t steps = tiles * device::kSteps, size = group_steps(layout);
+  if (size % steps == 0) return 1;
+  if (steps % size == 0) return steps / size;
+  return div_up(steps, size) + 1;  // one begins before
+}
+
+int slot_bytes(const FusedMatrix& weight, int tiles) {
+  if (weight.layout.axis == 0) return device::kFragments * tiles * device::kTileMetadataBytes;
+  return static_cast<int>(slot_groups(weight.layout, device::unit_tiles(bits_of(weight)))) *
+         device::row_metadata_bytes(weight.metadata_type == DType::kF32 ? 4 : 2);
+}
+
+std::size_t SharedBytes::all() const { return device::kCounterShared + x + rings; }
+
+SharedBytes shared_bytes(const FusedLinearArgs& args, const LinearPlan& plan) {
+  const int bits = bits_of(args.weight);
+  const bool decode = is_decode(plan.kernel);
+  const int tiles = decode ? device::unit_tiles(bits) : 1;
+  const int warps = decode ? device::kDecodeWarps : device::kGemmWarps;
+  const int depth = decode ? device::kDecodeRing : device::kGemmRing;
+  const int stage = tiles * tile_bytes(bits) + slot_bytes(args.weight, tiles);
+  const int tokens = tokens_of(plan.kernel);
+  const auto sums = static_cast<std::size_t>(tokens * warps * kTileRows * 4);
+  SharedBytes bytes;
+  bytes.rings = static_cast<std::size_t>(warps * depth * stage);
+  if (decode) {
+    const auto x_rows = std::min<std::int64_t>(args.rows + 1, tokens);  // see load_x()
+    const std::int64_t x_bytes =
+        x_rows * 2 * device::decode_x_stride(plan.tiles_per_split * kTileCols);
+    bytes.x = std::max(sums, static_cast<std::size_t>(x_bytes));
+  } else {
+    // The sums may reach into the rings.
+    bytes.x = static_cast<std::size_t>(device::kGemmRing * device::kGemmXBytes);
+    bytes.rings = std::max(bytes.rings, sums - std::min(sums, bytes.x));
+  }
+  return bytes;
+}
+
+bool gemm_fits(const FusedMatrix& weight, const DeviceTraits& device) {
+  FusedLinearArgs args;
+  args.weight = weight;
+  LinearPlan plan;
+  plan.kernel = LinearKernel::kGemm;
+  return shared_bytes(args, plan).all() <= device.max_shared_bytes;
+}
+
+bool counters_suffice(const FusedLinearArgs& args, const LinearPlan& plan) {
+  const std::int64_t row_blocks = div_up(strips_of(args), plan.strips_per_block);
+  constexpr std::int64_t kCounters = kCounterBytes / sizeof(unsigned);
+  return plan.splits == 1 || row_blocks * args.rows <= kCounters;
+}
+
+LinearPlan make_plan(const FusedLinearArgs& args, LinearKernel kernel, int strips_per_block,
+                     int splits) {
+  LinearPlan plan;
+  plan.kernel = kernel;
+  plan.strips_per_block = strips_per_block;
+  const std::int64_t tiles = tiles_of(args);
+  const int unit = device::unit_tiles(bits_of(args.weight));
+  plan.tiles_per_split = static_cast<int>(round_up(div_up(tiles, splits), unit));
+  plan.splits = static_cast<int>(div_up(tiles, plan.tiles_per_split));  // none without tiles
+  // Experts with more tokens than twice the average take several turns.
+  const int tokens = tokens_of(kernel);
+  constexpr std::int64_t kMaxGridY = 65535;
+  const std::int64_t all = div_up(args.rows, tokens);
+  const std::int64_t wanted =
+      args.row_begin == nullptr ? all : std::min(all, div_up(2 * usual_tokens(args), tokens));
+  plan.token_blocks = static_cast<int>(std::min(wanted, kMaxGridY));
+  return plan;
+}
+
+LinearPlan choose_linear(const FusedLinearArgs& args, const DeviceTraits& device) {
+  LinearPlan plan = best_cut(args, kernel_for(args), device);
+  // Decoding may need more splits than there are counters, or more shared memory than sm_75 has.
+  if (plan.splits == 0) plan = best_cut(args, LinearKernel::kGemm, device);
+  if (plan.splits == 0) {
+    throw Failure(Status::kUnsupported,
+                  "a block may have " + std::to_string(device.max_shared_bytes) +
+                      " bytes of shared memory on this device; this layer needs more");
+  }
+  return plan;
+}
+
+std::int64_t fused_max_rows(const FusedMatrix& weight, const DeviceTraits& device) {
+  // Dequantizing costs a pass of 16-bit weights out to memory and back in; a dense product on
+  // Hopper runs at about 1.6 times the rate of mma.sync, on other GPUs at its rate. Fused kernels
+  // win until that difference, and reading weights once every 64 tokens, outweigh the pass: earlier
+  // where matrices are small and stay in the L2 cache.
+  constexpr std::int64_t kSmall = 32 * 1024 * 1024;  // weights
+  const bool small = weight.layout.rows * weight.layout.cols <= kSmall;
+  const bool wgmma = device.compute >= 90 && device.compute < 100;
+  if (wgmma) return small ? 128 : 192;
+  return small ? 192 : 256;
+}
+
+}  // namespace hqq::cuda

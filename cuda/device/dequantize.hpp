@@ -1,0 +1,119 @@
+// W_r = (W_q - zero) * scale * col_scale: a thread has eight neighbouring weights of a row, so that
+// loads of codes and 16-byte stores of the result are contiguous over a warp.
+#pragma once
+
+#include "cuda/device/codes.hpp"
+
+namespace hqq::cuda::device {
+
+struct DequantizeParams {
+  core::GroupLayout layout;
+  std::int64_t num_groups = 0;
+  std::int64_t groups_per_row = 0;  // axis 1
+  const std::uint8_t* W_q = nullptr;
+  std::int64_t row_bytes = 0;
+  Metadata scale, zero;
+  DType col_scale_type = DType::kF16;
+  const void* col_scale = nullptr;
+  const std::int64_t* ids = nullptr;  // rows to read, or null: all in order
+  std::int64_t out_rows = 0;
+  void* out = nullptr;
+  DType out_type = DType::kF16;
+};
+
+inline constexpr int kDequantizeThreads = 256;
+// Octets a thread has, a block apart: more loads are under way at a time.
+inline constexpr int kDequantizeOctets = 4;
+
+// count values to element `at` of `out`; 16 bytes at a time where they are aligned.
+template <class Convert, class T>
+__device__ inline void store_octet(T* out, std::int64_t at, const float (&values)[kOctet],
+                                   int count, Convert convert) {
+  constexpr int kPerStore = 16 / static_cast<int>(sizeof(T));
+  const bool aligned = reinterpret_cast<std::uintptr_t>(out + at) % 16 == 0;
+  if (!aligned || count < kOctet) {
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      if (i < count) st_global(out + at + i, convert(values[i]));
+    }
+    return;
+  }
+#pragma unroll
+  for (int first = 0; first < kOctet; first += kPerStore) {
+    uint4 bits;
+    T parts[kPerStore];
+#pragma unroll
+    for (int i = 0; i < kPerStore; ++i) parts[i] = convert(values[first + i]);
+    static_assert(sizeof(parts) == sizeof(bits));
+    memcpy(&bits, parts, sizeof(bits));
+    st_global(reinterpret_cast<uint4*>(out + at + first), bits);
+  }
+}
+
+template <int kLow, int kHigh>
+__device__ inline void dequantize_octet(const DequantizeParams& p, std::int64_t out_row,
+                                        std::int64_t col) {
+  const std::int64_t cols = p.layout.cols;
+  const std::int64_t row = p.ids == nullptr ? out_row : ld_global(p.ids + out_row);
+  const std::uint64_t codes = load_codes<kLow, kHigh>(p.W_q + row * p.row_bytes, cols, col);
+  const int count = cols - col < kOctet ? static_cast<int>(cols - col) : kOctet;
+  float values[kOctet] = {};
+  if (p.layout.axis == 1) {
+    const std::int64_t group = row * p.groups_per_row + col / p.layout.group_size;
+    const float scale = p.scale(group);
+    const float zero = p.zero(group);
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      values[i] = (static_cast<float>(codes >> (8 * i) & 0xFFu) - zero) * scale;
+    }
+  } else {
+    std::int64_t group = (row * cols + col) % p.num_groups;
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      if (i < count) {
+        values[i] = (static_cast<float>(codes >> (8 * i) & 0xFFu) - p.zero(group)) * p.scale(group);
+      }
+      group = group + 1 == p.num_groups ? 0 : group + 1;
+    }
+  }
+  if (p.col_scale != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      if (i < count) values[i] = values[i] * load_float(p.col_scale_type, p.col_scale, col + i);
+    }
+  }
+  const std::int64_t at = out_row * cols + col;
+  switch (p.out_type) {
+    case DType::kF16:
+      return store_octet(static_cast<std::uint16_t*>(p.out), at, values, count,
+                         [](float x) { return simt::F16::from_float(x); });
+    case DType::kBF16:
+      return store_octet(static_cast<std::uint16_t*>(p.out), at, values, count,
+                         [](float x) { return simt::BF16::from_float(x); });
+    case DType::kF64:
+      return store_octet(static_cast<double*>(p.out), at, values, count,
+                         [](float x) { return static_cast<double>(x); });
+    default:
+      return store_octet(static_cast<float*>(p.out), at, values, count, [](float x) { return x; });
+  }
+}
+
+// Grid: the octets of all rows, kDequantizeThreads * kDequantizeOctets a block.
+template <int kLow, int kHigh>
+__global__ void dequantize_kernel(const DequantizeParams p) {
+  const std::int64_t per_row = (p.layout.cols + kOctet - 1) / kOctet;
+  const std::int64_t total = per_row * p.out_rows;
+  std::int64_t i =
+      static_cast<std::int64_t>(blockIdx.x) * kDequantizeThreads * kDequantizeOctets + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < kDequantizeOctets; ++k, i += kDequantizeThreads) {
+    if (i >= total) return;
+    // A division of 32 bits takes a third of the time of one of 64.
+    const std::int64_t row =
+        total <= 0xFFFFFFFFll ? static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(per_row)
+                              : i / per_row;
+    dequantize_octet<kLow, kHigh>(p, row, (i - row * per_row) * kOctet);
+  }
+}
+
+}  // namespace hqq::cuda::device

@@ -1,0 +1,29 @@
+// Sizes of the blocks of the fused kernels: what kernels and their launcher agree on.
+#pragma once
+
+#include "cuda/device/tile.hpp"
+
+namespace hqq::cuda::device {
+
+inline constexpr int kCounterShared = 16;  // bytes of shared memory before all else
+
+// ---- decode_kernel
+
+inline constexpr int kDecodeWarps = 8;
+inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
+// Units of tiles in a warp's ring: two are on their way, 4 KB, while one is multiplied.
+inline constexpr int kDecodeRing = 3;
+
+// 16-bit values between rows of x in shared memory: eight rows then lie in different banks.
+HQQ_HD constexpr int decode_x_stride(int columns) { return columns + 8; }
+
+// ---- gemm_kernel
+
+inline constexpr int kGemmWarps = 4;  // a strip each
+inline constexpr int kGemmThreads = 32 * kGemmWarps;
+inline constexpr int kGemmTokens = 64;
+inline constexpr int kGemmRing = 3;  // stages of one tile
+inline constexpr int kGemmXStride = kTileCols + 8;
+inline constexpr int kGemmXBytes = kGemmTokens * kGemmXStride * 2;  // of a stage
+
+}  // namespace hqq::cuda::device

@@ -1,0 +1,185 @@
+// The table of api.hpp: exceptions become a Status and a text.
+#include <string>
+
+#include "cuda/dequantize.hpp"
+#include "cuda/linear.hpp"
+#include "cuda/quantize.hpp"
+#include "cuda/runtime.hpp"
+
+namespace hqq::cuda {
+namespace {
+
+thread_local std::string last_text;
+
+template <class Fn>
+Status guarded(const Fn& fn) noexcept {
+  try {
+    fn();
+    return Status::kOk;
+  } catch (const Failure& failure) {
+    last_text = failure.what();
+    return failure.status;
+  } catch (const std::exception& error) {
+    last_text = error.what();
+    return Status::kCudaError;
+  }
+}
+
+cudaStream_t as_stream(StreamHandle stream) { return static_cast<cudaStream_t>(stream); }
+
+const char* error_text() { return last_text.c_str(); }
+
+Status driver_info(DriverInfo* out) {
+  return guarded([&] {
+    HQQ_CUDA_CHECK(cudaDriverGetVersion(&out->driver_version));
+    HQQ_CUDA_CHECK(cudaRuntimeGetVersion(&out->runtime_version));
+  });
+}
+
+Status device_count(int* out) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaGetDeviceCount(out)); });
+}
+
+Status set_device(int device, int* previous) {
+  return guarded([&] {
+    HQQ_CUDA_CHECK(cudaGetDevice(previous));
+    if (*previous != device) HQQ_CUDA_CHECK(cudaSetDevice(device));
+  });
+}
+
+Status device_info(int device, DeviceInfo* out) {
+  return guarded([&] {
+    cudaDeviceProp properties;
+    HQQ_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    static_assert(sizeof(out->name) == sizeof(properties.name));
+    std::copy(std::begin(properties.name), std::end(properties.name), out->name);
+    out->total_memory = properties.totalGlobalMem;
+    const auto attribute = [&](cudaDeviceAttr which) {
+      int value = 0;
+      HQQ_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+      return value;
+    };
+    out->compute_major = attribute(cudaDevAttrComputeCapabilityMajor);
+    out->compute_minor = attribute(cudaDevAttrComputeCapabilityMinor);
+    out->multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+    out->memory_clock_khz = attribute(cudaDevAttrMemoryClockRate);
+    out->memory_bus_bits = attribute(cudaDevAttrGlobalMemoryBusWidth);
+    out->l2_bytes = attribute(cudaDevAttrL2CacheSize);
+  });
+}
+
+Status allocate(std::size_t bytes, void** out) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaMalloc(out, bytes)); });
+}
+Status release(void* memory) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaFree(memory)); });
+}
+Status allocate_pinned(std::size_t bytes, void** out) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaMallocHost(out, bytes)); });
+}
+Status release_pinned(void* memory) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaFreeHost(memory)); });
+}
+
+Status copy(void* to, const void* from, std::size_t bytes, StreamHandle stream) {
+  return guarded([&] {
+    HQQ_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)));
+  });
+}
+Status copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                 std::size_t row_bytes, std::size_t rows, StreamHandle stream) {
+  return guarded([&] {
+    HQQ_CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, rows,
+                                     cudaMemcpyDefault, as_stream(stream)));
+  });
+}
+
+Status create_stream(StreamHandle* out) {
+  return guarded([&] {
+    cudaStream_t stream = nullptr;
+    HQQ_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    *out = stream;
+  });
+}
+Status destroy_stream(StreamHandle stream) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaStreamDestroy(as_stream(stream))); });
+}
+Status synchronize(StreamHandle stream) {
+  return guarded([&] { HQQ_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream))); });
+}
+
+Status run_quantize_workspace_bytes(const QuantizeArgs& args, std::size_t* out) {
+  return guarded([&] { *out = quantize_workspace_bytes(args); });
+}
+Status run_quantize(const QuantizeArgs& args, StreamHandle stream) {
+  return guarded([&] { quantize(args, stream); });
+}
+Status run_dequantize(const DeviceMatrix& q, void* out, DType type, StreamHandle stream) {
+  return guarded([&] { dequantize(q, out, type, stream); });
+}
+Status run_dequantize_rows(const DeviceMatrix& q, const std::int64_t* ids, std::int64_t count,
+                           void* out, DType type, StreamHandle stream) {
+  return guarded([&] { dequantize_rows(q, ids, count, out, type, stream); });
+}
+
+void require_fused(const DeviceMatrix& q, DType x_type) {
+  if (!fused_supported(q, x_type)) {
+    throw Failure(Status::kUnsupported,
+                  "there is no fused kernel for this layout, type and device");
+  }
+}
+
+Status run_fused_sizes(const DeviceMatrix& q, DType x_type, FusedSizes* out) {
+  return guarded([&] {
+    require_fused(q, x_type);
+    *out = fused_sizes(q, x_type);
+  });
+}
+Status run_repack(const DeviceMatrix& q, DType x_type, void* codes, void* metadata,
+                  StreamHandle stream) {
+  return guarded([&] {
+    require_fused(q, x_type);
+    repack(q, x_type, codes, metadata, stream);
+  });
+}
+Status run_fused_max_rows(const FusedMatrix& weight, std::int64_t* out) {
+  return guarded([&] { *out = fused_max_rows(weight); });
+}
+Status run_linear_workspace_bytes(const FusedLinearArgs& args, std::size_t* out) {
+  return guarded([&] { *out = linear_workspace_bytes(args); });
+}
+Status run_linear(const FusedLinearArgs& args, StreamHandle stream) {
+  return guarded([&] { linear(args, stream); });
+}
+
+constexpr Api kApi{kApiVersion,
+                   error_text,
+                   driver_info,
+                   device_count,
+                   device_info,
+                   set_device,
+                   allocate,
+                   release,
+                   allocate_pinned,
+                   release_pinned,
+                   copy,
+                   copy_rows,
+                   create_stream,
+                   destroy_stream,
+                   synchronize,
+                   run_quantize_workspace_bytes,
+                   run_quantize,
+                   run_dequantize,
+                   run_dequantize_rows,
+                   run_fused_sizes,
+                   run_repack,
+                   run_fused_max_rows,
+                   run_linear_workspace_bytes,
+                   run_linear};
+
+}  // namespace
+}  // namespace hqq::cuda
+
+extern "C" __attribute__((visibility("default"))) const hqq::cuda::Api* hqq_cuda_api() {
+  return &hqq::cuda::kApi;
+}

@@ -1,0 +1,98 @@
+#include "src/cuda/solve.hpp"
+
+#include "src/cuda/handles.hpp"
+#include "src/solve_params.hpp"
+
+namespace hqq::cuda {
+namespace {
+
+// What the kernels report, at the start of the workspace.
+struct Findings {
+  QuantizeProblems problems = kNoProblem;
+  QuantizeErrors errors{};
+};
+constexpr std::size_t kFindingsBytes = 256;
+static_assert(sizeof(Findings) <= kFindingsBytes);
+
+SolverKind solver_kind(Solver solver) {
+  if (solver == Solver::kMinMax) return SolverKind::kMinMax;
+  return solver == Solver::kHqq ? SolverKind::kHqq : SolverKind::kJoint;
+}
+
+QuantizeArgs make_args(const DeviceTask& task, std::byte* workspace, std::size_t workspace_bytes) {
+  QuantizeArgs args;
+  args.W = task.W.data;
+  args.W_type = task.W.dtype;
+  args.row_stride = task.W.row_stride;
+  args.importance = task.importance;
+  args.solver = solver_kind(task.config.solver);
+  args.params = solver_params(task.config);
+  set_beta(args.params, task.config.beta);
+  args.balance = task.config.balance == Balance::kSinkhorn;
+  args.out = task.out;
+  auto* findings = reinterpret_cast<Findings*>(workspace);
+  args.problems = &findings->problems;
+  args.errors = task.stats != nullptr ? &findings->errors : nullptr;
+  args.workspace = workspace + kFindingsBytes;
+  args.workspace_bytes = workspace_bytes - kFindingsBytes;
+  return args;
+}
+
+}  // namespace
+
+DeviceMatrix device_matrix(const QuantizedTensor& q, const TensorAddresses& addresses) {
+  const auto at = [&](std::size_t i) { return reinterpret_cast<void*>(addresses[i]); };
+  DeviceMatrix matrix;
+  matrix.layout = q.layout();
+  matrix.width = q.config.nbits;
+  matrix.W_q = static_cast<std::uint8_t*>(at(0));
+  matrix.row_bytes = packed_row_bytes(q.config.nbits, q.in_features);
+  matrix.scale_type = q.scale.dtype;
+  matrix.zero_type = q.zero.dtype;
+  matrix.scale = at(1);
+  matrix.zero = at(2);
+  matrix.scale_step = static_cast<float*>(at(3));
+  matrix.scale_offset = static_cast<float*>(at(4));
+  matrix.zero_step = static_cast<float*>(at(5));
+  matrix.zero_offset = static_cast<float*>(at(6));
+  matrix.col_scale_type = q.config.meta_dtype;
+  matrix.col_scale = at(7);
+  return matrix;
+}
+
+std::size_t solve_workspace_bytes(const DeviceTask& task) {
+  static std::byte none[kFindingsBytes];
+  std::size_t bytes = 0;
+  check(library().quantize_workspace_bytes(make_args(task, none, kFindingsBytes), &bytes),
+        task.name);
+  return kFindingsBytes + bytes;
+}
+
+void solve(const DeviceTask& task, void* workspace, std::size_t workspace_bytes,
+           StreamHandle stream) {
+  const Api& api = library();
+  const std::string& what = task.name;
+  Findings findings;
+  check(api.copy(workspace, &findings, sizeof(findings), stream), what);
+  check(api.quantize(make_args(task, static_cast<std::byte*>(workspace), workspace_bytes), stream),
+        what);
+  check(api.copy(&findings, workspace, sizeof(findings), stream), what);
+  check(api.synchronize(stream), what);
+
+  const QuantizeProblems& problems = findings.problems;
+  if (problems.nonfinite > 0) {
+    const auto first = static_cast<std::int64_t>(problems.first_nonfinite);
+    throw_nonfinite(task.name, problems.nonfinite, first / task.W.cols, first % task.W.cols);
+  }
+  if (problems.first_overflow != kNoProblem.first_overflow) {
+    throw_overflow(task.name, task.out.layout, static_cast<std::int64_t>(problems.first_overflow),
+                   task.config.meta_dtype);
+  }
+  if (task.stats != nullptr) {
+    const QuantizeErrors& errors = findings.errors;
+    write_stats({errors.abs_sum, errors.square_sum, errors.weight_square_sum, errors.max_abs},
+                task.W.numel(), *task.stats);
+  }
+}
+
+}  // namespace hqq::cuda

@@ -1,0 +1,40 @@
+// What every backend derives from a config and from an importance, and how it reports what it
+// found.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "hqq/config.hpp"
+#include "hqq/core/group.hpp"
+#include "hqq/core/params.hpp"
+#include "hqq/quantizer.hpp"
+
+namespace hqq {
+
+core::SolverParams solver_params(const LayerConfig& config);
+
+// Sets inv_beta and shrink_threshold.
+void set_beta(core::SolverParams& params, double beta);
+
+// Importance relative to its mean. A column that was never active keeps a say.
+std::vector<float> relative_importance(std::span<const float> importance);
+
+// Errors of a row or of a matrix.
+struct ErrorSums {
+  double abs_sum = 0.0;
+  double square_sum = 0.0;
+  double weight_square_sum = 0.0;
+  double max_abs = 0.0;
+};
+void write_stats(const ErrorSums& total, std::int64_t numel, QuantizeStats& stats);
+
+[[noreturn]] void throw_nonfinite(const std::string& name, std::uint64_t count, std::int64_t row,
+                                  std::int64_t col);
+// The stored scale or zero of `group` is not finite.
+[[noreturn]] void throw_overflow(const std::string& name, const core::GroupLayout& layout,
+                                 std::int64_t group, DType meta_dtype);
+
+}  // namespace hqq

@@ -1,0 +1,1 @@
+// The library is made of the objects of hqq_cuda_emulated.
