@@ -30,7 +30,8 @@ Example:
     >>> hqq_cpp.default_threads() > 0
     True
 )doc";
-constexpr const char* kCudaDoc = R"doc(True if the library has CUDA kernels and finds a device.
+constexpr const char* kCudaDoc =
+    R"doc(True if libhqq_cuda was found and can use a GPU; 'hqq-cpp doctor' says why not.
 
 Example:
     >>> isinstance(hqq_cpp.cuda_is_available(), bool)

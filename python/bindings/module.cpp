@@ -47,6 +47,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_tiled_tensor(m);
   bindings::bind_quantizer(m);
   bindings::bind_linear(m);
+  bindings::bind_cuda(m);
   bindings::bind_safetensors(m);
   bindings::bind_checkpoint(m);
   bindings::bind_checkpoint_operations(m);

@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -575,6 +575,51 @@ class NativeLayer:
         ...
     def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+class CudaPlace:
+    """
+    For hqq_cpp.nn: a device and a stream.
+    """
+    def __init__(self, device: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class CudaLayer:
+    """
+    For hqq_cpp.nn: a layer in device memory, by the addresses of its tensors.
+    """
+    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def dequantize(self, addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(8)"], out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, place: CudaPlace) -> bool:
+        ...
+    def dequantize_rows(self, addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(8)"], ids: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, place: CudaPlace) -> bool:
+        ...
+    def fused_max_rows(self, x_dtype: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex) -> int:
+        ...
+    def fused_sizes(self, x_dtype: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int] | None:
+        ...
+    def repack(self, addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(8)"], x_dtype: typing.SupportsInt | typing.SupportsIndex, codes: typing.SupportsInt | typing.SupportsIndex, metadata: typing.SupportsInt | typing.SupportsIndex, place: CudaPlace) -> bool:
+        ...
+class CudaFused:
+    """
+    For hqq_cpp.nn: matrices in the order of fused kernels.
+    """
+    def __init__(self, layer: CudaLayer, x_dtype: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, weight: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], steps: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], experts: typing.SupportsInt | typing.SupportsIndex, parts: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def linear(self, part: typing.SupportsInt | typing.SupportsIndex, row_begin: typing.SupportsInt | typing.SupportsIndex, x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, x_stride: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, y_stride: typing.SupportsInt | typing.SupportsIndex, workspace: typing.SupportsInt | typing.SupportsIndex, workspace_bytes: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        ...
+    def workspace_bytes(self, rows: typing.SupportsInt | typing.SupportsIndex, grouped: bool) -> int:
+        ...
+class CudaSolver:
+    """
+    For hqq_cpp.nn: quantizes a matrix in device memory.
+    """
+    def __init__(self, config: typing.Any, name: str, dtype: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, importance: typing.Any) -> None:
+        ...
+    def solve(self, W: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(8)"], workspace: typing.SupportsInt | typing.SupportsIndex, workspace_bytes: typing.SupportsInt | typing.SupportsIndex, place: CudaPlace) -> QuantizeStats:
+        ...
+    def workspace_bytes(self, device: typing.SupportsInt | typing.SupportsIndex) -> int:
+        ...
+    @property
+    def config(self) -> dict:
+        ...
 class Checkpoint:
     """
     A checkpoint folder or a single .safetensors file, opened and validated.
@@ -963,11 +1008,15 @@ def cpu_targets() -> list[str]:
     """
 def cuda_is_available() -> bool:
     """
-    True if the library has CUDA kernels and finds a device.
+    True if libhqq_cuda was found and can use a GPU; 'hqq-cpp doctor' says why not.
 
     Example:
         >>> isinstance(hqq_cpp.cuda_is_available(), bool)
         True
+    """
+def cuda_require_device(device: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Raises CudaError unless the kernels can run on this device.
     """
 def default_threads() -> int:
     """

@@ -67,7 +67,8 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
         importance: [in_features]: a weight >= 0 for the squared error of each input column, best
             the mean square of that input. None: what config.importance has for the layer `name`.
         threads: CPU threads; 0: see default_threads().
-        device: Where to solve: 'cpu'. 'cuda' needs a library with CUDA.
+        device: Where to solve: 'cpu', or 'cuda' or 'cuda:<number>' (docs/cuda.md), which copies W to
+            that GPU and the result back. The bits are the same.
         stats: Also return the errors.
 
     Returns:
@@ -76,7 +77,7 @@ def quantize(W, config=None, *, name="", importance=None, threads=0, device="cpu
     Raises:
         ValueError: If W is no matrix of floats in CPU memory, is empty or holds NaN or Inf; if
             config is invalid or leaves the layer unquantized; if importance does not fit.
-        CudaError: If device is 'cuda' and the library was built without it.
+        CudaError: If there is no such device, no libhqq_cuda or no driver for it, or not enough memory.
 
     Example:
         >>> import numpy as np
@@ -196,7 +197,7 @@ def quantize_checkpoint(
         force: Replace dst if it is a checkpoint folder.
         resume: Go on from the finished shards of an interrupted run with the same arguments.
         dry_run: Only the report: nothing is solved or written.
-        device: Where to solve: 'cpu'.
+        device: Where to solve: 'cpu', 'cuda' or 'cuda:<number>'. The files are the same.
         progress: Called with a Progress in this thread, about ten times a second at most. Returning
             False stops the work; None and True let it go on.
 
@@ -207,6 +208,7 @@ def quantize_checkpoint(
         ValueError: If an argument is invalid, dst exists, or a layer cannot be quantized as asked.
         FormatError: If a file of src breaks its format.
         OSError: If the operating system refuses (no such file, disk full, ...).
+        CudaError: If there is no such device, or it fails.
         Interrupted: If progress returned False. Finished shards stay for resume=True, as they do
             after an exception of progress or Ctrl-C, which are raised unchanged.
 

@@ -79,7 +79,8 @@ def quantize_linear(
 
     Args:
         linear_or_weight: A ``torch.nn.Linear``, or a weight [out_features, in_features] as
-            quantize() takes it.
+            quantize() takes it; of torch, it may be on a GPU, which then solves (with libhqq_cuda)
+            and holds the result.
         config: An HqqConfig, a dict that HqqConfig.from_dict reads, or None for the defaults.
         name: Name of the layer, which selects the rules of config.
         bias: [out_features], or None: that of the Linear, if it is one.
@@ -110,6 +111,10 @@ def quantize_linear(
             bias = weight.bias if bias is None else bias
             weight = weight.weight
         is_torch = isinstance(weight, torch.Tensor)
+    if is_torch and weight.device.type == "cuda":
+        from .nn.linear import quantized_on_device
+
+        return quantized_on_device(weight, config, name or "", bias, importance, threads)
     q = api.quantize(weight, config, name=name or "", importance=importance, threads=threads)
     if not is_torch:
         return QuantizedLinear(q, bias)

@@ -1,7 +1,8 @@
-"""Which code runs a quantized layer: the one place where torch meets the C++ kernels.
+"""Which code runs a quantized layer: the one place where torch meets the kernels.
 
-Two backends: "native", the C++ kernels, for tensors in CPU memory, and "torch", plain torch
-operations, on any device. "auto" takes native where it can.
+Two backends: "native", the C++ kernels for tensors in CPU memory and those of libhqq_cuda (cuda.py)
+for tensors on a GPU, and "torch", plain torch operations, on any device. "auto" takes native where it
+can.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from .. import _core
-from .dequantize import Layout, Weight, dtype_name, weight_of
+from . import cuda
+from .dequantize import Layout, Weight, config_of, stored_of, weight_of
 from .dequantize import dequantize as torch_dequantize
 from .dequantize import dequantize_rows as torch_dequantize_rows
 
@@ -26,15 +28,18 @@ _FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def set_backend(name: str, *, mode: str | None = None) -> None:
+def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None) -> None:
     """Selects the code that runs quantized layers of torch, for the whole process.
 
     Args:
-        name: 'torch': plain torch operations on any device. 'native': the C++ kernels; a layer that
-            is not in CPU memory is an error. 'auto' (the default): native in CPU memory, torch
-            elsewhere.
+        name: 'torch': plain torch operations on any device. 'native': the C++ kernels in CPU memory
+            and the CUDA kernels on a GPU; a layer that is elsewhere, or on a GPU without
+            libhqq_cuda, is an error. 'auto' (the default): native where it can be, else torch.
         mode: How the C++ kernels multiply, see hqq_cpp.linear(): 'fast', 'exact' or 'auto'. With
             'auto' (the default) a forward pass that autograd records is exact. None: as it is.
+        fused: Whether products on a GPU use fused kernels (the default), which keep a second copy of
+            the codes in GPU memory; False drops those copies, and a product dequantizes the weight
+            first. None: as it is.
 
     Raises:
         ValueError: For another name.
@@ -51,6 +56,8 @@ def set_backend(name: str, *, mode: str | None = None) -> None:
     if mode is not None:
         _mode_code(mode)
         _mode = mode
+    if fused is not None:
+        cuda.use_fused(fused)
     _backend = name
 
 
@@ -76,13 +83,22 @@ def uses_native(weight: Weight, x: torch.Tensor) -> bool:
     """
     if _backend == "torch":
         return False
-    possible = weight.W_q.device.type == "cpu" and x.dtype in _NATIVE_DTYPES
+    possible = (
+        x.dtype in _NATIVE_DTYPES
+        and x.device == weight.W_q.device
+        and (_on_cpu(weight.W_q) or cuda.is_native(weight.W_q))
+    )
     if _backend == "native" and not possible:
         raise ValueError(
-            "[backend] the native kernels take CPU tensors of float32, bfloat16, float16 or "
-            f"float64; the layer is on {weight.W_q.device}, x is {x.dtype}: use set_backend('auto')"
+            "[backend] the native kernels take float32, bfloat16, float16 or float64 in CPU memory, "
+            "or on a GPU that libhqq_cuda can use ('hqq-cpp doctor' says more); the layer is on "
+            f"{weight.W_q.device}, x is {x.dtype} on {x.device}: use set_backend('auto')"
         )
     return possible
+
+
+def _on_cpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and not cuda.is_native(tensor)
 
 
 def is_tiled(weight: Weight) -> bool:
@@ -108,9 +124,18 @@ def is_plain(x: torch.Tensor) -> bool:
     )
 
 
+def is_plain_on_gpu(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> bool:
+    """The same of a layer whose tensors are on a GPU."""
+    if _backend == "torch" or type(x) is not torch.Tensor or x.device != weight.W_q.device:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    return not torch.is_autocast_enabled(x.device.type)
+
+
 def can_tile(weight: Weight, layout: Layout) -> bool:
     """Whether the C++ kernels have tiles for this matrix; it must not be tiled."""
-    if weight.W_q.device.type != "cpu":
+    if not _on_cpu(weight.W_q):
         return False
     group = layout.group_size or layout.out_features
     return layout.axis == 1 or (group % 16 == 0 and layout.out_features % group == 0)
@@ -128,8 +153,11 @@ def untile(weight: Weight, layout: Layout) -> Weight:
 
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype, on the device of the weight."""
-    native = _backend != "torch" and weight.W_q.device.type == "cpu" and dtype in _NATIVE_DTYPES
-    if not native:
+    native = _backend != "torch" and dtype in _NATIVE_DTYPES
+    if native and cuda.is_native(weight.W_q):
+        dense = cuda.dequantize(weight, layout, dtype)
+        return torch_dequantize(weight, layout, dtype) if dense is None else dense
+    if not native or weight.W_q.device.type != "cpu":
         weight = untile(weight, layout) if is_tiled(weight) else weight
         return torch_dequantize(weight, layout, dtype)
     weight = _contiguous(weight)
@@ -144,7 +172,12 @@ def embedding(
     ids: torch.Tensor, weight: Weight, layout: Layout, dtype: torch.dtype
 ) -> torch.Tensor:
     """The rows `ids` [...] of W_r, [..., in_features] of dtype."""
-    if embeds_native(ids, weight, dtype):
+    native = embeds_native(ids, weight, dtype)
+    if native and cuda.is_native(weight.W_q):
+        rows = cuda.embedding(ids, weight, layout, dtype)
+        if rows is not None:
+            return rows
+    elif native:
         _check_ids(ids, layout)
         weight, rows = _contiguous(weight), ids.to(torch.int64).contiguous()
         out = torch.empty(*ids.shape, layout.in_features, dtype=dtype)
@@ -165,12 +198,15 @@ def embeds_native(ids: torch.Tensor, weight: Weight, dtype: torch.dtype) -> bool
     Raises:
         ValueError: If they were asked for and cannot.
     """
-    on_cpu = weight.W_q.device.type == ids.device.type == "cpu"
-    possible = on_cpu and dtype in _NATIVE_DTYPES
+    together = weight.W_q.device == ids.device and (
+        _on_cpu(weight.W_q) or cuda.is_native(weight.W_q)
+    )
+    possible = together and dtype in _NATIVE_DTYPES
     if _backend == "native" and not possible:
         raise ValueError(
-            f"[backend] the native kernels look up rows in CPU memory; the embedding is on "
-            f"{weight.W_q.device}, the ids on {ids.device}: use set_backend('auto')"
+            f"[backend] the native kernels look up rows in CPU memory, or on a GPU that libhqq_cuda "
+            f"can use; the embedding is on {weight.W_q.device}, the ids on {ids.device}: use "
+            f"set_backend('auto')"
         )
     return possible and _backend != "torch"
 
@@ -190,10 +226,21 @@ def linear(
     x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """x [..., in_features] W_r^T + bias, in the dtype of x."""
+    native = uses_native(weight, x)
+    if native and cuda.is_native(weight.W_q):
+        y = cuda.linear(x, weight, layout, bias)
+        if y is not None:
+            return y
     # The kernels sum in float32.
-    if uses_native(weight, x) and x.dtype != torch.float64:
+    elif native and x.dtype != torch.float64:
         weight = _contiguous(weight)
         return native_linear(native_layer(weight, layout), x, weight, layout, bias)
+    return _dense_linear(x, weight, layout, bias)
+
+
+def _dense_linear(
+    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
+) -> torch.Tensor:
     W_r = dequantize(weight, layout, x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     if torch.compiler.is_compiling():
@@ -272,6 +319,10 @@ def experts_linear(
         bias: [experts, out], or None.
     """
     features = layout.in_features if transposed else layout.out_features
+    if not transposed and cuda.is_native(weight.W_q) and uses_native(weight, x):
+        grouped = cuda.experts_linear(x, counts, weight, layout, parts, bias)
+        if grouped is not None:
+            return grouped
     y = x.new_zeros(x.shape[0], features)
     if weight.W_q.dim() == 4 and not transposed and x.dtype in _FAST_DTYPES:
         if uses_native(weight, x):
@@ -280,12 +331,14 @@ def experts_linear(
                 experts = torch.arange(len(bias)).repeat_interleave(counts)
                 y[: experts.numel()] += bias[experts].to(y.dtype)
             return y
+    # A fused kernel for a single expert would keep a copy of its own.
+    multiply = _dense_linear if cuda.is_native(weight.W_q) else linear
     for expert, rows in expert_rows(counts):
         if transposed:
             y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)
         else:
             pieces = expert_pieces(weight, layout, parts, expert)
-            done = [linear(x[rows], *piece, None) for piece in pieces]
+            done = [multiply(x[rows], *piece, None) for piece in pieces]
             y[rows] = done[0] if len(done) == 1 else torch.cat(done, -1)
         if bias is not None:
             y[rows] += bias[expert].to(y.dtype)
@@ -311,7 +364,7 @@ def experts_linear_backward(
 
 def native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
     """What the kernels need to know of a matrix beside the addresses of its tensors."""
-    return _make_native_layer(layout, *_stored(weight), is_tiled(weight))
+    return _make_native_layer(layout, *stored_of(weight), is_tiled(weight))
 
 
 def native_linear(
@@ -349,7 +402,7 @@ def _native_experts(
     matrices = weight.W_q.shape[0] * parts
     steps = [0 if t is None else t.nbytes // matrices for t in weight]
     piece = layout._replace(out_features=layout.out_features // parts)
-    native = _make_native_layer(piece, *_stored(weight), True)
+    native = _make_native_layer(piece, *stored_of(weight), True)
     native.experts_linear(
         _addresses(weight), steps, parts, counts, x.data_ptr(), x.stride(0), _dtype_code(x.dtype),
         y.data_ptr(), _mode_code_for(x), _threads(),
@@ -375,33 +428,7 @@ def _matrix(kind: type, weight: Weight, layout: Layout) -> Any:
     """The tensors as a QuantizedTensor or TiledTensor that shares their memory."""
     tensors = {k: v.detach() for k, v in weight._asdict().items() if v is not None}
     shape = (layout.out_features, layout.in_features)
-    return kind.from_tensors(tensors, _config(layout, *_stored(weight)), shape)
-
-
-def _stored(weight: Weight) -> tuple[torch.dtype, bool, bool, bool]:
-    """What the tensors say of the settings: metadata type, 8-bit scale, 8-bit zero, balanced."""
-    floats = (weight.scale, weight.zero, weight.col_scale)
-    meta = next((t.dtype for t in floats if t is not None and t.dtype != torch.uint8), None)
-    return (
-        meta or torch.float16,
-        weight.scale_step is not None,
-        weight.zero_step is not None,
-        weight.col_scale is not None,
-    )
-
-
-def _config(
-    layout: Layout, meta: torch.dtype, quant_scale: bool, quant_zero: bool, balanced: bool
-) -> dict[str, Any]:
-    return {
-        "nbits": layout.nbits,
-        "group_size": layout.group_size or None,
-        "axis": layout.axis,
-        "meta_dtype": dtype_name(meta),
-        "quant_scale": quant_scale,
-        "quant_zero": quant_zero,
-        "balance": "sinkhorn" if balanced else "none",
-    }
+    return kind.from_tensors(tensors, config_of(layout, *stored_of(weight)), shape)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -413,16 +440,16 @@ def _make_native_layer(
     balanced: bool,
     tiled: bool,
 ) -> _core.NativeLayer:
-    config = _config(layout, meta, quant_scale, quant_zero, balanced)
+    config = config_of(layout, meta, quant_scale, quant_zero, balanced)
     return _core.NativeLayer(config, layout.out_features, layout.in_features, tiled)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _dtype_code(dtype: torch.dtype) -> int:
     return _core.dtype_code(dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _mode_code(mode: str) -> int:
     return _core.linear_mode_code(mode)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,6 +63,33 @@ def layout_of(config: dict, out_features: int, in_features: int) -> Layout:
         out_features,
         in_features,
     )
+
+
+def stored_of(weight: Weight) -> tuple[torch.dtype, bool, bool, bool]:
+    """What the tensors say of the settings: metadata type, 8-bit scale, 8-bit zero, balanced."""
+    floats = (weight.scale, weight.zero, weight.col_scale)
+    meta = next((t.dtype for t in floats if t is not None and t.dtype != torch.uint8), None)
+    return (
+        meta or torch.float16,
+        weight.scale_step is not None,
+        weight.zero_step is not None,
+        weight.col_scale is not None,
+    )
+
+
+def config_of(
+    layout: Layout, meta: torch.dtype, quant_scale: bool, quant_zero: bool, balanced: bool
+) -> dict[str, Any]:
+    """Settings that mean a layout and what stored_of() says."""
+    return {
+        "nbits": layout.nbits,
+        "group_size": layout.group_size or None,
+        "axis": layout.axis,
+        "meta_dtype": dtype_name(meta),
+        "quant_scale": quant_scale,
+        "quant_zero": quant_zero,
+        "balance": "sinkhorn" if balanced else "none",
+    }
 
 
 def tensor_specs(

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import api
 from .._core import NativeLayer, QuantizedTensor, Tensor
 from ..config import HqqConfig
-from . import backend, ops
+from . import backend, cuda, ops
 from .dequantize import weight_of
 from .module import QuantizedModule, parse_dtype
+from .solve import quantize_tensor
 
 
 class HqqLinear(QuantizedModule, nn.Linear):
@@ -145,11 +145,10 @@ class HqqLinear(QuantizedModule, nn.Linear):
                 f"[quantize] W has the shape {list(W.shape)}; the layer takes "
                 f"[{self.out_features}, {self.in_features}]"
             )
-        q = api.quantize(W.detach().cpu(), self.layer_config, importance=importance)
         device = self.device
-        for name, tensor in weight_of(q)._asdict().items():
-            if tensor is not None:
-                self._parameters[name].data = tensor.to(device)
+        tensors, *_ = quantize_tensor(W, self.layer_config, "", importance)
+        for name, tensor in tensors.items():
+            self._parameters[name].data = tensor.to(device)
         return self
 
     def dequantize(self, dtype: torch.dtype | str = torch.float32) -> torch.Tensor:
@@ -159,6 +158,8 @@ class HqqLinear(QuantizedModule, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features] in the dtype of x."""
         if not torch.compiler.is_compiling():
+            if cuda.is_native(self._parameters["W_q"]):
+                return self._forward_on_gpu(x)
             if not self.is_tiled and backend.tiles():
                 self.tile_()
             # The layers of a small model take less time than the general way through Python.
@@ -169,6 +170,15 @@ class HqqLinear(QuantizedModule, nn.Linear):
                         self._native(), x, self.packed(), self._layout, bias
                     )
         return ops.linear(x, self.packed(), self._layout, self._parameters["bias"])
+
+    def _forward_on_gpu(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self._parameters["bias"]
+        weight = self.packed()
+        if backend.is_plain_on_gpu(x, weight, bias) and x.shape[-1] == self.in_features:
+            y = cuda.linear(x, weight, self._layout, bias)
+            if y is not None:
+                return y
+        return ops.linear(x, weight, self._layout, bias)
 
     def _native(self) -> NativeLayer:
         """Of the tiled weight, made once."""
@@ -185,6 +195,19 @@ class HqqLinear(QuantizedModule, nn.Linear):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self._parameters['bias'] is not None}, {self._repr_settings()}"
         )
+
+
+def quantized_on_device(
+    W: torch.Tensor, config: Any, name: str, bias: Any, importance: Any, threads: int
+) -> HqqLinear:
+    """hqq_cpp.quantize_linear() of a weight on any device, where the layer stays."""
+    solved = quantize_tensor(W, config, name, importance, threads)
+    layer = HqqLinear.empty(solved.settings, *W.shape, dtype=W.dtype, device="meta")
+    layer.set_packed(solved.tensors, W.device)
+    if bias is not None and not isinstance(bias, torch.Tensor):
+        bias = torch.from_dlpack(Tensor(bias)).clone().to(W.device)
+    layer._register_bias(bias)
+    return layer
 
 
 class _DenseWeight(torch.Tensor):

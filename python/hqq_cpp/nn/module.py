@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import backend
+from . import backend, cuda
 from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
 
 if TYPE_CHECKING:
@@ -118,9 +118,11 @@ class QuantizedModule(nn.Module):
         The first forward pass does it, unless it is compiled. Only the order in memory changes:
         state_dict(), moving to another device and everything else gives format 1 again.
         """
-        with _tiling, torch.inference_mode(False):
-            if not self.is_tiled and self._can_tile():
-                self._set_data(self._tiled())
+        # Layers that have no tiles come here with every forward pass.
+        if not self.is_tiled and self._can_tile():
+            with _tiling, torch.inference_mode(False):
+                if not self.is_tiled:
+                    self._set_data(self._tiled())
         return self
 
     def untile_(self) -> Self:
@@ -221,6 +223,8 @@ class QuantizedModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if self.W_q is not None and self.W_q.device.type != "meta":
+            cuda.forget(self.packed())
 
     def _repr_settings(self) -> str:
         config = self.layer_config

@@ -12,12 +12,14 @@ from torch import nn
 
 from .. import api
 from ..config import HqqConfig
-from .dequantize import TENSOR_NAMES, weight_of
+from . import cuda
+from .dequantize import TENSOR_NAMES
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .layers import Layer, dense_matrix, find_layers, kind_of, parent_of
 from .linear import HqqLinear
 from .pointwise import HqqPointwiseConv2d
+from .solve import quantize_tensor
 
 
 # Projections of a single expert that have the input of a fused one.
@@ -114,7 +116,7 @@ class ImportanceSource:
 def quantize_layer(
     layer: Layer, weight: torch.Tensor, settings: dict[str, Any], importance: torch.Tensor | None
 ) -> Quantized:
-    """Solves for the packed tensors of a layer; CPU tensors.
+    """Solves for the packed tensors of a layer, which are where quantize_tensor() leaves them.
 
     Args:
         layer: The layer; its name stands in messages.
@@ -123,19 +125,19 @@ def quantize_layer(
         importance: [in], or [experts, in] for experts, or None.
     """
     config = _config_of(tuple(settings.items()))
-    matrix = dense_matrix(layer.kind, weight.detach()).cpu()
+    matrix = dense_matrix(layer.kind, weight.detach())
     if layer.kind != "experts":
-        q, stats = _solve(layer.name, matrix, config, importance)
-        return Quantized({k: torch.from_dlpack(v) for k, v in q.tensors().items()}, stats, settings)
+        solved = quantize_tensor(matrix, config, layer.name, importance)
+        return Quantized(solved.tensors, solved.stats.to_dict(), settings)
+    if not cuda.is_native(matrix):
+        matrix = matrix.cpu()
     stacks: dict[str, torch.Tensor] = {}
     all_stats = []
     for e in range(matrix.shape[0]):
         vector = importance if importance is None or importance.ndim == 1 else importance[e]
-        q, stats = _solve(f"{layer.name}.{e}", matrix[e], config, vector)
-        all_stats.append(stats)
-        for name, tensor in weight_of(q)._asdict().items():
-            if tensor is None:
-                continue
+        solved = quantize_tensor(matrix[e], config, f"{layer.name}.{e}", vector)
+        all_stats.append(solved.stats.to_dict())
+        for name, tensor in solved.tensors.items():
             if name not in stacks:
                 stacks[name] = tensor.new_empty(matrix.shape[0], *tensor.shape)
             stacks[name][e] = tensor
@@ -145,17 +147,6 @@ def quantize_layer(
 @functools.lru_cache(maxsize=64)
 def _config_of(settings: tuple[tuple[str, Any], ...]) -> HqqConfig:
     return HqqConfig(**dict(settings), skip_modules=())
-
-
-def _solve(name: str, matrix: torch.Tensor, config: HqqConfig, importance: Any):
-    q, stats = api.quantize(
-        matrix if matrix.stride(-1) == 1 else matrix.contiguous(),
-        config,
-        name=name,
-        importance=importance,
-        stats=True,
-    )
-    return q, stats.to_dict()
 
 
 def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbedding | HqqExperts:
