@@ -11,8 +11,11 @@ bash "$root/scripts/install-system-packages.sh"
 
 step "Python module and command (the first build takes a few minutes)"
 make_venv
+# Kernels that nothing here could run need not be built.
+cuda=AUTO
+command -v nvidia-smi >/dev/null || cuda=OFF
 # A build folder that stays makes the next run quick.
-SKBUILD_BUILD_DIR="$root/build/quickstart" pip_install "$root"
+SKBUILD_BUILD_DIR="$root/build/quickstart" pip_install -C "cmake.define.HQQ_CUDA=$cuda" "$root"
 
 step "Quantize examples/tiny-llama to $nbits bits"
 model=$root/examples/tiny-llama

@@ -3,16 +3,18 @@
 #
 #   scripts/test.sh            everything (about half an hour on two cores from nothing)
 #   scripts/test.sh --quick    without sanitizers, fuzzing and the consumer projects
-#   scripts/test.sh --long     ten minutes of fuzzing, and HQQ_LONG_TESTS=1 for the tests
+#   scripts/test.sh --long     ten minutes of fuzzing, HQQ_LONG_TESTS=1 for the tests, CUDA also for sm_75
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 quick=false
+long=false
 fuzz_seconds=20
 for argument in "$@"; do
   case $argument in
     --quick) quick=true ;;
     --long)
+      long=true
       export HQQ_LONG_TESTS=1
       fuzz_seconds=600
       ;;
@@ -39,7 +41,8 @@ export CXX
 configure=(-G Ninja -DHQQ_PYTHON=OFF -DHQQ_BUILD_TESTS=ON)
 if command -v ccache >/dev/null; then
   # Relative paths, so that all build folders share results.
-  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
+  export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 fi
 for linker in mold lld; do
   if echo 'int main() {}' | "$CXX" -fuse-ld=$linker -x c++ - -o /dev/null 2>/dev/null; then
@@ -49,9 +52,15 @@ for linker in mold lld; do
 done
 
 build=$root/build/test
-begin "C++: build"
+begin "C++ and CUDA: build"
 cmake -S "$root" -B "$build" "${configure[@]}" -DCMAKE_BUILD_TYPE=Release
 cmake --build "$build"
+if $long && command -v nvcc >/dev/null; then
+  begin "CUDA for sm_75: build"
+  cmake -S "$root" -B "$root/build/sm_75" "${configure[@]}" -DHQQ_CUDA=ON \
+    -DHQQ_CUDA_ARCHITECTURES=75
+  cmake --build "$root/build/sm_75" --target hqq_cuda
+fi
 begin "C++: tests"
 ctest --test-dir "$build" --output-on-failure -j "$(nproc)" | tee "$build/ctest.txt"
 
@@ -60,7 +69,7 @@ if ! $quick; then
   begin "C++ with address and undefined-behaviour sanitizers: build"
   # -O1 -g1: stack traces with lines, at half the compile time of -O2 -g.
   cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined \
-    -DHQQ_BUILD_CLI=OFF -DHQQ_BUILD_EXAMPLES=OFF \
+    -DCMAKE_CUDA_COMPILER=NOTFOUND -DHQQ_BUILD_CLI=OFF -DHQQ_BUILD_EXAMPLES=OFF \
     -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"
   cmake --build "$sanitized"
   begin "C++ with address and undefined-behaviour sanitizers: tests"
@@ -107,4 +116,4 @@ for log in "$build/ctest.txt" "${sanitized:-$build}/ctest.txt"; do
 done
 begin "Python: tests and the examples in docstrings"
 cd "$root"
-HQQ_RUN=$build/examples/hqq-run/hqq-run PATH=$venv/bin:$PATH "$python" -m pytest tests/python
+HQQ_RUN=$build/examples/hqq-run/hqq-run HQQ_CUDA_SIMT=$build/cuda/libhqq_cuda_simt.so PATH=$venv/bin:$PATH "$python" -m pytest tests/python

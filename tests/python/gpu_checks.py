@@ -1,0 +1,100 @@
+"""What the tests on a GPU share: layers that it solved, and how far its products may be from float64."""
+
+import hqq_cpp
+import numpy as np
+import pytest
+import torch
+from test_linear import metadata
+
+DEVICE = "cuda"
+# Relative error of a step of a sum in a tensor core: up to four units in the last place of float32.
+STEP = 2.0**-22
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def gpu_layer(W, settings, bias=None, importance=None):
+    """An HqqLinear that the GPU has solved: the CPU's solver is out of reach."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(hqq_cpp.api, "quantize")
+        layer = hqq_cpp.quantize_linear(
+            W.to(DEVICE), settings, bias=None if bias is None else bias.to(DEVICE),
+            importance=importance,
+        )  # fmt: skip
+    assert layer.device.type == DEVICE
+    return layer
+
+
+def same_tensors(layer, q):
+    """Whether a layer has the bits of a QuantizedTensor."""
+    theirs = {name: torch.from_dlpack(tensor) for name, tensor in q.tensors().items()}
+    ours = {k: v.detach().cpu() for k, v in layer.packed()._asdict().items() if v is not None}
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].shape == tensor.shape, name
+        assert torch.equal(bits(ours[name]), bits(tensor)), name
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8)
+
+
+def parts_of(layer):
+    """codes, scale and zero of every weight [out, in], and col_scale [in], in float64."""
+    q = layer.quantized_tensor()
+    return (q.codes().astype(np.float64), *metadata(q))
+
+
+def product_bound(layer, x, bias=None, sixteen=True):
+    """The product x W_r^T + bias in float64, and how far one in 16 bits may be from it.
+
+    Three roundings come together. Sums of codes times x, and of zeros times x, are in float32, where a tensor
+    core may lose STEP a step; bfloat16 codes carry 128 around with them. With `sixteen`, weights become
+    16-bit floats as fma(code - part, scale, -(zero - part) scale), where part is the integer nearest to zero: two
+    rounded factors and the result; and so does x times col_scale. y is rounded to 16 bits, also before the bias.
+    """
+    codes, scale, zero, col_scale = parts_of(layer)
+    u, tiny = (2.0**-11, 2.0**-25) if x.dtype == torch.float16 else (2.0**-8, 2.0**-133)
+    base = 256 if x.dtype == torch.bfloat16 else 0
+    x64 = x.detach().double().cpu().numpy().reshape(-1, codes.shape[1])
+    scaled = np.abs(x64 * col_scale)
+    products = (x64 * col_scale) @ (scale * (codes - zero)).T
+    y = products if bias is None else products + bias.double().cpu().numpy()
+    steps = STEP * (codes.shape[1] + 16)
+    bound = steps * scaled @ (np.abs(scale) * (codes + np.abs(zero) + base)).T
+    if sixteen:
+        width = 2 if layer.nbits == 1.58 else int(layer.nbits)
+        part = np.clip(np.floor(zero + 0.5), 0, 2**width - 1)
+        size = np.abs(codes - part) + np.abs(zero - part)
+        weight_error = 2 * u * (1 + 8 * u) * np.abs(scale) * size + tiny * (size + 2)
+        x_error = u * scaled + tiny
+        bound += scaled @ weight_error.T + np.abs(x64) @ np.full_like(scale, tiny).T
+        bound += x_error @ (np.abs(scale * (codes - zero)) + weight_error).T
+    return y, bound + 2 * u * (np.abs(y) + np.abs(products)) + 2 * tiny
+
+
+def check(x, y, bounds):
+    """y of the first rows of what `bounds`, a result of product_bound(), is about."""
+    expected, bound = (values[: y[..., 0].numel()] for values in bounds)
+    assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], expected.shape[-1])
+    error = np.abs(y.detach().double().cpu().numpy().reshape(expected.shape) - expected)
+    assert (error <= bound).all(), (error / bound).max(initial=0)
+
+
+def check_product(layer, x, y, bias=None):
+    check(x, y, product_bound(layer, x, bias))
+
+
+def record(function):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph, result
