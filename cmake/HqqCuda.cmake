@@ -8,6 +8,17 @@ if(NOT HQQ_CUDA MATCHES "^(AUTO|ON|OFF)$")
 endif()
 # A cubin for each, and PTX for what comes later.
 set(HQQ_CUDA_ARCHITECTURES "80;90" CACHE STRING "GPU architectures, from 75 on")
+# The oldest: no kernel runs on a GPU before it.
+set(hqq_cuda_min_compute 1000)
+foreach(architecture ${HQQ_CUDA_ARCHITECTURES})
+  if(NOT architecture MATCHES "^([0-9]+)a?(-real|-virtual)?$" OR CMAKE_MATCH_1 LESS 75)
+    message(FATAL_ERROR "HQQ_CUDA_ARCHITECTURES has \"${architecture}\"; it must list numbers from 75 on, "
+                        "as in \"80;90\"")
+  endif()
+  if(CMAKE_MATCH_1 LESS hqq_cuda_min_compute)
+    set(hqq_cuda_min_compute ${CMAKE_MATCH_1})
+  endif()
+endforeach()
 
 file(GLOB HQQ_CUDA_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda/*.cu)
 
@@ -16,6 +27,14 @@ if(NOT HQQ_CUDA STREQUAL "OFF")
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
+  endif()
+  set(hqq_cuda_problem "")
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(hqq_cuda_problem "no nvcc was found")
+  elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
+    set(hqq_cuda_problem "${CMAKE_CUDA_COMPILER} has version ${CMAKE_CUDA_COMPILER_VERSION}")
+  endif()
+  if(hqq_cuda_problem STREQUAL "")
     # CMake 3.25 does not know that nvcc speaks C++20.
     if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
@@ -27,6 +46,7 @@ if(NOT HQQ_CUDA STREQUAL "OFF")
       CUDA_STANDARD 20 CUDA_ARCHITECTURES "${HQQ_CUDA_ARCHITECTURES}"
       CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
       LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/cuda)
+    target_compile_definitions(hqq_cuda PRIVATE HQQ_CUDA_MIN_COMPUTE=${hqq_cuda_min_compute})
     # No contraction, as in hqq_compile_options(): the same bits as on a CPU.
     target_compile_options(hqq_cuda PRIVATE -fmad=false -Xcompiler=-ffp-contract=off
                                             -Xcompiler=-Wall -Xcompiler=-Wno-unknown-pragmas)
@@ -36,9 +56,9 @@ if(NOT HQQ_CUDA STREQUAL "OFF")
       install(TARGETS hqq_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
     endif()
   elseif(HQQ_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "HQQ_CUDA=ON, but no nvcc was found: install the CUDA toolkit (13 or newer), "
-                        "put nvcc on the PATH or set CMAKE_CUDA_COMPILER, or use HQQ_CUDA=AUTO")
+    message(FATAL_ERROR "HQQ_CUDA=ON, but ${hqq_cuda_problem}: install the CUDA toolkit (12 or newer), put "
+                        "its nvcc on the PATH or set CMAKE_CUDA_COMPILER, or use HQQ_CUDA=AUTO")
   else()
-    message(STATUS "No nvcc: libhqq_cuda is not built")
+    message(STATUS "libhqq_cuda is not built: ${hqq_cuda_problem}")
   endif()
 endif()

@@ -135,6 +135,7 @@ struct FusedSizes {
 
 struct Api {
   int version;
+  int min_compute;  // of the GPUs that it has kernels for, as 80
   // What went wrong in the last call of this thread that did not return kOk: file, line, call,
   // text.
   const char* (*error_text)();

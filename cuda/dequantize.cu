@@ -22,8 +22,7 @@ void dequantize_rows(const DeviceMatrix& q, const std::int64_t* ids, std::int64_
                                         out,
                                         type};
   const std::int64_t octets = div_up(q.layout.cols, device::kOctet) * count;
-  const auto blocks =
-      static_cast<unsigned>(div_up(octets, device::kDequantizeThreads * device::kDequantizeOctets));
+  const auto blocks = static_cast<unsigned>(div_up(octets, device::kDequantizeThreads));
   dispatch_planes(q.width, [&](auto planes) {
     constexpr auto kPlanes = decltype(planes)::value;
     launch(device::dequantize_kernel<kPlanes.low, kPlanes.high>,

@@ -37,7 +37,15 @@ Status driver_info(DriverInfo* out) {
 }
 
 Status device_count(int* out) {
-  return guarded([&] { HQQ_CUDA_CHECK(cudaGetDeviceCount(out)); });
+  return guarded([&] {
+    *out = 0;
+    const cudaError_t error = cudaGetDeviceCount(out);
+    if (error == cudaErrorNoDevice) {
+      cudaGetLastError();
+      return;
+    }
+    HQQ_CUDA_CHECK(error);
+  });
 }
 
 Status set_device(int device, int* previous) {
@@ -153,6 +161,7 @@ Status run_linear(const FusedLinearArgs& args, StreamHandle stream) {
 }
 
 constexpr Api kApi{kApiVersion,
+                   HQQ_CUDA_MIN_COMPUTE,
                    error_text,
                    driver_info,
                    device_count,

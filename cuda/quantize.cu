@@ -165,10 +165,14 @@ void launch_solve(const device::SolveArgs& args, const TileShape& shape, StreamH
       kStep == device::Step::kJoint || kStep == device::Step::kHqqSteps;
   const LaunchShape grid{blocks_of(args.tile.layout.num_groups(), shape.threads), shape.threads,
                          shape.shared_bytes};
+  const auto run = [&](auto kernel_shared, auto kernel_global) {
+    launch(shape.tile.used ? kernel_shared : kernel_global, grid, stream, args);
+  };
   if (kUsesImportance && args.tile.importance != nullptr) {
-    launch(device::solve_kernel<kStep, kUsesImportance>, grid, stream, args);
+    run(device::solve_kernel<kStep, kUsesImportance, true>,
+        device::solve_kernel<kStep, kUsesImportance, false>);
   } else {
-    launch(device::solve_kernel<kStep, false>, grid, stream, args);
+    run(device::solve_kernel<kStep, false, true>, device::solve_kernel<kStep, false, false>);
   }
 }
 

@@ -22,8 +22,6 @@ struct DequantizeParams {
 };
 
 inline constexpr int kDequantizeThreads = 256;
-// Octets a thread has, a block apart: more loads are under way at a time.
-inline constexpr int kDequantizeOctets = 4;
 
 // count values to element `at` of `out`; 16 bytes at a time where they are aligned.
 template <class Convert, class T>
@@ -64,14 +62,14 @@ __device__ inline void dequantize_octet(const DequantizeParams& p, std::int64_t 
     const float zero = p.zero(group);
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) {
-      values[i] = (static_cast<float>(codes >> (8 * i) & 0xFFu) - zero) * scale;
+      values[i] = (octet_code(codes, i) - zero) * scale;
     }
   } else {
     std::int64_t group = (row * cols + col) % p.num_groups;
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) {
       if (i < count) {
-        values[i] = (static_cast<float>(codes >> (8 * i) & 0xFFu) - p.zero(group)) * p.scale(group);
+        values[i] = (octet_code(codes, i) - p.zero(group)) * p.scale(group);
       }
       group = group + 1 == p.num_groups ? 0 : group + 1;
     }
@@ -98,22 +96,19 @@ __device__ inline void dequantize_octet(const DequantizeParams& p, std::int64_t 
   }
 }
 
-// Grid: the octets of all rows, kDequantizeThreads * kDequantizeOctets a block.
+// Grid: the octets of all rows. One each: 1,500 threads of a multiprocessor have enough loads under
+// way, and a loop over several makes the code larger than the instruction cache.
 template <int kLow, int kHigh>
 __global__ void dequantize_kernel(const DequantizeParams p) {
   const std::int64_t per_row = (p.layout.cols + kOctet - 1) / kOctet;
   const std::int64_t total = per_row * p.out_rows;
-  std::int64_t i =
-      static_cast<std::int64_t>(blockIdx.x) * kDequantizeThreads * kDequantizeOctets + threadIdx.x;
-#pragma unroll
-  for (int k = 0; k < kDequantizeOctets; ++k, i += kDequantizeThreads) {
-    if (i >= total) return;
-    // A division of 32 bits takes a third of the time of one of 64.
-    const std::int64_t row =
-        total <= 0xFFFFFFFFll ? static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(per_row)
-                              : i / per_row;
-    dequantize_octet<kLow, kHigh>(p, row, (i - row * per_row) * kOctet);
-  }
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kDequantizeThreads + threadIdx.x;
+  if (i >= total) return;
+  // A division of 32 bits takes a third of the time of one of 64.
+  const std::int64_t row = total <= 0xFFFFFFFFll
+                               ? static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(per_row)
+                               : i / per_row;
+  dequantize_octet<kLow, kHigh>(p, row, (i - row * per_row) * kOctet);
 }
 
 }  // namespace hqq::cuda::device

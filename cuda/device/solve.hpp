@@ -50,8 +50,9 @@ struct SolveArgs {
 };
 
 // Stores the group's scale and zero, and its codes from them as stored.
+template <class Weights>
 __device__ inline void finish_group(const SolveArgs& args, std::int64_t group, std::int64_t n,
-                                    const Strided& weights, core::scalar::ScaleZero<float> sz) {
+                                    const Weights& weights, core::scalar::ScaleZero<float> sz) {
   const core::GroupLayout& layout = args.tile.layout;
   const float scale =
       write_float(args.stored_scale.type, args.stored_scale.values, group, sz.scale);
@@ -64,9 +65,9 @@ __device__ inline void finish_group(const SolveArgs& args, std::int64_t group, s
                {1.0f / scale, zero, static_cast<float>(args.packed.format.max_code)});
 }
 
-template <class Importance>
+template <class Weights, class Importance>
 __device__ inline void hqq_steps(const SolveArgs& args, std::int64_t group, std::int64_t n,
-                                 const Strided& weights, const Importance& importance) {
+                                 const Weights& weights, const Importance& importance) {
   const std::int64_t groups = args.tile.layout.num_groups();
   const float* zero = args.first_batch ? args.zero : args.hqq.step_zero + (kHqqBatch - 1) * groups;
   core::scalar::HqqState<float> state{ld_global(args.scale + group), ld_global(zero + group)};
@@ -78,23 +79,23 @@ __device__ inline void hqq_steps(const SolveArgs& args, std::int64_t group, std:
   }
 }
 
-// `weights` are those of the group in order; kWeighted: with importance.
-template <Step kStep, bool kWeighted>
+// kWeighted: with importance; kShared: GroupTile::used.
+template <Step kStep, bool kWeighted, bool kShared>
 __global__ void solve_kernel(const SolveArgs args) {
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if constexpr (kStep == Step::kHqqSteps) {
     if (!args.first_batch && ld_global(&args.hqq.progress->done) != 0) return;
   }
-  if (args.tile.tile.used) {
+  if constexpr (kShared) {
     load_tile(args.tile, kWeighted);
     __syncthreads();
   }
   if (group >= args.tile.layout.num_groups()) return;
   const std::int64_t n = group_length(args.tile.layout, group);
-  const Strided weights = group_weights(args.tile, group);
+  const auto weights = group_weights<kShared>(args.tile, group);
   const auto importance = [&] {
     if constexpr (kWeighted)
-      return group_importance(args.tile, group);
+      return group_importance<kShared>(args.tile, group);
     else
       return core::scalar::UnitWeight{};
   }();

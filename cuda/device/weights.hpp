@@ -37,25 +37,28 @@ __device__ inline void check_weight(QuantizeProblems* problems, float raw, std::
   atomicMin(reinterpret_cast<Counter*>(&problems->first_nonfinite), static_cast<Counter>(position));
 }
 
-// Values 0, 1, ... of a group.
+// Values 0, 1, ... of a group. Where they lie is known when compiling: a pointer that may be either
+// costs twice as many instructions a load.
+template <bool kShared>
 struct Strided {
   const float* first = nullptr;
   std::int64_t step = 1;
-  bool in_shared = true;
   __device__ float operator()(std::int64_t i) const {
-    const float* p = first + i * step;
-    return in_shared ? simt::ld_shared(p) : ld_global(p);
+    if constexpr (kShared) {
+      return simt::ld_shared(first + static_cast<int>(i) * static_cast<int>(step));
+    } else {
+      return ld_global(first + i * step);
+    }
   }
 };
 
-// Importance of the columns that the weights of a group lie in.
+// Importance of the columns that the weights of a group lie in: in shared memory beside the
+// weights, else weight i lies in column (position + i * groups) % cols.
 struct ColumnValues {
-  Strided values;
-  // Weight i lies in column (position + i * groups) % cols of `values`; cols 0: value i is its own.
+  const float* values = nullptr;
   std::int64_t position = 0, groups = 0, cols = 0;
   __device__ float operator()(std::int64_t i) const {
-    if (cols == 0) return values(i);
-    return ld_global(values.first + (position + i * groups) % cols);
+    return ld_global(values + (position + i * groups) % cols);
   }
 };
 
@@ -155,34 +158,51 @@ __device__ inline void load_tile(const TileArgs& args, bool weighted) {
   const std::int64_t group = first + threadIdx.x;
   const std::int64_t n = layout.strided_length(group);
   Walk walk(layout.cols, group, groups);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Place at = walk.next();
-    put_weight(args, raw_weight(args.source, at.row, at.col), at, i * blockDim.x + threadIdx.x,
-               weighted);
+  for (std::int64_t i = 0; i < n; i += kLoadsAhead) {
+    Place at[kLoadsAhead];
+    float raw[kLoadsAhead];
+#pragma unroll
+    for (int a = 0; a < kLoadsAhead; ++a) {
+      at[a] = walk.next();
+      if (i + a < n) raw[a] = raw_weight(args.source, at[a].row, at[a].col);
+    }
+#pragma unroll
+    for (int a = 0; a < kLoadsAhead; ++a) {
+      if (i + a < n) {
+        put_weight(args, raw[a], at[a], (i + a) * blockDim.x + threadIdx.x, weighted);
+      }
+    }
   }
 }
 
-// Weights of a group, after load_tile() and a barrier.
-__device__ inline Strided group_weights(const TileArgs& args, std::int64_t group) {
-  const core::GroupLayout& layout = args.layout;
-  if (args.tile.used) {
-    if (layout.axis == 0) return {tile_area(args, 0) + threadIdx.x, blockDim.x, true};
-    return {tile_area(args, 0) + threadIdx.x * args.tile.length, 1, true};
-  }
-  return {args.tile.weights + group, layout.num_groups(), false};
+// This thread's group in an area of shared memory, after load_tile() and a barrier.
+__device__ inline Strided<true> in_tile(const TileArgs& args, int area) {
+  if (args.layout.axis == 0) return {tile_area(args, area) + threadIdx.x, blockDim.x};
+  return {tile_area(args, area) + threadIdx.x * args.tile.length, 1};
 }
 
-__device__ inline ColumnValues group_importance(const TileArgs& args, std::int64_t group) {
-  const core::GroupLayout& layout = args.layout;
-  if (args.tile.used) {
-    if (layout.axis == 0) return {{tile_area(args, 1) + threadIdx.x, blockDim.x, true}};
-    return {{tile_area(args, 1) + threadIdx.x * args.tile.length, 1, true}};
+// kShared: GroupTile::used.
+template <bool kShared>
+__device__ inline Strided<kShared> group_weights(const TileArgs& args, std::int64_t group) {
+  if constexpr (kShared) {
+    return in_tile(args, 0);
+  } else {
+    return {args.tile.weights + group, args.layout.num_groups()};
   }
-  if (layout.axis == 0) {
-    return {{args.importance, 1, false}, group, layout.num_groups(), layout.cols};
+}
+
+template <bool kShared>
+__device__ inline auto group_importance(const TileArgs& args, std::int64_t group) {
+  if constexpr (kShared) {
+    return in_tile(args, 1);
+  } else {
+    const core::GroupLayout& layout = args.layout;
+    if (layout.axis == 0) {
+      return ColumnValues{args.importance, group, layout.num_groups(), layout.cols};
+    }
+    const std::int64_t first = group % layout.groups_per_row() * layout.group_size;
+    return ColumnValues{args.importance, first, 1, layout.cols};
   }
-  const std::int64_t gi = group % layout.groups_per_row();
-  return {{args.importance + gi * layout.group_size, 1, false}};
 }
 
 __device__ inline std::int64_t group_length(const core::GroupLayout& layout, std::int64_t group) {

@@ -1,5 +1,6 @@
 // For hqq_cpp/nn/cuda.py: matrices in device memory, by the addresses of their tensors. Addresses
 // are as trusted as the code that passes them.
+#include <mutex>
 #include <optional>
 
 #include "hqq/quantizer.hpp"
@@ -175,6 +176,10 @@ class CudaFused {
     args.y_stride = y_stride;
     args.workspace = pointer(workspace);
     args.workspace_bytes = workspace_bytes;
+    // Some products are two launches with the workspace between them; another thread on the same
+    // stream must not come in.
+    static std::mutex mutex;
+    const std::lock_guard lock(mutex);
     return done(cuda::library().linear(args, pointer(stream)), "linear");
   }
 

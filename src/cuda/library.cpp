@@ -144,12 +144,11 @@ void check_device(const Api& api, int device) {
   }
   DeviceInfo info{};
   expect_ok(api, api.device_info(device, &info), "cuda:" + std::to_string(device));
-  if (info.compute_major * 10 + info.compute_minor >= kMinComputeMajor * 10 + kMinComputeMinor) {
-    return;
-  }
+  if (info.compute_major * 10 + info.compute_minor >= api.min_compute) return;
   fail("cuda:" + std::to_string(device) + ", " + info.name + ", has compute capability " +
-       compute_text(info.compute_major, info.compute_minor) + "; the kernels need " +
-       compute_text(kMinComputeMajor, kMinComputeMinor) + " or newer");
+       compute_text(info.compute_major, info.compute_minor) + "; this build has kernels for " +
+       compute_text(api.min_compute / 10, api.min_compute % 10) +
+       " and newer (HQQ_CUDA_ARCHITECTURES)");
 }
 
 const Api& library() {

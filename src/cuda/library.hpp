@@ -9,9 +9,6 @@
 
 namespace hqq::cuda {
 
-// The oldest GPU that the kernels run on.
-inline constexpr int kMinComputeMajor = 7, kMinComputeMinor = 5;
-
 // Throws CudaError unless the library was found, fits this build, and a driver that is new enough
 // drives at least one GPU. What failed once fails again: nothing is tried twice.
 const Api& library();

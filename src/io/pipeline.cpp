@@ -153,7 +153,8 @@ class Pipeline {
     std::unique_lock lock(mutex_);
     report(lock, taken_);
     while (to_compute_.empty() && taken_ < count_) {
-      changed_.wait_for(lock, kProgressInterval, [&] { return error_ || !to_compute_.empty(); });
+      changed_.wait_for(lock, kProgressInterval,
+                        [&] { return error_ || !to_compute_.empty() || taken_ == count_; });
       if (error_) throw Stopped();
       report(lock, taken_);
     }

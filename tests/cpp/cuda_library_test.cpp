@@ -28,6 +28,7 @@ Api fake_api() {
   machine = {};
   Api api{};
   api.version = kApiVersion;
+  api.min_compute = 75;
   api.error_text = [] { return "file.cu:1: call(): text"; };
   api.driver_info = [](DriverInfo* out) {
     *out = {machine.driver, machine.runtime};
@@ -124,7 +125,9 @@ TEST(CudaDevice, MustExistAndBeNewEnough) {
   EXPECT_NO_THROW(check_device(api, 3));
   machine.minor = 2;
   EXPECT_EQ(refusal([&] { check_device(api, 3); }),
-            "[cuda] cuda:3, Fake GPU, has compute capability 7.2; the kernels need 7.5 or newer");
+            "[cuda] cuda:3, Fake GPU, has compute capability 7.2; this build has kernels for 7.5 "
+            "and newer "
+            "(HQQ_CUDA_ARCHITECTURES)");
 }
 
 }  // namespace
