@@ -124,8 +124,8 @@ struct FusedLinearArgs {
   const void* bias = nullptr;  // [experts, out_features] of weight.x_type, or null
   void* y = nullptr;           // [rows, out_features] of weight.x_type
   std::int64_t y_stride = 0;
-  void* workspace = nullptr;  // of linear_workspace_bytes(); its first kCounterBytes are 0 before
-                              // the first call and after each
+  void* workspace = nullptr;  // of linear_workspace_bytes(), aligned to 256; its first kCounterBytes
+                              // are 0 before the first call and after each
   std::size_t workspace_bytes = 0;
 };
 

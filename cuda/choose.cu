@@ -19,15 +19,22 @@ using device::tile_planes;
 constexpr int kDecodeResident = 2;
 constexpr int kGemmResident = 3;
 constexpr int kMaxSplits = 64;
+// Shared memory that the device takes for each block.
+constexpr std::size_t kReservedShared = 1024;
 // Costs are bytes that a multiprocessor's share of the bus would carry meanwhile. Starting blocks
-// and their first loads take about a microsecond, and so does adding up splits: 36 KB on an H200.
+// and their first loads take about a microsecond, and so do the fences and the counter of splits:
+// 36 KB on an H200.
 constexpr std::int64_t kLatencyBytes = 36 * 1024;
 // The bus carries 18 bytes a cycle. A tile is about 180 instructions when decoding and 250 in
 // gemm_kernel, of which four are issued at a time; tensor cores multiply one with 16 tokens in 32
 // cycles.
-constexpr std::int64_t kDecodeTileBytes = 45 * 18;
-constexpr std::int64_t kGemmTileBytes = 63 * 18;
-constexpr std::int64_t kGemmTokensBytes = 32 * 18;  // of 16 tokens
+constexpr std::int64_t kCycleBytes = 18;
+constexpr std::int64_t kDecodeTileBytes = 45 * kCycleBytes;
+constexpr std::int64_t kGemmTileBytes = 63 * kCycleBytes;
+constexpr std::int64_t kGemmTokensBytes = 32 * kCycleBytes;  // of 16 tokens
+// A round of loads from the L2 cache, and what it sends one multiprocessor in a cycle.
+constexpr std::int64_t kRoundBytes = 300 * kCycleBytes;
+constexpr std::int64_t kCacheCycleBytes = 64;
 
 bool is_decode(LinearKernel kernel) { return kernel != LinearKernel::kGemm; }
 int bits_of(const FusedMatrix& weight) { return tile_planes(weight.width).bits(); }
@@ -44,36 +51,57 @@ std::int64_t usual_tokens(const FusedLinearArgs& args) {
   return std::max<std::int64_t>(1, div_up(args.rows, args.experts));
 }
 
+// Blocks that a multiprocessor runs at a time.
+std::int64_t resident_blocks(const FusedLinearArgs& args, const LinearPlan& plan,
+                             const DeviceTraits& device) {
+  const std::size_t fit = (device.max_shared_bytes + kReservedShared) /
+                          (shared_bytes(args, plan).all() + kReservedShared);
+  return std::min<std::int64_t>(is_decode(plan.kernel) ? kDecodeResident : kGemmResident,
+                                static_cast<std::int64_t>(fit));
+}
+
+// What the last block of all adds up, when no other runs any more; see finish(). `values` are rows
+// times tokens of a block.
+std::int64_t last_block_cost(const LinearPlan& plan, std::int64_t values, std::int64_t threads) {
+  if (plan.splits == 1) return 0;
+  const std::int64_t rounds =
+      div_up(values / 4, device::kLastQuads * threads) * div_up(plan.splits, device::kLastSplits);
+  return kLatencyBytes + rounds * kRoundBytes +
+         4 * values * plan.splits * kCycleBytes / kCacheCycleBytes;
+}
+
 std::int64_t cost(const FusedLinearArgs& args, const LinearPlan& plan, const DeviceTraits& device) {
   const bool decode = is_decode(plan.kernel);
+  const int bits = bits_of(args.weight);
   const std::int64_t warps = decode ? kDecodeWarps : kGemmWarps;
+  // Warps with a strip and a share of its tiles, in whole units; the others idle.
+  const std::int64_t strips = std::min<std::int64_t>(strips_of(args), plan.strips_per_block);
   const std::int64_t parts = warps / plan.strips_per_block;
-  const std::int64_t tiles = warps * div_up(plan.tiles_per_split, parts);
+  const std::int64_t unit = decode ? device::unit_tiles(bits) : 1;
+  const std::int64_t share = div_up(plan.tiles_per_split, parts * unit) * unit;
+  const std::int64_t working = strips * div_up(plan.tiles_per_split, share);
+
   const std::int64_t tokens = std::min<std::int64_t>(usual_tokens(args), tokens_of(plan.kernel));
+  const std::int64_t values = tokens * strips * kTileRows;
   const std::int64_t x_bytes = plan.tiles_per_split * kTileCols * 2 * tokens;
-  // Partial sums are written and read, mostly in the L2 cache.
-  const std::int64_t partial_bytes =
-      plan.splits > 1 ? 2 * 4 * tokens * plan.strips_per_block * kTileRows : 0;
+  const std::int64_t partial_bytes = plan.splits > 1 ? 4 * values : 0;
   const std::int64_t work =
       decode ? kDecodeTileBytes : std::max(kGemmTileBytes, div_up(tokens, 16) * kGemmTokensBytes);
-  const std::int64_t tile_cost = std::max<std::int64_t>(tile_bytes(bits_of(args.weight)), work);
+  const std::int64_t tile_cost = std::max<std::int64_t>(tile_bytes(bits), work);
 
   const std::int64_t blocks = div_up(strips_of(args), plan.strips_per_block) * plan.splits *
                               plan.token_blocks * std::min(args.experts, args.rows);
   const std::int64_t per_multiprocessor = div_up(blocks, device.multiprocessors);
-  const auto fit =
-      static_cast<std::int64_t>(device.max_shared_bytes / shared_bytes(args, plan).all());
-  const std::int64_t resident =
-      std::min<std::int64_t>(decode ? kDecodeResident : kGemmResident, fit);
+  const std::int64_t resident = resident_blocks(args, plan, device);
   // Where several blocks run at a time, the others hide most of what a new one waits for.
   const std::int64_t waves = div_up(per_multiprocessor, resident);
-  const std::int64_t latency =
-      kLatencyBytes * (3 + waves) / 4 + (plan.splits > 1 ? kLatencyBytes : 0);
-  const std::int64_t stream = per_multiprocessor * (tiles * tile_cost + x_bytes + partial_bytes);
-  // Few warps leave the bus idle now and then: 4 a third of the time, 8 a fifth.
-  const std::int64_t running = warps * std::min(resident, per_multiprocessor);
-  const std::int64_t idle = running <= 4 ? stream / 2 : running <= 8 ? stream / 4 : 0;
-  return stream + idle + latency;
+  const std::int64_t latency = kLatencyBytes * (3 + waves) / 4;
+  const std::int64_t stream =
+      per_multiprocessor * (working * share * tile_cost + x_bytes + partial_bytes);
+  // Few warps leave the bus idle now and then: 8 a fifth of the time, 4 a third, 2 half of it.
+  const std::int64_t running = working * std::min(resident, per_multiprocessor);
+  const std::int64_t idle = running <= 8 ? 2 * stream / running : 0;
+  return stream + idle + latency + last_block_cost(plan, values, 32 * warps);
 }
 
 LinearKernel kernel_for(const FusedLinearArgs& args) {
@@ -148,7 +176,9 @@ SharedBytes shared_bytes(const FusedLinearArgs& args, const LinearPlan& plan) {
   const int depth = decode ? device::kDecodeRing : device::kGemmRing;
   const int stage = tiles * tile_bytes(bits) + slot_bytes(args.weight, tiles);
   const int tokens = tokens_of(plan.kernel);
-  const auto sums = static_cast<std::size_t>(tokens * warps * kTileRows * 4);
+  const int parts = warps / plan.strips_per_block;
+  const auto sums = static_cast<std::size_t>(
+      4 * parts * tokens * device::sums_stride(plan.strips_per_block * kTileRows));
   SharedBytes bytes;
   bytes.rings = static_cast<std::size_t>(warps * depth * stage);
   if (decode) {
@@ -169,6 +199,7 @@ bool gemm_fits(const FusedMatrix& weight, const DeviceTraits& device) {
   args.weight = weight;
   LinearPlan plan;
   plan.kernel = LinearKernel::kGemm;
+  plan.strips_per_block = kGemmWarps;
   return shared_bytes(args, plan).all() <= device.max_shared_bytes;
 }
 

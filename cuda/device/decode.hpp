@@ -6,42 +6,119 @@
 
 namespace hqq::cuda::device {
 
-// x of the tokens and of the columns from `first_col` on, zeros beyond the last column. One more
-// row holds zeros: all tokens that there are not.
+// x in shared memory, of the tokens and of the columns from `first_col` on, zeros beyond the last
+// column. One more row holds zeros: all tokens that there are not. A thread's share is every
+// blockDim.x-th vector of eight columns.
+template <int kTokens>
+class XVectors {
+ public:
+  static constexpr int kVector = 8;
+
+  __device__ XVectors(const LinearParams& p, std::int64_t first_token, int tokens, int first_col,
+                      int columns)
+      : p_(p),
+        x_(p.x + first_token * p.x_stride),
+        tokens_(tokens),
+        rows_(tokens < kTokens ? tokens + 1 : kTokens),
+        first_col_(first_col),
+        columns_(columns) {
+    const int vectors = columns / kVector;
+    const auto thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    row_ = thread / vectors;
+    at_ = (thread - row_ * vectors) * kVector;
+    row_step_ = threads / vectors;
+    at_step_ = (threads - row_step_ * vectors) * kVector;
+  }
+
+  __device__ bool done() const { return row_ >= rows_; }
+  __device__ void advance() {
+    row_ += row_step_;
+    at_ += at_step_;
+    if (at_ < columns_) return;
+    at_ -= columns_;
+    ++row_;
+  }
+  __device__ int col() const { return first_col_ + at_; }
+  __device__ bool has_token() const { return row_ < tokens_; }
+  // Only where has_token().
+  __device__ const std::uint16_t* from() const { return x_ + row_ * p_.x_stride + col(); }
+  __device__ std::uint16_t* to(std::uint16_t* shared_x) const {
+    return shared_x + row_ * decode_x_stride(columns_) + at_;
+  }
+  // All vectors lie in x or behind it. Starts the copies.
+  __device__ void request_all(std::uint16_t* shared_x) {
+    for (; !done(); advance()) {
+      const bool inside = has_token() && col() < p_.K;
+      simt::cp_async_16(to(shared_x), inside ? from() : x_, inside);
+    }
+  }
+  __device__ uint4 load() const {
+    if (done() || !has_token()) return make_uint4(0, 0, 0, 0);
+    if (p_.x_aligned && col() + kVector <= p_.K) {
+      return ld_global(reinterpret_cast<const uint4*>(from()));
+    }
+    std::uint32_t v[kVector / 2] = {};
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      if (col() + j < p_.K) {
+        v[j / 2] |= static_cast<std::uint32_t>(ld_global(from() + j)) << (16 * (j % 2));
+      }
+    }
+    return make_uint4(v[0], v[1], v[2], v[3]);
+  }
+
+ private:
+  const LinearParams& p_;
+  const std::uint16_t* x_;
+  int tokens_, rows_, first_col_, columns_;
+  int row_, at_, row_step_, at_step_;
+};
+
+// v times the scales of its columns, rounded.
+template <class T>
+__device__ inline uint4 times_col_scale(const LinearParams& p, const float* col_scale, int col,
+                                        uint4 v) {
+  constexpr int kVector = 8;
+  float scale[kVector];
+  if (col + kVector <= p.K && reinterpret_cast<std::uintptr_t>(col_scale) % 16 == 0) {
+#pragma unroll
+    for (int j = 0; j < kVector; j += 4) {
+      const float4 s = ld_global(reinterpret_cast<const float4*>(col_scale + col + j));
+      scale[j] = s.x, scale[j + 1] = s.y, scale[j + 2] = s.z, scale[j + 3] = s.w;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      scale[j] = col + j < p.K ? ld_global(col_scale + col + j) : 0.0f;
+    }
+  }
+  const auto scaled = [&](std::uint32_t pair, int j) {
+    return simt::pack2<T>(T::to_float(static_cast<std::uint16_t>(pair)) * scale[j],
+                          T::to_float(static_cast<std::uint16_t>(pair >> 16)) * scale[j + 1]);
+  };
+  return make_uint4(scaled(v.x, 0), scaled(v.y, 2), scaled(v.z, 4), scaled(v.w, 6));
+}
+
+// With registers in between, four vectors at a time.
 template <class T, int kTokens>
 __device__ inline void load_x(const LinearParams& p, const float* col_scale,
-                              std::int64_t first_token, int tokens, int first_col, int columns,
-                              std::uint16_t* shared_x) {
-  constexpr int kVector = 8;
-  const int vectors = columns / kVector;
-  const int rows = tokens < kTokens ? tokens + 1 : kTokens;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * vectors;
-       i += static_cast<int>(blockDim.x)) {
-    const int token = i / vectors, at = i % vectors * kVector, col = first_col + at;
-    std::uint32_t v[kVector / 2] = {};
-    const std::uint16_t* row = p.x + (first_token + token) * p.x_stride;
-    if (token < tokens && p.x_aligned && col + kVector <= p.K) {
-      const uint4 all = ld_global(reinterpret_cast<const uint4*>(row + col));
-      v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
-    } else if (token < tokens) {
+                              XVectors<kTokens> vectors, std::uint16_t* shared_x) {
+  constexpr int kAhead = 4;
+  while (!vectors.done()) {
+    XVectors<kTokens> ahead = vectors;
+    uint4 v[kAhead];
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) {
-        if (col + j < p.K) {
-          v[j / 2] |= static_cast<std::uint32_t>(ld_global(row + col + j)) << (16 * (j % 2));
-        }
-      }
+    for (int i = 0; i < kAhead; ++i) {
+      v[i] = ahead.load();
+      ahead.advance();
     }
-    if (col_scale != nullptr) {
 #pragma unroll
-      for (int j = 0; j < kVector; j += 2) {
-        const float first = col + j < p.K ? ld_global(col_scale + col + j) : 0.0f;
-        const float second = col + j + 1 < p.K ? ld_global(col_scale + col + j + 1) : 0.0f;
-        v[j / 2] = simt::pack2<T>(T::to_float(static_cast<std::uint16_t>(v[j / 2])) * first,
-                                  T::to_float(static_cast<std::uint16_t>(v[j / 2] >> 16)) * second);
-      }
+    for (int i = 0; i < kAhead; ++i) {
+      if (vectors.done()) return;
+      if (col_scale != nullptr) v[i] = times_col_scale<T>(p, col_scale, vectors.col(), v[i]);
+      st_shared(reinterpret_cast<uint4*>(vectors.to(shared_x)), v[i]);
+      vectors.advance();
     }
-    st_shared(reinterpret_cast<uint4*>(shared_x + token * decode_x_stride(columns) + at),
-              make_uint4(v[0], v[1], v[2], v[3]));
   }
 }
 
@@ -108,7 +185,7 @@ class DecodeSums {
     }
   }
 
-  __device__ __forceinline__ void store(float* sums, int block_rows, int strip_row) const {
+  __device__ __forceinline__ void store(float* sums, int stride, int strip_row) const {
     const int g = lane_ / 4, t = lane_ % 4;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
@@ -117,7 +194,7 @@ class DecodeSums {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int row = strip_row + f * kFragmentRows + i / 2 * 8 + g;
-          st_shared(sums + (8 * j + 2 * t + i % 2) * block_rows + row, y_[f][j][i]);
+          st_shared(sums + (8 * j + 2 * t + i % 2) * stride + row, y_[f][j][i]);
         }
       }
     }
@@ -242,17 +319,23 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(LinearParams 
                                            expert * p.col_scale_stride);
   const int columns = (block_end - block_begin) * kTileCols;
   const int x_stride = decode_x_stride(columns);
+  const bool copies_x =
+      p.x_aligned && col_scale == nullptr && p.K % XVectors<kTokens>::kVector == 0;
 
   for (std::int64_t token = first; token < all.end;
        token += static_cast<std::int64_t>(gridDim.y) * kTokens) {
     const int tokens = all.end - token < kTokens ? static_cast<int>(all.end - token) : kTokens;
+    XVectors<kTokens> vectors(p, token, tokens, block_begin * kTileCols, columns);
+    if (copies_x) vectors.request_all(x);
+    simt::cp_async_commit();
     Stream stream(p, expert, first_strip + strip_in_block, begin, end, ring);
 #pragma unroll
     for (int i = 0; i < kDecodeRing - 1; ++i) {
       stream.request_next();
       simt::cp_async_commit();
     }
-    load_x<T, kTokens>(p, col_scale, token, tokens, block_begin * kTileCols, columns, x);
+    if (!copies_x) load_x<T>(p, col_scale, vectors, x);
+    simt::cp_async_wait<kDecodeRing - 1>();  // for x only
     __syncthreads();
 
     Sums sums(p, begin, tokens, x_stride);
@@ -265,8 +348,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(LinearParams 
     }
     __syncthreads();  // x has been read; its place is that of the sums
     auto* block_sums = reinterpret_cast<float*>(x);
-    const int block_rows = p.strips_per_block * kTileRows;
-    sums.store(block_sums + part * kTokens * block_rows, block_rows, strip_in_block * kTileRows);
+    const int stride = sums_stride(p.strips_per_block * kTileRows);
+    sums.store(block_sums + part * kTokens * stride, stride, strip_in_block * kTileRows);
     finish<T>(p, block_sums, {parts, kTokens, first_strip * kTileRows, token, tokens}, expert,
               split);
     __syncthreads();

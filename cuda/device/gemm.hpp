@@ -53,7 +53,7 @@ class GemmSums {
     step<3>(codes, stream, x);
   }
 
-  __device__ __forceinline__ void store(float* sums, int block_rows, int strip_row) const {
+  __device__ __forceinline__ void store(float* sums, int stride, int strip_row) const {
     const int g = lane_ / 4, t = lane_ % 4;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
@@ -62,7 +62,7 @@ class GemmSums {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int row = strip_row + f * kFragmentRows + i / 2 * 8 + g;
-          st_shared(sums + (8 * j + 2 * t + i % 2) * block_rows + row, y_[f][j][i]);
+          st_shared(sums + (8 * j + 2 * t + i % 2) * stride + row, y_[f][j][i]);
         }
       }
     }
@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(kGemmThreads, 3) gemm_kernel(LinearParams p) {
     }
     __syncthreads();  // the rings have been read; their place is that of the sums
     auto* block_sums = reinterpret_cast<float*>(shared + kCounterShared);
-    constexpr int kBlockRows = kGemmWarps * kTileRows;
-    sums.store(block_sums, kBlockRows, warp * kTileRows);
+    sums.store(block_sums, sums_stride(kGemmWarps * kTileRows), warp * kTileRows);
     finish<T>(p, block_sums, {1, kGemmTokens, first_strip * kTileRows, token, tokens}, expert,
               split);
     __syncthreads();

@@ -7,6 +7,15 @@ namespace hqq::cuda::device {
 
 inline constexpr int kCounterShared = 16;  // bytes of shared memory before all else
 
+// Floats between tokens in the sums of a block: those that a warp writes together then lie in
+// different banks, and four rows still in one vector.
+HQQ_HD constexpr int sums_stride(int block_rows) { return block_rows + 4; }
+
+// The block that adds up splits loads so much at a time: four rows of that many tokens (or of other
+// rows) and splits a thread.
+inline constexpr int kLastQuads = 2;
+inline constexpr int kLastSplits = 8;
+
 // ---- decode_kernel
 
 inline constexpr int kDecodeWarps = 8;

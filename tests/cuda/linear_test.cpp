@@ -159,6 +159,31 @@ TEST_P(FusedShapes, Strides) {
   }
 }
 
+// Columns that end inside a vector of an aligned x, and rows of x that several threads share.
+TEST_P(FusedShapes, VectorsOfX) {
+  const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
+  for (std::int64_t K : {150, 152, 1100}) {
+    for (bool col_scale : {false, true}) {
+      Product p{shape(BitWidth::k4, 1, 64, 36, K), DType::kF16, 7, GetParam(), strips, 1, true};
+      p.spec.col_scale = col_scale;
+      p.x_padding = (K + 7) / 8 * 8 - K;
+      expect_product(p);
+    }
+  }
+}
+
+// More than the block that adds up loads at a time; rows beyond the last strip; y that takes four
+// rows in one store, and not.
+TEST_P(FusedShapes, ManySplits) {
+  const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
+  for (std::int64_t N : {96, 99}) {
+    for (int splits : {8, 9, 11}) {
+      expect_product({shape(BitWidth::k8, 1, 64, N, 64 * splits), DType::kBF16, 13, GetParam(),
+                      strips, splits, true});
+    }
+  }
+}
+
 TEST_P(FusedShapes, Cuts) {
   if (GetParam() == LinearKernel::kGemm) {
     for (int splits : {1, 2, 3, 7}) {
