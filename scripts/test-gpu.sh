@@ -58,11 +58,11 @@ export HF_HUB_OFFLINE=1
 "$python" -m hqq_cpp._cli doctor
 
 step "Tests"
-tests=$root/tests/python/test_gpu.py
+tests=("$root"/tests/python/test_gpu*.py)
 # Where there is a GPU, a suite that skips has failed.
 "$python" -c 'import hqq_cpp, sys; sys.exit(not hqq_cpp.cuda_is_available())' ||
   die "hqq_cpp cannot use the GPU; see above"
-"$python" -m pytest "$tests"
+"$python" -m pytest "${tests[@]}"
 
 if ! $sanitizer; then exit 0; fi
 if ! command -v compute-sanitizer >/dev/null; then
@@ -76,5 +76,5 @@ for tool in memcheck racecheck; do
   step "compute-sanitizer: $tool"
   # Our kernels only: the tool slows everything it looks at down by a factor of ten to a hundred.
   compute-sanitizer --tool "$tool" --kernel-name kns=hqq4cuda6device --error-exitcode 1 \
-    "$python" -m pytest "$tests" -k "$small" -p no:cacheprovider
+    "$python" -m pytest "${tests[@]}" -k "$small" -p no:cacheprovider
 done

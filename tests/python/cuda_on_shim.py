@@ -5,7 +5,6 @@ test_cuda.py runs this file in a process of its own, whose library is the shim's
 
 from __future__ import annotations
 
-import gc
 import json
 
 import hqq_cpp
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hqq_cpp import _core
-from hqq_cpp.nn import backend, cuda
+from hqq_cpp.nn import backend, cuda, fused
 from hqq_cpp.nn.dequantize import weight_of
 from hqq_cpp.nn.linear import quantized_on_device
 from hqq_cpp.nn.quantize_model import quantize_model_
@@ -28,7 +27,7 @@ HALVES = [torch.float16, torch.bfloat16]
 def on_gpu(monkeypatch):
     """CPU tensors count as tensors on a GPU. Gives the number of fused products that ran."""
     ran = []
-    run = cuda.Fused.run
+    run = fused.Fused.run
 
     def counting(*arguments):
         done = run(*arguments)
@@ -36,10 +35,11 @@ def on_gpu(monkeypatch):
         return done
 
     monkeypatch.setattr(cuda, "is_native", lambda tensor: tensor.device.type == "cpu")
-    monkeypatch.setattr(cuda.Fused, "run", counting)
+    monkeypatch.setattr(fused.Fused, "run", counting)
     yield ran
     assert all(ran)
-    cuda._fused.clear()
+    fused._copies.clear()
+    fused._retired.clear()
 
 
 @pytest.fixture
@@ -275,6 +275,12 @@ def largest_scale(module):
     return scale if module.col_scale is None else scale * module.col_scale.double().abs().amax()
 
 
+def is_right_product(module, W_r, x, y):
+    """Without bias."""
+    error = (y.double() - x.double() @ W_r.double().t()).abs()
+    return bool((error <= tolerance(W_r.double(), largest_scale(module), x)).all())
+
+
 def is_right(layer, x, y):
     W_r = layer.dequantize(torch.float64)
     bias = 0 if layer.bias is None else layer.bias.double()
@@ -318,7 +324,7 @@ def test_linear_without_a_fused_kernel_is_dense(rng, on_gpu):
         expected = layer(x)
         hqq_cpp.set_backend("auto")
         assert torch.equal(layer(x), expected)
-    rows = cuda.fused(layer.packed(), layer._layout, 0, torch.float16).max_rows + 1
+    rows = fused.fused(layer.packed(), layer._layout, 0, torch.float16).max_rows + 1
     x = random_matrix(rng, (rows, 64), torch.float16)
     hqq_cpp.set_backend("torch")
     expected = layer(x)
@@ -377,69 +383,6 @@ def test_a_compiler_asks_for_the_library_itself(monkeypatch):
     assert cuda._available is True
 
 
-def test_a_graph_that_is_recorded_makes_no_copy(rng, on_gpu, monkeypatch):
-    layer = make_layer(rng, 16, 64)
-    x = random_matrix(rng, (2, 64), torch.float16)
-    monkeypatch.setattr(cuda, "is_capturing", lambda tensor: True)
-    y = layer(x)
-    assert cuda._fused == {} and on_gpu == []
-    monkeypatch.undo()
-    monkeypatch.setattr(cuda, "is_native", lambda tensor: True)
-    assert is_right(layer, x, y) and is_right(layer, x, layer(x))
-    assert len(cuda._fused) == 1
-
-
-# ---- the second copy of the codes --------------------------------------------------------------
-
-
-def test_the_copy_is_made_once_and_goes_with_the_layer(rng, on_gpu):
-    layer = make_layer(rng, 16, 64)
-    x = random_matrix(rng, (1, 64), torch.float16)
-    layer(x)
-    [entry] = cuda._fused.values()
-    layer(x)
-    assert [e.fused for e in cuda._fused.values()] == [entry.fused]
-    assert not layer.is_tiled and layer.state_dict()["W_q"].shape == layer.W_q.shape
-    del layer, entry
-    gc.collect()
-    assert cuda._fused == {}
-
-
-def test_the_copy_follows_the_weight(rng, on_gpu):
-    layer, other = (make_layer(rng, 16, 64, balance="none") for _ in range(2))
-    x = random_matrix(rng, (2, 64), torch.float16)
-
-    def right():
-        return is_right(layer, x, layer(x))
-
-    before = layer(x)
-    layer.load_state_dict(other.state_dict())
-    assert right() and not torch.equal(layer(x), before)
-    before = layer(x)
-    layer.quantize_(random_matrix(rng, (16, 64)))
-    assert right() and not torch.equal(layer(x), before)
-    before = layer(x)
-    with torch.no_grad():
-        layer.scale.mul_(2)
-    assert right() and not torch.equal(layer(x), before)
-
-
-def test_without_copies(rng, on_gpu):
-    layer = make_layer(rng, 16, 64)
-    x = random_matrix(rng, (1, 64), torch.float16)
-    layer(x)
-    hqq_cpp.set_backend("auto", fused=False)
-    try:
-        assert cuda._fused == {}
-        expected = torch.addmm(layer.bias, x, layer.dequantize(torch.float16).t())
-        assert torch.equal(layer(x), expected)
-        assert len(on_gpu) == 1
-    finally:
-        hqq_cpp.set_backend("auto", fused=True)
-    layer(x)
-    assert len(on_gpu) == 2
-
-
 # ---- experts -----------------------------------------------------------------------------------
 
 
@@ -493,7 +436,7 @@ def test_experts(rng, on_gpu, parts, settings, bias):
 
 def test_experts_of_many_rows_and_gradients(rng, on_gpu):
     module = make_experts(rng, 2, 1, 16, 64)
-    max_rows = cuda.fused(module.packed(), module._layout, 1, torch.float16).max_rows
+    max_rows = fused.fused(module.packed(), module._layout, 1, torch.float16).max_rows
     x = random_matrix(rng, (2 * max_rows + 1, 64), torch.float16).requires_grad_()
     counts = torch.tensor([1, 2 * max_rows])
     y = module(x, counts)

@@ -1,14 +1,87 @@
 """What the tests on a GPU share: layers that it solved, and how far its products may be from float64."""
 
+import contextlib
+
 import hqq_cpp
 import numpy as np
 import pytest
 import torch
+from hqq_cpp.nn import fused
 from test_linear import metadata
 
+
+def why_not():
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if not hqq_cpp.cuda_is_available():
+        return "libhqq_cuda is missing or cannot use the GPU ('hqq-cpp doctor' says more)"
+    return None
+
+
+REASON = why_not()
 DEVICE = "cuda"
 # Relative error of a step of a sum in a tensor core: up to four units in the last place of float32.
 STEP = 2.0**-22
+
+
+# What fused products have answered in this test.
+_ran = []
+
+
+@contextlib.contextmanager
+def only_native_kernels():
+    """No test passes by way of the CPU or of plain torch, or with sums of 16-bit parts in cuBLAS."""
+    run, matmul = fused.Fused.run, torch.backends.cuda.matmul
+
+    def counting(*arguments):
+        _ran.append(run(*arguments))
+        return _ran[-1]
+
+    # torch makes these attributes up: a MonkeyPatch cannot put them back.
+    names = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("fp16", "bf16")]
+    kept = [getattr(matmul, name) for name in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused.Fused, "run", counting)
+        for name in names:
+            setattr(matmul, name, False)
+        hqq_cpp.set_backend("native", fused=True)
+        try:
+            yield
+        finally:
+            hqq_cpp.set_backend("auto", fused=True)
+            for name, value in zip(names, kept):
+                setattr(matmul, name, value)
+            _ran.clear()
+
+
+def has_kernel(layer, dtype):
+    return fused.limits(layer.packed(), layer._layout, dtype) is not None
+
+
+def product(layer, x, *arguments):
+    """layer(x, ...), after a look at who has multiplied: a fused kernel if there is one for so many rows
+    (of an expert, on average)."""
+    before, rows = len(_ran), x.numel() // layer.in_features
+    y = layer(x, *arguments)
+    limits = fused.limits(layer.packed(), layer._layout, x.dtype)
+    experts = layer.num_experts if isinstance(layer, hqq_cpp.HqqExperts) else 1
+    is_fused = limits is not None and 0 < rows <= limits.max_rows * experts
+    assert _ran[before:] == [True] * is_fused
+    return y
+
+
+def make_layer(nbits, axis, out=384, columns=512, group_size=64, balance="none", bias=None):
+    settings = {
+        "nbits": nbits, "axis": axis, "group_size": group_size, "balance": balance,
+        "solver": "minmax",
+    }  # fmt: skip
+    return gpu_layer(normal(out, columns), settings, bias)
+
+
+def replace_parameters(module, tensors):
+    """As accelerate does: past the module."""
+    for name, tensor in tensors.items():
+        module._parameters[name] = torch.nn.Parameter(tensor.to(DEVICE), requires_grad=False)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):

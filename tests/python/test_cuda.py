@@ -44,16 +44,17 @@ def shim():
 
 
 def test_everything_on_the_shim(shim):
-    """cuda_on_shim.py in a process of its own: a process loads one library."""
+    """cuda*_on_shim.py in a process of its own: a process loads one library."""
     environment = {
         "HQQ_CUDA_LIBRARY": str(shim),
         "HQQ_SIMT_HOST_MEMORY": "1",
         # Device memory of torch is ordinary memory there: the library must see the same.
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    file = Path(__file__).with_name("cuda_on_shim.py")
+    names = ("cuda_on_shim.py", "cuda_fused_on_shim.py")
+    files = [str(Path(__file__).with_name(name)) for name in names]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -113,7 +114,7 @@ def test_a_driver_of_the_same_major_version_is_enough(run_python, shim):
         ),
         (
             {"HQQ_SIMT_COMPUTE": "70"},
-            "has compute capability 7.0; the kernels need 7.5 or newer",
+            "has compute capability 7.0; this build has kernels for 7.5 and newer",
         ),
     ],
 )
@@ -147,15 +148,19 @@ def test_doctor_says_why_not(run_python, shim, tmp_path):
     assert "missing.so" in done.stdout
 
 
-def test_import_loads_no_library(run_python, tmp_path):
+def test_import_loads_no_library(run_python, shim):
     code = """
-import sys
 import hqq_cpp
 import hqq_cpp.nn
-maps = open("/proc/self/maps").read()
-assert "hqq_cuda" not in maps, maps
+
+def is_loaded():
+    with open("/proc/self/maps") as maps:
+        return "libhqq_cuda" in maps.read()
+
+assert not is_loaded()
 assert hqq_cpp.nn.cuda._available is None
+assert hqq_cpp.cuda_is_available() and is_loaded()
 """
     pytest.importorskip("torch")
-    done = run_python(code, HQQ_CUDA_LIBRARY=str(tmp_path / "missing.so"))
+    done = run_python(code, HQQ_CUDA_LIBRARY=str(shim))
     assert done.returncode == 0, done.stderr

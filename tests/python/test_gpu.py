@@ -10,31 +10,27 @@ import reference
 torch = pytest.importorskip("torch", reason="the tests on a GPU need torch")
 
 import hqq_cpp
-import hqq_cpp.nn.cuda as native
 from gpu_checks import (
     DEVICE,
+    REASON,
     STEP,
     bits,
     check,
     check_product,
     gpu_layer,
+    has_kernel,
+    make_layer,
     normal,
+    only_native_kernels,
     parts_of,
+    product,
     product_bound,
-    record,
+    replace_parameters,
     same_tensors,
 )  # fmt: skip
+from hqq_cpp.nn import fused
 
 
-def why_not():
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
-    if not hqq_cpp.cuda_is_available():
-        return "libhqq_cuda is missing or cannot use the GPU ('hqq-cpp doctor' says more)"
-    return None
-
-
-REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 NBITS = reference.NBITS
@@ -44,20 +40,8 @@ ROWS = (1, 2, 7, 8, 9, 16, 17, 64, 65, 256)
 
 @pytest.fixture(autouse=True)
 def only_native():
-    """No test passes by way of the CPU or of plain torch, or with sums of 16-bit parts in cuBLAS."""
-    hqq_cpp.set_backend("native", fused=True)
-    kept = [
-        (torch.backends.cuda.matmul, name, getattr(torch.backends.cuda.matmul, name))
-        for name in (
-            "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
-        )
-    ]  # fmt: skip
-    for owner, name, _ in kept:
-        setattr(owner, name, False)
-    yield
-    hqq_cpp.set_backend("auto", fused=True)
-    for owner, name, value in kept:
-        setattr(owner, name, value)
+    with only_native_kernels():
+        yield
 
 
 # ---- Quantization --------------------------------------------------------------------------------
@@ -167,14 +151,6 @@ def test_embedding_bits(axis):
 # ---- Products ------------------------------------------------------------------------------------
 
 
-def make_layer(nbits, axis, out=384, columns=512, group_size=64, balance="none", bias=None):
-    settings = {
-        "nbits": nbits, "axis": axis, "group_size": group_size, "balance": balance,
-        "solver": "minmax",
-    }  # fmt: skip
-    return gpu_layer(normal(out, columns), settings, bias)
-
-
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("axis", [1, 0])
 @pytest.mark.parametrize("nbits", NBITS)
@@ -185,9 +161,10 @@ def test_product(nbits, axis, dtype):
         with_bias = make_layer(nbits, axis, balance=balance, bias=bias)
         x = normal(max(ROWS), 512, seed=1, dtype=dtype).to(DEVICE)
         bounds = product_bound(plain, x), product_bound(plain, x, bias)
+        assert has_kernel(plain, dtype)
         for rows in ROWS:
-            check(x[:rows], plain(x[:rows]), bounds[0])
-            check(x[:rows], with_bias(x[:rows]), bounds[1])
+            check(x[:rows], product(plain, x[:rows]), bounds[0])
+            check(x[:rows], product(with_bias, x[:rows]), bounds[1])
         with pytest.raises(AssertionError):
             check(x[:1], plain(x[:1]).roll(1, -1), bounds[0])
 
@@ -199,10 +176,9 @@ def test_product_of_few_rows_is_exact(nbits, dtype):
     layer = make_layer(nbits, 1)
     x = normal(16, 512, dtype=dtype).to(DEVICE)
     bounds = product_bound(layer, x, sixteen=False)
+    assert fused.limits(layer.packed(), layer._layout, dtype).max_rows >= 16
     for rows in (1, 8, 16):
-        part = x[:rows]
-        assert native.linear(part, layer.packed(), layer._layout, None) is not None
-        check(part, layer(part), bounds)
+        check(x[:rows], product(layer, x[:rows]), bounds)
 
 
 ODD = [
@@ -229,7 +205,7 @@ def test_product_of_odd_shapes(shape):
             x = normal(33, columns, seed=1, dtype=dtype).to(DEVICE)
             bounds = product_bound(layer, x)
             for rows in (1, 5, 16, 33):
-                check(x[:rows], layer(x[:rows]), bounds)
+                check(x[:rows], product(layer, x[:rows]), bounds)
 
 
 @pytest.mark.parametrize("meta_dtype", ["bfloat16", "float32"])
@@ -242,7 +218,7 @@ def test_product_with_other_metadata(meta_dtype):
         layer = gpu_layer(normal(96, 256), settings)
         for rows in (1, 16, 100):
             x = normal(rows, 256, seed=rows, dtype=dtype).to(DEVICE)
-            check_product(layer, x, layer(x))
+            check_product(layer, x, product(layer, x))
 
 
 def test_product_of_large_layers():
@@ -251,7 +227,7 @@ def test_product_of_large_layers():
         layer = make_layer(4, 1, out, columns)
         for rows in (1, 16, 128):
             x = normal(rows, columns, seed=rows, dtype=torch.float16).to(DEVICE)
-            y = layer(x)
+            y = product(layer, x)
             check_product(layer, x, y)
             for _ in range(5):
                 assert torch.equal(layer(x), y)  # always in the same order
@@ -262,7 +238,7 @@ def test_product_of_rows_apart():
     large = normal(40, 1100, seed=3, dtype=torch.float16).to(DEVICE)
     whole = normal(512, 24, seed=4, dtype=torch.float16).to(DEVICE)
     for x in (large[:, 3:515], large[::2, 8:520], large[:1, 1:513], whole.t(), large[:0, :512]):
-        y = layer(x)
+        y = product(layer, x)
         check_product(layer, x, y)
         assert torch.equal(y, layer(x.contiguous()))
     x = normal(2, 3, 512, seed=5, dtype=torch.float16).to(DEVICE)
@@ -282,7 +258,7 @@ def test_product_without_fused_kernels():
     layer = make_layer(4, 1)
     x = normal(3, 512, dtype=torch.float16).to(DEVICE)
     hqq_cpp.set_backend("native", fused=False)
-    assert native.linear(x, layer.packed(), layer._layout, None) is None
+    assert fused.linear(x, layer.packed(), layer._layout, None) is None
     check_product(layer, x, layer(x))
 
 
@@ -292,8 +268,29 @@ def test_a_changed_weight_is_seen():
     x = normal(2, 512, dtype=torch.float16).to(DEVICE)
     before = layer(x)
     layer.quantize_(normal(384, 512, seed=9).to(DEVICE))
-    check_product(layer, x, layer(x))
+    check_product(layer, x, product(layer, x))
     assert not torch.equal(layer(x), before)
+    layer.W_q.data.copy_(make_layer(8, 1, columns=256).W_q)
+    layer.refresh_copies()
+    check_product(layer, x, product(layer, x))
+
+
+def test_parameters_moved_past_the_layer():
+    """Tiled tensors, and a bias that is still on the CPU."""
+    W, bias = normal(384, 512), normal(384, seed=2, dtype=torch.float16)
+    x = normal(2, 512, dtype=torch.float16).to(DEVICE)
+    layer = hqq_cpp.HqqLinear(hqq_cpp.quantize(W, {"nbits": 4})).tile_()
+    assert layer.is_tiled
+    replace_parameters(layer, {k: v for k, v in layer._parameters.items() if v is not None})
+    assert layer.is_tiled and layer.device.type == DEVICE
+    dense = torch.from_dlpack(hqq_cpp.dequantize(hqq_cpp.quantize(W, {"nbits": 4}), "float32"))
+    assert torch.equal(layer.dequantize().cpu(), dense)
+    y = layer(x)
+    assert not layer.is_tiled
+    check_product(layer, x, y)
+    biased = hqq_cpp.quantize_linear(W.to(DEVICE), {"nbits": 4}, bias=bias)
+    assert biased.bias.device.type == DEVICE
+    check_product(biased, x, product(biased, x), bias)
 
 
 @pytest.mark.parametrize("rows", [1, 20, 300])
@@ -305,7 +302,7 @@ def test_backward(dtype, rows):
         layer.bias.requires_grad_()
         x = normal(rows, 512, seed=rows, dtype=dtype).to(DEVICE).requires_grad_()
         grad_y = normal(rows, 384, seed=7, dtype=dtype).to(DEVICE)
-        y = layer(x)
+        y = product(layer, x)
         check_product(layer, x, y, bias)
         y.backward(grad_y)
         codes, scale, zero, col_scale = parts_of(layer)
@@ -333,12 +330,13 @@ def test_experts(dtype):
         quantized = [hqq_cpp.quantize(normal(96, 256, seed=e), settings) for e in range(5)]
         layers = [hqq_cpp.HqqLinear(q) for q in quantized]
         made = hqq_cpp.HqqExperts(quantized, dtype=dtype).to(DEVICE)
+        assert has_kernel(made, dtype)
         bias = normal(5, 96, seed=8, dtype=dtype)
         for counts in ([1, 0, 1, 0, 0], [3, 0, 9, 1, 16], [70, 2, 0, 40, 130]):
             used = sum(counts)
             x = normal(used + 2, 256, seed=used, dtype=dtype).to(DEVICE)
-            y = made(x, torch.tensor(counts, device=DEVICE))
-            biased = made(x, torch.tensor(counts, device=DEVICE), bias.to(DEVICE))
+            y = product(made, x, torch.tensor(counts, device=DEVICE))
+            biased = product(made, x, torch.tensor(counts, device=DEVICE), bias.to(DEVICE))
             assert not y[used:].any()  # rows of no expert
             first = 0
             for e, count in enumerate(counts):
@@ -348,86 +346,7 @@ def test_experts(dtype):
                 first += count
 
 
-# ---- Graphs, compilers, streams, devices ---------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows", [1, 16, 65, 512])
-def test_cuda_graph(rows):
-    layers = [make_layer(nbits, 1, 512, 512) for nbits in (4, 3)]
-    x = torch.zeros(rows, 512, dtype=torch.float16, device=DEVICE)
-    with torch.no_grad():
-        graph, results = record(lambda: [layer(x) for layer in layers])
-        for seed in range(3):
-            new = normal(rows, 512, seed=seed, dtype=torch.float16).to(DEVICE)
-            x.copy_(new)
-            graph.replay()
-            for layer, y in zip(layers, results):
-                check_product(layer, new, y)
-                # Beyond, cuBLAS multiplies, which may work in another way inside a graph.
-                assert rows > 65 or torch.equal(y, layer(new))
-
-
-def test_cuda_graph_of_experts():
-    quantized = [hqq_cpp.quantize(normal(64, 128, seed=e), {"nbits": 4}) for e in range(4)]
-    made = hqq_cpp.HqqExperts(quantized).to(DEVICE)
-    x = normal(6, 128, dtype=torch.float16).to(DEVICE)
-    counts = torch.tensor([2, 2, 1, 1], device=DEVICE)
-    with torch.no_grad():
-        graph, y = record(lambda: made(x, counts))
-        for new in ([0, 6, 0, 0], [1, 2, 3, 0]):
-            counts.copy_(torch.tensor(new))
-            graph.replay()
-            assert torch.equal(y, made(x, counts))
-
-
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiler(mode):
-    torch._dynamo.reset()
-    bias = normal(384, seed=2, dtype=torch.float16)
-    layer = make_layer(4, 1, bias=bias)
-    compiled = torch.compile(lambda x: layer(x) * 2, fullgraph=True, mode=mode)
-    with torch.no_grad():
-        for rows in (1, 16, 300):
-            for seed in range(3):
-                x = normal(rows, 512, seed=seed, dtype=torch.float16).to(DEVICE)
-                y = compiled(x) / 2  # exact
-                check_product(layer, x, y, bias)
-                assert rows > 65 or torch.equal(y, layer(x))
-
-
-def test_two_streams():
-    layers = [make_layer(4, 1, 512, 4096), make_layer(3, 1, 512, 4096)]
-    x = normal(4, 4096, dtype=torch.float16).to(DEVICE)
-    expected = [layer(x) for layer in layers]
-    torch.cuda.synchronize()
-    streams = [torch.cuda.Stream() for _ in layers]
-    results = [[], []]
-    for _ in range(50):
-        for stream, layer, its in zip(streams, layers, results):
-            with torch.cuda.stream(stream):
-                its.append(layer(x))
-    torch.cuda.synchronize()
-    for its, y in zip(results, expected):
-        assert all(torch.equal(other, y) for other in its)
-
-
-@pytest.mark.skipif(
-    REASON is not None or torch.cuda.device_count() < 2, reason="there is no second GPU"
-)
-def test_second_gpu():
-    W, settings = normal(384, 512), {"nbits": 4, "balance": "none"}
-    q = hqq_cpp.quantize(W, settings)
-    assert torch.cuda.current_device() == 0
-    layer = hqq_cpp.quantize_linear(W.to("cuda:1"), settings)
-    assert layer.device == torch.device("cuda:1")
-    same_tensors(layer, q)
-    x = normal(9, 512, dtype=torch.float16)
-    check_product(layer, x, layer(x.to("cuda:1")))
-    moved = layer.to("cuda:0")
-    check_product(moved, x, moved(x.to("cuda:0")))
-    assert torch.cuda.current_device() == 0
-    host = hqq_cpp.quantize(W, settings, device="cuda:1")
-    same_tensors(hqq_cpp.HqqLinear(host), q)
+# ---- Memory -------------------------------------------------------------------------------------
 
 
 def test_out_of_memory():

@@ -1,8 +1,8 @@
 """Which code runs a quantized layer: the one place where torch meets the kernels.
 
-Two backends: "native", the C++ kernels for tensors in CPU memory and those of libhqq_cuda (cuda.py)
-for tensors on a GPU, and "torch", plain torch operations, on any device. "auto" takes native where it
-can.
+Two backends: "native", the C++ kernels for tensors in CPU memory and those of libhqq_cuda (cuda.py,
+fused.py) for tensors on a GPU, and "torch", plain torch operations, on any device. "auto" takes native
+where it can.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from .. import _core
 from . import cuda
+from . import fused as fused_kernels
 from .dequantize import Layout, Weight, config_of, stored_of, weight_of
 from .dequantize import dequantize as torch_dequantize
 from .dequantize import dequantize_rows as torch_dequantize_rows
@@ -38,8 +39,8 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
         mode: How the C++ kernels multiply, see hqq_cpp.linear(): 'fast', 'exact' or 'auto'. With
             'auto' (the default) a forward pass that autograd records is exact. None: as it is.
         fused: Whether products on a GPU use fused kernels (the default), which keep a second copy of
-            the codes in GPU memory; False drops those copies, and a product dequantizes the weight
-            first. None: as it is.
+            the codes in GPU memory; False drops those copies, but what recorded CUDA graphs read, and
+            a product dequantizes the weight first. None: as it is.
 
     Raises:
         ValueError: For another name.
@@ -57,7 +58,7 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
         _mode_code(mode)
         _mode = mode
     if fused is not None:
-        cuda.use_fused(fused)
+        fused_kernels.use(fused)
     _backend = name
 
 
@@ -147,14 +148,24 @@ def tile(weight: Weight, layout: Layout) -> Weight:
 
 
 def untile(weight: Weight, layout: Layout) -> Weight:
-    """Format 1 again, bit for bit."""
-    return weight_of(_matrix(_core.TiledTensor, weight, layout).untile(_threads()))
+    """Format 1 again, bit for bit, on the device of the weight."""
+    device = weight.W_q.device
+    weight = Weight(*(t if t is None else t.detach().cpu() for t in weight))
+    plain = weight_of(_matrix(_core.TiledTensor, weight, layout).untile(_threads()))
+    return Weight(*(t if t is None else t.to(device) for t in plain))
+
+
+def _untiled_on_gpu(weight: Weight, layout: Layout) -> Weight:
+    """The matrix in the order that the CUDA kernels read. Tiled tensors come to a GPU where something
+    moves the parameters of a module, and not the module."""
+    return untile(weight, layout) if is_tiled(weight) else weight
 
 
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype, on the device of the weight."""
     native = _backend != "torch" and dtype in _NATIVE_DTYPES
     if native and cuda.is_native(weight.W_q):
+        weight = _untiled_on_gpu(weight, layout)
         dense = cuda.dequantize(weight, layout, dtype)
         return torch_dequantize(weight, layout, dtype) if dense is None else dense
     if not native or weight.W_q.device.type != "cpu":
@@ -174,6 +185,7 @@ def embedding(
     """The rows `ids` [...] of W_r, [..., in_features] of dtype."""
     native = embeds_native(ids, weight, dtype)
     if native and cuda.is_native(weight.W_q):
+        weight = _untiled_on_gpu(weight, layout)
         rows = cuda.embedding(ids, weight, layout, dtype)
         if rows is not None:
             return rows
@@ -228,7 +240,8 @@ def linear(
     """x [..., in_features] W_r^T + bias, in the dtype of x."""
     native = uses_native(weight, x)
     if native and cuda.is_native(weight.W_q):
-        y = cuda.linear(x, weight, layout, bias)
+        weight = _untiled_on_gpu(weight, layout)
+        y = fused_kernels.linear(x, weight, layout, bias)
         if y is not None:
             return y
     # The kernels sum in float32.
@@ -319,12 +332,15 @@ def experts_linear(
         bias: [experts, out], or None.
     """
     features = layout.in_features if transposed else layout.out_features
-    if not transposed and cuda.is_native(weight.W_q) and uses_native(weight, x):
-        grouped = cuda.experts_linear(x, counts, weight, layout, parts, bias)
+    is_tiled_stack = weight.W_q.dim() == 4
+    on_gpu = cuda.is_native(weight.W_q)
+    # Tiled experts that are on a GPU all the same are untiled one by one.
+    if on_gpu and not transposed and not is_tiled_stack and uses_native(weight, x):
+        grouped = fused_kernels.experts_linear(x, counts, weight, layout, parts, bias)
         if grouped is not None:
             return grouped
     y = x.new_zeros(x.shape[0], features)
-    if weight.W_q.dim() == 4 and not transposed and x.dtype in _FAST_DTYPES:
+    if is_tiled_stack and not on_gpu and not transposed and x.dtype in _FAST_DTYPES:
         if uses_native(weight, x):
             _native_experts(x, counts.tolist(), weight, layout, parts, y)
             if bias is not None:
@@ -332,7 +348,7 @@ def experts_linear(
                 y[: experts.numel()] += bias[experts].to(y.dtype)
             return y
     # A fused kernel for a single expert would keep a copy of its own.
-    multiply = _dense_linear if cuda.is_native(weight.W_q) else linear
+    multiply = _dense_linear if on_gpu else linear
     for expert, rows in expert_rows(counts):
         if transposed:
             y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._core import QuantizedTensor
-from . import backend, ops
+from . import backend, cuda, ops
 from .dequantize import TENSOR_NAMES, Weight, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
 
@@ -162,8 +162,12 @@ class HqqExperts(QuantizedModule):
             [rows, out_features] in the dtype of x, with gradients for x and bias.
         """
         # Transposed matrices are dequantized whatever their order.
-        if not self.is_tiled and not transposed and backend.tiles():
-            self.tile_()
+        if not self.is_tiled:
+            if not transposed and backend.tiles():
+                self.tile_()
+        elif not torch.compiler.is_compiling() and cuda.is_native(self._parameters["W_q"]):
+            # Whatever moved the parameters past the module.
+            self.untile_()
         return ops.experts_linear(
             x, counts, self.packed(), self._layout, self.parts, transposed, bias
         )

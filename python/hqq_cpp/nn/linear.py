@@ -9,7 +9,7 @@ from torch import nn
 
 from .._core import NativeLayer, QuantizedTensor, Tensor
 from ..config import HqqConfig
-from . import backend, cuda, ops
+from . import backend, cuda, fused, ops
 from .dequantize import weight_of
 from .module import QuantizedModule, parse_dtype
 from .solve import quantize_tensor
@@ -172,10 +172,13 @@ class HqqLinear(QuantizedModule, nn.Linear):
         return ops.linear(x, self.packed(), self._layout, self._parameters["bias"])
 
     def _forward_on_gpu(self, x: torch.Tensor) -> torch.Tensor:
+        # Whatever moved the parameters past the module.
+        if self.is_tiled:
+            self.untile_()
         bias = self._parameters["bias"]
         weight = self.packed()
         if backend.is_plain_on_gpu(x, weight, bias) and x.shape[-1] == self.in_features:
-            y = cuda.linear(x, weight, self._layout, bias)
+            y = fused.linear(x, weight, self._layout, bias)
             if y is not None:
                 return y
         return ops.linear(x, weight, self._layout, bias)
@@ -205,7 +208,10 @@ def quantized_on_device(
     layer = HqqLinear.empty(solved.settings, *W.shape, dtype=W.dtype, device="meta")
     layer.set_packed(solved.tensors, W.device)
     if bias is not None and not isinstance(bias, torch.Tensor):
-        bias = torch.from_dlpack(Tensor(bias)).clone().to(W.device)
+        bias = torch.from_dlpack(Tensor(bias)).clone()
+    if bias is not None and bias.device != W.device:
+        moved, needs_grad = bias.detach().to(W.device), bias.requires_grad
+        bias = nn.Parameter(moved, requires_grad=needs_grad)
     layer._register_bias(bias)
     return layer
 

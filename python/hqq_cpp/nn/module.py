@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import backend, cuda
+from . import backend, fused
 from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
 
 if TYPE_CHECKING:
@@ -147,6 +147,16 @@ class QuantizedModule(nn.Module):
             if parameter is not None:
                 parameter.data = tensor
 
+    def refresh_copies(self) -> Self:
+        """Copies the tensors again for the fused kernels of a GPU, if there is a copy.
+
+        To be called when their memory was written to in a way that torch does not count, as through
+        ``.data`` or in inference mode. Recorded CUDA graphs see the new weight then, too.
+        """
+        if self.W_q is not None and self.W_q.device.type != "meta":
+            fused.refresh(self.packed())
+        return self
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.is_tiled:
@@ -223,8 +233,7 @@ class QuantizedModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if self.W_q is not None and self.W_q.device.type != "meta":
-            cuda.forget(self.packed())
+        self.refresh_copies()
 
     def _repr_settings(self) -> str:
         config = self.layer_config
