@@ -54,18 +54,7 @@ class GemmSums {
   }
 
   __device__ __forceinline__ void store(float* sums, int stride, int strip_row) const {
-    const int g = lane_ / 4, t = lane_ % 4;
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-#pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = strip_row + f * kFragmentRows + i / 2 * 8 + g;
-          st_shared(sums + (8 * j + 2 * t + i % 2) * stride + row, y_[f][j][i]);
-        }
-      }
-    }
+    store_strip(y_, lane_, sums, stride, strip_row);
   }
 
  private:

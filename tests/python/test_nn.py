@@ -330,6 +330,9 @@ def test_experts_refuse():
         made[2]
     with pytest.raises(ValueError, match=r"x has the shape \[3, 63\]; it must be \[rows, 64\]"):
         made(torch.randn(3, 63), torch.tensor([1, 2]))
+    for counts in ([1, 3], [-1, 2]):
+        with pytest.raises(ValueError, match=f"counts .* add up to {sum(counts)} rows"):
+            made(torch.randn(3, 64), torch.tensor(counts))
     with pytest.raises(ValueError, match="W_q is uint8"):
         made.set_packed(
             {k: v[:1] for k, v in made.packed()._asdict().items() if v is not None}, "cpu"

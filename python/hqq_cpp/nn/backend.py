@@ -413,6 +413,11 @@ def _native_experts(
     x: torch.Tensor, counts: list[int], weight: Weight, layout: Layout, parts: int, y: torch.Tensor
 ) -> None:
     """experts_linear() into y by the C++ kernels, all experts at once, for tiled weights."""
+    if min(counts, default=0) < 0 or sum(counts) > x.shape[0]:
+        raise ValueError(
+            f"[experts] the counts {counts} add up to {sum(counts)} rows; they must be >= 0 and add "
+            f"up to at most the {x.shape[0]} rows of x"
+        )
     weight = _contiguous(weight)
     x = x if x.stride(1) == 1 and x.stride(0) >= layout.in_features else x.contiguous()
     matrices = weight.W_q.shape[0] * parts
