@@ -10,10 +10,6 @@ install(TARGETS hqq hqq_core hqq_xxhash EXPORT hqqTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/hqq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp")
-if(TARGET hqq-cpp AND BUILD_SHARED_LIBS)
-  file(RELATIVE_PATH hqq_bin_to_lib /prefix/${CMAKE_INSTALL_BINDIR} /prefix/${CMAKE_INSTALL_LIBDIR})
-  set_target_properties(hqq-cpp PROPERTIES INSTALL_RPATH "$ORIGIN/${hqq_bin_to_lib}")
-endif()
 
 set(hqq_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/hqq)
 install(EXPORT hqqTargets NAMESPACE hqq:: DESTINATION ${hqq_package_dir})

@@ -14,7 +14,7 @@
 namespace hqq::cuda {
 
 // Changes with every change of this file: a library of another build is refused.
-inline constexpr int kApiVersion = 2;
+inline constexpr int kApiVersion = 3;
 
 // A cudaStream_t; null: the default stream of the current device.
 using StreamHandle = void*;
@@ -32,9 +32,6 @@ struct DeviceInfo {
   int compute_major, compute_minor;
   int multiprocessors;
   std::size_t total_memory;  // bytes
-  std::int64_t memory_clock_khz;
-  int memory_bus_bits;
-  int l2_bytes;
 };
 
 struct DriverInfo {
@@ -71,11 +68,6 @@ struct QuantizeProblems {
 };
 inline constexpr QuantizeProblems kNoProblem{0, ~std::uint64_t{0}, ~std::uint64_t{0}};
 
-// Sums over all weights, for QuantizeStats, in device memory.
-struct QuantizeErrors {
-  double abs_sum, square_sum, weight_square_sum, max_abs;
-};
-
 struct QuantizeArgs {
   const void* W = nullptr;  // [rows, cols], kF32, kF16, kBF16 or kF64
   DType W_type = DType::kF32;
@@ -87,8 +79,8 @@ struct QuantizeArgs {
   bool balance = false;       // sinkhorn: fills out.col_scale first
   DeviceMatrix out;
   QuantizeProblems* problems = nullptr;
-  QuantizeErrors* errors = nullptr;  // or null: not wanted
-  void* workspace = nullptr;         // of workspace_bytes(), aligned to 256
+  core::ErrorSums* errors = nullptr;  // or null: not wanted
+  void* workspace = nullptr;          // of workspace_bytes(), aligned to 256
   std::size_t workspace_bytes = 0;
 };
 
@@ -124,8 +116,8 @@ struct FusedLinearArgs {
   const void* bias = nullptr;  // [experts, out_features] of weight.x_type, or null
   void* y = nullptr;           // [rows, out_features] of weight.x_type
   std::int64_t y_stride = 0;
-  void* workspace = nullptr;  // of linear_workspace_bytes(), aligned to 256; its first kCounterBytes
-                              // are 0 before the first call and after each
+  void* workspace = nullptr;  // of linear_workspace_bytes(), aligned to 256; its first
+                              // kCounterBytes are 0 before the first call and after each
   std::size_t workspace_bytes = 0;
 };
 
@@ -153,8 +145,6 @@ struct Api {
   Status (*release_pinned)(void* memory);
   // In any direction; asynchronous where the host memory is pinned.
   Status (*copy)(void* to, const void* from, std::size_t bytes, StreamHandle stream);
-  Status (*copy_rows)(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
-                      std::size_t row_bytes, std::size_t rows, StreamHandle stream);
   Status (*create_stream)(StreamHandle* out);
   Status (*destroy_stream)(StreamHandle stream);
   Status (*synchronize)(StreamHandle stream);

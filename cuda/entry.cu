@@ -70,9 +70,6 @@ Status device_info(int device, DeviceInfo* out) {
     out->compute_major = attribute(cudaDevAttrComputeCapabilityMajor);
     out->compute_minor = attribute(cudaDevAttrComputeCapabilityMinor);
     out->multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
-    out->memory_clock_khz = attribute(cudaDevAttrMemoryClockRate);
-    out->memory_bus_bits = attribute(cudaDevAttrGlobalMemoryBusWidth);
-    out->l2_bytes = attribute(cudaDevAttrL2CacheSize);
   });
 }
 
@@ -92,13 +89,6 @@ Status release_pinned(void* memory) {
 Status copy(void* to, const void* from, std::size_t bytes, StreamHandle stream) {
   return guarded([&] {
     HQQ_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)));
-  });
-}
-Status copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
-                 std::size_t row_bytes, std::size_t rows, StreamHandle stream) {
-  return guarded([&] {
-    HQQ_CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, rows,
-                                     cudaMemcpyDefault, as_stream(stream)));
   });
 }
 
@@ -172,7 +162,6 @@ constexpr Api kApi{kApiVersion,
                    allocate_pinned,
                    release_pinned,
                    copy,
-                   copy_rows,
                    create_stream,
                    destroy_stream,
                    synchronize,

@@ -101,7 +101,7 @@ struct Buffers {
   float* scale = nullptr;
   float* zero = nullptr;
   device::HqqBuffers hqq;
-  QuantizeErrors* errors = nullptr;
+  core::ErrorSums* errors = nullptr;
 
   Buffers(const QuantizeArgs& args, const TileShape& shape, Workspace& workspace) {
     const core::GroupLayout& layout = args.out.layout;
@@ -121,14 +121,13 @@ struct Buffers {
       zero = workspace.take<float>(groups);
     }
     if (args.solver == SolverKind::kHqq) {
-      hqq.step_zero = workspace.take<float>(groups * device::kHqqBatch);
-      hqq.step_error = workspace.take<float>(groups * device::kHqqBatch);
-      hqq.block_error =
-          workspace.take<double>(div_up(groups, core::kErrorBlock) * device::kHqqBatch);
+      hqq.step_zero = workspace.take<float>(groups * core::kHqqBatch);
+      hqq.step_error = workspace.take<float>(groups * core::kHqqBatch);
+      hqq.block_error = workspace.take<double>(div_up(groups, core::kErrorBlock) * core::kHqqBatch);
       hqq.progress = workspace.take<device::HqqProgress>(1);
     }
     if (args.errors != nullptr) {
-      errors = workspace.take<QuantizeErrors>(div_up(layout.numel(), device::kErrorSpan));
+      errors = workspace.take<core::ErrorSums>(div_up(layout.numel(), device::kErrorSpan));
     }
   }
 };
@@ -158,11 +157,11 @@ void balance(const QuantizeArgs& args, const device::WeightSource& source, const
          buffers.column_weights);
 }
 
-template <device::Step kStep>
+template <core::SolveStep kStep>
 void launch_solve(const device::SolveArgs& args, const TileShape& shape, StreamHandle stream) {
   // minmax and the start of hqq have no use for importance.
   constexpr bool kUsesImportance =
-      kStep == device::Step::kJoint || kStep == device::Step::kHqqSteps;
+      kStep == core::SolveStep::kJoint || kStep == core::SolveStep::kHqqSteps;
   const LaunchShape grid{blocks_of(args.tile.layout.num_groups(), shape.threads), shape.threads,
                          shape.shared_bytes};
   const auto run = [&](auto kernel_shared, auto kernel_global) {
@@ -180,14 +179,14 @@ void launch_solve(const device::SolveArgs& args, const TileShape& shape, StreamH
 // which was the last. Batches after it return at once.
 void solve_hqq(device::SolveArgs args, const TileShape& shape, StreamHandle stream) {
   const std::int64_t groups = args.tile.layout.num_groups();
-  const std::int64_t sums = div_up(groups, core::kErrorBlock) * device::kHqqBatch;
-  launch_solve<device::Step::kHqqStart>(args, shape, stream);
-  for (int steps = 0; steps < args.params.iterations; steps += device::kHqqBatch) {
+  const std::int64_t sums = div_up(groups, core::kErrorBlock) * core::kHqqBatch;
+  launch_solve<core::SolveStep::kHqqStart>(args, shape, stream);
+  for (int steps = 0; steps < args.params.iterations; steps += core::kHqqBatch) {
     args.first_batch = steps == 0;
-    launch_solve<device::Step::kHqqSteps>(args, shape, stream);
+    launch_solve<core::SolveStep::kHqqSteps>(args, shape, stream);
     launch(device::hqq_sum_kernel, {blocks_of(sums), kThreads}, stream, args.hqq, groups,
            args.first_batch);
-    launch(device::hqq_decide_kernel, {1, device::kHqqBatch, device::kHqqBatch * sizeof(double)},
+    launch(device::hqq_decide_kernel, {1, core::kHqqBatch, core::kHqqBatch * sizeof(double)},
            stream, args.hqq, groups, steps, args.params.iterations);
   }
   launch(device::hqq_finish_kernel, {blocks_of(groups), kThreads}, stream, args.hqq, groups,
@@ -215,7 +214,7 @@ void sum_errors(const QuantizeArgs& args, const device::EncodeArgs& encode, cons
                 StreamHandle stream) {
   const std::int64_t blocks = div_up(args.out.layout.numel(), device::kErrorSpan);
   const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), device::kErrorThreads,
-                          device::kErrorThreads * sizeof(QuantizeErrors)};
+                          device::kErrorThreads * sizeof(core::ErrorSums)};
   launch(device::errors_kernel, shape, stream,
          device::ErrorArgs{encode, args.out.col_scale_type,
                            args.balance ? args.out.col_scale : nullptr, buffers.errors});
@@ -271,8 +270,10 @@ void quantize(const QuantizeArgs& args, StreamHandle stream) {
     solve.packed = packed;
     solve.problems = args.problems;
   }
-  if (args.solver == SolverKind::kMinMax) launch_solve<device::Step::kMinMax>(solve, shape, stream);
-  if (args.solver == SolverKind::kJoint) launch_solve<device::Step::kJoint>(solve, shape, stream);
+  if (args.solver == SolverKind::kMinMax)
+    launch_solve<core::SolveStep::kMinMax>(solve, shape, stream);
+  if (args.solver == SolverKind::kJoint)
+    launch_solve<core::SolveStep::kJoint>(solve, shape, stream);
   if (args.solver == SolverKind::kHqq) solve_hqq(solve, shape, stream);
 
   const device::EncodeArgs encode{

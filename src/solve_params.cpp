@@ -60,7 +60,7 @@ std::vector<float> relative_importance(std::span<const float> importance) {
   return weights;
 }
 
-void write_stats(const ErrorSums& total, std::int64_t numel, QuantizeStats& stats) {
+void write_stats(const core::ErrorSums& total, std::int64_t numel, QuantizeStats& stats) {
   const auto n = static_cast<double>(numel);
   stats.mean_abs_error = total.abs_sum / n;
   stats.rms_error = std::sqrt(total.square_sum / n);

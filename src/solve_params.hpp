@@ -22,14 +22,7 @@ void set_beta(core::SolverParams& params, double beta);
 // Importance relative to its mean. A column that was never active keeps a say.
 std::vector<float> relative_importance(std::span<const float> importance);
 
-// Errors of a row or of a matrix.
-struct ErrorSums {
-  double abs_sum = 0.0;
-  double square_sum = 0.0;
-  double weight_square_sum = 0.0;
-  double max_abs = 0.0;
-};
-void write_stats(const ErrorSums& total, std::int64_t numel, QuantizeStats& stats);
+void write_stats(const core::ErrorSums& total, std::int64_t numel, QuantizeStats& stats);
 
 [[noreturn]] void throw_nonfinite(const std::string& name, std::uint64_t count, std::int64_t row,
                                   std::int64_t col);

@@ -11,7 +11,7 @@ from layers import READS, TIMES, Bench
 from peers import OURS, ours, upstream
 from report import Goal, Section
 from shapes import GROUP, layer_bytes
-from timing import Walk, measure, reason, wall_seconds
+from timing import Walk, measure, wall_seconds
 
 
 def dequantize(bench: Bench) -> None:
@@ -71,13 +71,7 @@ def solve(bench: Bench) -> None:
         works[name] = lambda s=settings: hqq_cpp.quantize_linear(weight, s)
     if any(peer.name == "hqq, pytorch" for peer in bench.peers):
         works["hqq (upstream) 4-bit"] = lambda: upstream(weight, 4)
-    times: dict[str, list[float]] = {}
-    for name, work in works.items():
-        try:
-            work()
-            times[name] = []
-        except Exception as error:
-            bench.fail(f"solve {name}", reason(error))
+    times: dict[str, list[float]] = {name: [] for name in bench.try_once(works, "solve ")}
     for _ in range(bench.samples):
         for name, its in times.items():
             its.append(wall_seconds(works[name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,17 @@ class Bench:
 
     def fail(self, name: str, why: str) -> None:
         self.report.failed[name] = why
+
+    def try_once(self, works: dict[str, Callable[[], Any]], what: str) -> list[str]:
+        """Runs each of `works`; gives the names of those that can, and notes why the others cannot."""
+        able = []
+        for name, work in works.items():
+            try:
+                work()
+                able.append(name)
+            except Exception as error:
+                self.fail(f"{what}{name}", reason(error))
+        return able
 
     def weight(self, n: int, k: int, dtype: torch.dtype) -> torch.Tensor:
         """The same one for every peer, but for rounding."""

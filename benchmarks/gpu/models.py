@@ -220,13 +220,7 @@ def checkpoint(bench: Bench, gigabytes: float, folder: Path | None = None) -> No
             "quantize_checkpoint(device='cuda')": in_process,
             "hqq-cpp quantize --device cuda (with its start)": in_command,
         }
-        times: dict[str, list[float]] = {}
-        for name, work in works.items():
-            try:
-                work()
-                times[name] = []
-            except Exception as error:
-                bench.fail(f"checkpoint: {name}", reason(error))
+        times: dict[str, list[float]] = {n: [] for n in bench.try_once(works, "checkpoint: ")}
         for _ in range(2 if bench.quick else 3):
             for name, its in times.items():
                 shutil.rmtree(target, ignore_errors=True)

@@ -16,15 +16,15 @@ struct ErrorArgs {
   EncodeArgs encode;
   DType col_scale_type = DType::kF32;
   const void* col_scale = nullptr;
-  QuantizeErrors* partial = nullptr;  // [blocks]
+  core::ErrorSums* partial = nullptr;  // [blocks]
 };
 
-__device__ inline QuantizeErrors add(const QuantizeErrors& a, const QuantizeErrors& b) {
+__device__ inline core::ErrorSums add(const core::ErrorSums& a, const core::ErrorSums& b) {
   return {a.abs_sum + b.abs_sum, a.square_sum + b.square_sum,
           a.weight_square_sum + b.weight_square_sum, a.max_abs > b.max_abs ? a.max_abs : b.max_abs};
 }
 
-__device__ inline QuantizeErrors load_errors(const QuantizeErrors* p, bool in_shared) {
+__device__ inline core::ErrorSums load_errors(const core::ErrorSums* p, bool in_shared) {
   const double* v = &p->abs_sum;
   if (in_shared) {
     return {simt::ld_shared(v), simt::ld_shared(v + 1), simt::ld_shared(v + 2),
@@ -33,7 +33,7 @@ __device__ inline QuantizeErrors load_errors(const QuantizeErrors* p, bool in_sh
   return {ld_global(v), ld_global(v + 1), ld_global(v + 2), ld_global(v + 3)};
 }
 
-__device__ inline void store_errors(QuantizeErrors* p, const QuantizeErrors& e, bool in_shared) {
+__device__ inline void store_errors(core::ErrorSums* p, const core::ErrorSums& e, bool in_shared) {
   double* v = &p->abs_sum;
   const double values[] = {e.abs_sum, e.square_sum, e.weight_square_sum, e.max_abs};
   for (int i = 0; i < 4; ++i) {
@@ -45,8 +45,8 @@ __device__ inline void store_errors(QuantizeErrors* p, const QuantizeErrors& e, 
 }
 
 // All threads of the block: the sum over them, to *out.
-__device__ inline void reduce_errors(const QuantizeErrors& mine, QuantizeErrors* out) {
-  auto* shared = reinterpret_cast<QuantizeErrors*>(simt::shared_memory());
+__device__ inline void reduce_errors(const core::ErrorSums& mine, core::ErrorSums* out) {
+  auto* shared = reinterpret_cast<core::ErrorSums*>(simt::shared_memory());
   const int thread = static_cast<int>(threadIdx.x);
   store_errors(shared + thread, mine, true);
   for (int half = kErrorThreads / 2; half > 0; half /= 2) {
@@ -65,7 +65,7 @@ static __global__ void errors_kernel(const ErrorArgs args) {
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kErrorSpan;
   const std::int64_t rest = layout.numel() - begin;
   const std::int64_t end = begin + (rest < kErrorSpan ? rest : kErrorSpan);
-  QuantizeErrors sums{};
+  core::ErrorSums sums{};
   for (std::int64_t i = begin + threadIdx.x; i < end; i += kErrorThreads) {
     const std::int64_t row = i / layout.cols;
     const std::int64_t col = i - row * layout.cols;
@@ -89,9 +89,9 @@ static __global__ void errors_kernel(const ErrorArgs args) {
 }
 
 // One block.
-static __global__ void sum_errors_kernel(const QuantizeErrors* partial, std::int64_t count,
-                                         QuantizeErrors* out) {
-  QuantizeErrors sums{};
+static __global__ void sum_errors_kernel(const core::ErrorSums* partial, std::int64_t count,
+                                         core::ErrorSums* out) {
+  core::ErrorSums sums{};
   for (std::int64_t i = threadIdx.x; i < count; i += kErrorThreads) {
     sums = add(sums, load_errors(partial + i, false));
   }

@@ -30,11 +30,6 @@ template <class T>
 __device__ __forceinline__ T ld_global(const T* p) {
   return *p;
 }
-// For data that is read once, such as weights: does not push other lines out of the L1 cache.
-template <class T>
-__device__ __forceinline__ T ld_stream(const T* p) {
-  return __ldcs(p);
-}
 // Written by other blocks of the same launch: past the L1 cache, which is not coherent.
 template <class T>
 __device__ __forceinline__ T ld_coherent(const T* p) {
@@ -84,11 +79,6 @@ __device__ __forceinline__ std::uint32_t lop3(std::uint32_t a, std::uint32_t b, 
   std::uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(kTable));
   return d;
-}
-// Bytes of the eight in (b, a), chosen by the four nibbles of `selector`.
-__device__ __forceinline__ std::uint32_t prmt(std::uint32_t a, std::uint32_t b,
-                                              std::uint32_t selector) {
-  return __byte_perm(a, b, selector);
 }
 
 // ---- 16-bit floats: values as their bits, pairs in 32 bits with the first in the low half.
@@ -184,13 +174,6 @@ __device__ __forceinline__ void mma_m16n8k16<BF16>(float (&d)[4], const std::uin
 __device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-// The same with two matrices, whose rows are those of lanes 0 to 15.
-__device__ __forceinline__ void ldmatrix_x2(std::uint32_t (&r)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
                : "r"(shared_address(row))
                : "memory");
 }

@@ -11,16 +11,8 @@
 
 namespace hqq::cuda::device {
 
-enum class Step {
-  kMinMax,
-  kJoint,
-  kHqqStart,  // writes the initial 1 / scale and zero
-  kHqqSteps,  // kHqqBatch iterations on them
-};
-
-// Iterations of hqq that run on a tile of weights while it is in shared memory. Whether to stop is
-// known only when all groups have taken a step.
-inline constexpr int kHqqBatch = 5;
+using core::kHqqBatch;
+using core::SolveStep;
 
 // What the blocks of hqq tell each other.
 struct HqqProgress {
@@ -80,10 +72,10 @@ __device__ inline void hqq_steps(const SolveArgs& args, std::int64_t group, std:
 }
 
 // kWeighted: with importance; kShared: GroupTile::used.
-template <Step kStep, bool kWeighted, bool kShared>
+template <SolveStep kStep, bool kWeighted, bool kShared>
 __global__ void solve_kernel(const SolveArgs args) {
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if constexpr (kStep == Step::kHqqSteps) {
+  if constexpr (kStep == SolveStep::kHqqSteps) {
     if (!args.first_batch && ld_global(&args.hqq.progress->done) != 0) return;
   }
   if constexpr (kShared) {
@@ -99,15 +91,15 @@ __global__ void solve_kernel(const SolveArgs args) {
     else
       return core::scalar::UnitWeight{};
   }();
-  if constexpr (kStep == Step::kHqqSteps) {
+  if constexpr (kStep == SolveStep::kHqqSteps) {
     hqq_steps(args, group, n, weights, importance);
-  } else if constexpr (kStep == Step::kHqqStart) {
+  } else if constexpr (kStep == SolveStep::kHqqStart) {
     const auto state = core::scalar::hqq_start<float>(weights, n, args.params);
     st_global(args.scale + group, state.inv_scale);
     st_global(args.zero + group, state.zero);
   } else {
     core::scalar::ScaleZero<float> sz{};
-    if constexpr (kStep == Step::kMinMax) {
+    if constexpr (kStep == SolveStep::kMinMax) {
       sz = core::scalar::solve_minmax<float>(weights, n, args.params);
     } else {
       sz = core::scalar::solve_joint<float>(weights, importance, n, args.params);

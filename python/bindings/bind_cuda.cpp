@@ -54,22 +54,21 @@ class CudaLayer {
     prototype_.validate("layer");
   }
 
-  // False: there is no kernel for it. So too below.
-  bool dequantize(const TensorAddresses& addresses, Address out, int dtype,
+  void dequantize(const TensorAddresses& addresses, Address out, int dtype,
                   const Place& place) const {
     const py::gil_scoped_release release;
     const cuda::CurrentDevice current(place.device);
-    return done(cuda::library().dequantize(matrix(addresses), pointer(out),
+    cuda::check(cuda::library().dequantize(matrix(addresses), pointer(out),
                                            static_cast<DType>(dtype), pointer(place.stream)),
                 "dequantize");
   }
 
   // ids: int64 [count]; out [count, in_features].
-  bool dequantize_rows(const TensorAddresses& addresses, Address ids, std::int64_t count,
+  void dequantize_rows(const TensorAddresses& addresses, Address ids, std::int64_t count,
                        Address out, int dtype, const Place& place) const {
     const py::gil_scoped_release release;
     const cuda::CurrentDevice current(place.device);
-    return done(cuda::library().dequantize_rows(matrix(addresses), pointer<const std::int64_t>(ids),
+    cuda::check(cuda::library().dequantize_rows(matrix(addresses), pointer<const std::int64_t>(ids),
                                                 count, pointer(out), static_cast<DType>(dtype),
                                                 pointer(place.stream)),
                 "embedding");
@@ -94,11 +93,12 @@ class CudaLayer {
     return rows;
   }
 
-  bool repack(const TensorAddresses& addresses, int x_dtype, Address codes, Address metadata,
+  // Of a layer that has fused_sizes().
+  void repack(const TensorAddresses& addresses, int x_dtype, Address codes, Address metadata,
               const Place& place) const {
     const py::gil_scoped_release release;
     const cuda::CurrentDevice current(place.device);
-    return done(cuda::library().repack(matrix(addresses), static_cast<DType>(x_dtype),
+    cuda::check(cuda::library().repack(matrix(addresses), static_cast<DType>(x_dtype),
                                        pointer(codes), pointer(metadata), pointer(place.stream)),
                 "repack");
   }
@@ -154,7 +154,8 @@ class CudaFused {
     return bytes;
   }
 
-  // Arguments as FusedLinearArgs has them; matrix `part` of every expert.
+  // Arguments as FusedLinearArgs has them; matrix `part` of every expert. False: there is no kernel
+  // for it on this device.
   bool linear(std::int64_t part, Address row_begin, Address x, std::int64_t rows,
               std::int64_t x_stride, Address bias, Address y, std::int64_t y_stride,
               Address workspace, std::size_t workspace_bytes, Address stream) const {

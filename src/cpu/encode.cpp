@@ -83,9 +83,9 @@ HWY_INLINE void encode_span(const float* weights, std::int64_t n, const float* i
 }
 
 // The same sums in double, for weights whose squares leave the range of float.
-HWY_NOINLINE RowError extreme_row_error(const float* weights, const RowBuffers& b,
-                                        const float* col_scale, std::int64_t cols) {
-  RowError error{};
+HWY_NOINLINE core::ErrorSums extreme_row_error(const float* weights, const RowBuffers& b,
+                                               const float* col_scale, std::int64_t cols) {
+  core::ErrorSums error{};
   for (std::int64_t i = 0; i < cols; ++i) {
     const auto k = static_cast<std::size_t>(i);
     float r = (static_cast<float>(b.codes[k]) - b.zero[k]) * b.scale[k];
@@ -151,7 +151,7 @@ HWY_INLINE void encode_row_lanes(const EncodeArgs& args, std::int64_t row) {
     }
   }
   for (int slot = 0; i < cols; ++i, ++slot) accumulate(0.0f, i, slot);
-  RowError error{};
+  core::ErrorSums error{};
   for (int slot = 0; slot < kSlots; ++slot) {
     error.abs_sum += static_cast<double>(abs_sum[slot]);
     error.square_sum += static_cast<double>(square_sum[slot]);

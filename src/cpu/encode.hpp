@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "hqq/core/codec.hpp"
+#include "hqq/core/params.hpp"
 #include "src/cpu/group_source.hpp"
 
 namespace hqq::cpu {
@@ -15,14 +16,6 @@ struct GroupValues {
   const float* zero;
 };
 
-// Errors of one row in the original space (col_scale included).
-struct RowError {
-  double abs_sum;
-  double square_sum;
-  double weight_square_sum;
-  double max_abs;
-};
-
 struct EncodeArgs {
   GroupSource source;
   GroupValues values;
@@ -30,7 +23,7 @@ struct EncodeArgs {
   const float* col_scale = nullptr;  // [cols] or null
   std::uint8_t* packed = nullptr;    // [rows, row_bytes]
   std::int64_t row_bytes = 0;
-  RowError* errors = nullptr;  // [rows], or null when nobody asks
+  core::ErrorSums* errors = nullptr;  // [rows], with col_scale; null: nobody asks
 };
 
 void encode_row(const EncodeArgs& args, std::int64_t row);

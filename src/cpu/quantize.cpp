@@ -148,9 +148,9 @@ std::vector<float> reciprocals(std::span<const float> values) {
   return result;
 }
 
-ErrorSums sum_errors(std::span<const RowError> rows) {
-  ErrorSums total;
-  for (const RowError& row : rows) {
+core::ErrorSums sum_errors(std::span<const core::ErrorSums> rows) {
+  core::ErrorSums total;
+  for (const core::ErrorSums& row : rows) {
     total.abs_sum += row.abs_sum;
     total.square_sum += row.square_sum;
     total.weight_square_sum += row.weight_square_sum;
@@ -196,7 +196,8 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   }
 
   const StoredGroups stored = store_groups(task, solved_scale, solved_zero, out);
-  std::vector<RowError> errors(task.stats != nullptr ? static_cast<std::size_t>(source.W.rows) : 0);
+  std::vector<core::ErrorSums> errors(
+      task.stats != nullptr ? static_cast<std::size_t>(source.W.rows) : 0);
   EncodeArgs encode{source,
                     {stored.scale.data(), stored.inv_scale.data(), stored.zero.data()},
                     core::row_format(config.nbits),

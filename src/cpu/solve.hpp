@@ -8,17 +8,8 @@
 
 namespace hqq::cpu {
 
-enum class SolveStep {
-  kMinMax,
-  kJoint,
-  kHqqStart,  // writes the initial 1 / scale and zero
-  kHqqSteps,  // kHqqBatch iterations on them
-};
-
-// Iterations of hqq that run on a tile of weights while it is in the cache. Whether to stop is known
-// only when all groups have taken a step, so up to kHqqBatch - 1 are wasted; reading the weights from
-// memory each time costs more.
-inline constexpr int kHqqBatch = 5;
+using core::kHqqBatch;
+using core::SolveStep;
 
 struct SolveArgs {
   GroupSource source;

@@ -9,7 +9,7 @@ namespace {
 // What the kernels report, at the start of the workspace.
 struct Findings {
   QuantizeProblems problems = kNoProblem;
-  QuantizeErrors errors{};
+  core::ErrorSums errors{};
 };
 constexpr std::size_t kFindingsBytes = 256;
 static_assert(sizeof(Findings) <= kFindingsBytes);
@@ -89,9 +89,7 @@ void solve(const DeviceTask& task, void* workspace, std::size_t workspace_bytes,
                    task.config.meta_dtype);
   }
   if (task.stats != nullptr) {
-    const QuantizeErrors& errors = findings.errors;
-    write_stats({errors.abs_sum, errors.square_sum, errors.weight_square_sum, errors.max_abs},
-                task.W.numel(), *task.stats);
+    write_stats(findings.errors, task.W.numel(), *task.stats);
   }
 }
 

@@ -41,7 +41,7 @@ struct Case {
 struct Result {
   QuantizedTensor q;
   cuda::QuantizeProblems problems;
-  cuda::QuantizeErrors errors;
+  core::ErrorSums errors;
 };
 
 std::vector<float> gaussian(std::int64_t count, unsigned seed = 1) {
@@ -101,7 +101,7 @@ Result on_gpu(const std::vector<std::byte>& bytes, const Case& c) {
   const DeviceArray<float> importance(c.importance.empty() ? std::vector<float>()
                                                            : relative_importance(c.importance));
   const DeviceArray<cuda::QuantizeProblems> problems(std::vector{cuda::kNoProblem});
-  const DeviceArray<cuda::QuantizeErrors> errors(1);
+  const DeviceArray<core::ErrorSums> errors(1);
   const DeviceCopy out(q);
   cuda::QuantizeArgs args;
   args.W = W.data();

@@ -16,6 +16,27 @@ inline constexpr std::int64_t kChunk = 64;
 // blocks of this many groups, then over the blocks, each in order.
 inline constexpr std::int64_t kErrorBlock = 256;
 
+// Errors of W_r against W over a row or a matrix.
+struct ErrorSums {
+  double abs_sum = 0.0;
+  double square_sum = 0.0;
+  double weight_square_sum = 0.0;
+  double max_abs = 0.0;
+};
+
+// What one pass over the groups of a matrix does.
+enum class SolveStep {
+  kMinMax,
+  kJoint,
+  kHqqStart,  // writes the initial 1 / scale and zero
+  kHqqSteps,  // kHqqBatch iterations on them
+};
+
+// Iterations of hqq that run on a tile of weights while it is in fast memory. Whether to stop is
+// known only when all groups have taken a step, so up to kHqqBatch - 1 are wasted; reading the
+// weights from memory each time costs more.
+inline constexpr int kHqqBatch = 5;
+
 struct SolverParams {
   float max_code = 15.0f;
   MetaType scale_type = MetaType::kF16;

@@ -165,9 +165,7 @@ def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tens
     """W_r [out_features, in_features] of dtype, on the device of the weight."""
     native = _backend != "torch" and dtype in _NATIVE_DTYPES
     if native and cuda.is_native(weight.W_q):
-        weight = _untiled_on_gpu(weight, layout)
-        dense = cuda.dequantize(weight, layout, dtype)
-        return torch_dequantize(weight, layout, dtype) if dense is None else dense
+        return cuda.dequantize(_untiled_on_gpu(weight, layout), layout, dtype)
     if not native or weight.W_q.device.type != "cpu":
         weight = untile(weight, layout) if is_tiled(weight) else weight
         return torch_dequantize(weight, layout, dtype)
@@ -185,11 +183,8 @@ def embedding(
     """The rows `ids` [...] of W_r, [..., in_features] of dtype."""
     native = embeds_native(ids, weight, dtype)
     if native and cuda.is_native(weight.W_q):
-        weight = _untiled_on_gpu(weight, layout)
-        rows = cuda.embedding(ids, weight, layout, dtype)
-        if rows is not None:
-            return rows
-    elif native:
+        return cuda.embedding(ids, _untiled_on_gpu(weight, layout), layout, dtype)
+    if native:
         _check_ids(ids, layout)
         weight, rows = _contiguous(weight), ids.to(torch.int64).contiguous()
         out = torch.empty(*ids.shape, layout.in_features, dtype=dtype)

@@ -81,19 +81,19 @@ def dtype_code(dtype: torch.dtype) -> int:
     return _core.dtype_code(dtype)
 
 
-def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor | None:
-    """W_r [out_features, in_features]; None: there is no kernel for it."""
+def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    """W_r [out_features, in_features]."""
     weight = contiguous(weight)
     out = weight.W_q.new_empty(layout.out_features, layout.in_features, dtype=dtype)
     layer = layer_of(weight, layout)
-    done = layer.dequantize(addresses(weight), out.data_ptr(), dtype_code(dtype), place(weight.W_q))
-    return out if done else None
+    layer.dequantize(addresses(weight), out.data_ptr(), dtype_code(dtype), place(weight.W_q))
+    return out
 
 
 def embedding(
     ids: torch.Tensor, weight: Weight, layout: Layout, dtype: torch.dtype
-) -> torch.Tensor | None:
-    """The rows `ids` [...] of W_r; None: there is no kernel for it."""
+) -> torch.Tensor:
+    """The rows `ids` [...] of W_r."""
     weight, rows = contiguous(weight), ids.to(torch.int64).contiguous()
     # The kernel trusts them. As in nn.Embedding, a wrong one is noticed later, and ends the process's
     # use of the GPU.
@@ -101,11 +101,11 @@ def embedding(
     torch._assert_async(there, f"[embedding] an id is not in 0 to {layout.out_features - 1}")
     out = weight.W_q.new_empty(*ids.shape, layout.in_features, dtype=dtype)
     layer = layer_of(weight, layout)
-    done = layer.dequantize_rows(
+    layer.dequantize_rows(
         addresses(weight), rows.data_ptr(), rows.numel(), out.data_ptr(), dtype_code(dtype),
         place(weight.W_q),
     )  # fmt: skip
-    return out if done else None
+    return out
 
 
 # ---- Quantization ------------------------------------------------------------------------------

@@ -148,8 +148,7 @@ class Fused:
         for m in range(self._count):
             addresses = [a and a + m * size for a, size in zip(first, bytes_of)]
             to = [t.data_ptr() + m * step for t, step in zip((codes, metadata), self._steps)]
-            if not self._layer.repack(addresses, self._dtype, *to, place):
-                raise RuntimeError("[linear] a fused kernel has sizes, but no order for its codes")
+            self._layer.repack(addresses, self._dtype, *to, place)
         if weight.col_scale is not None:
             col_scale.view(torch.float32).copy_(weight.col_scale.detach().flatten())
         event = None

@@ -186,10 +186,6 @@ T ld_global(const T* p) {
   return *p;
 }
 template <class T>
-T ld_stream(const T* p) {
-  return ld_global(p);
-}
-template <class T>
 T ld_coherent(const T* p) {
   return ld_global(p);
 }
@@ -214,15 +210,6 @@ std::uint32_t lop3(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   for (int i = 0; i < 8; ++i) {
     if ((kTable >> i & 1) == 0) continue;
     result |= ((i & 4) != 0 ? a : ~a) & ((i & 2) != 0 ? b : ~b) & ((i & 1) != 0 ? c : ~c);
-  }
-  return result;
-}
-inline std::uint32_t prmt(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
-  const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
-  std::uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned from = selector >> (4 * i) & 7u;
-    result |= static_cast<std::uint32_t>(bytes >> (8 * from) & 0xFFu) << (8 * i);
   }
   return result;
 }
@@ -338,9 +325,6 @@ void load_matrices(std::uint32_t (&r)[kMatrices], const void* row, const Locatio
 }
 inline void ldmatrix_x4(std::uint32_t (&r)[4], const void* row, HQQ_SIMT_HERE) {
   load_matrices<4>(r, row, at);
-}
-inline void ldmatrix_x2(std::uint32_t (&r)[2], const void* row, HQQ_SIMT_HERE) {
-  load_matrices<2>(r, row, at);
 }
 
 }  // namespace hqq::simt

@@ -33,6 +33,10 @@ bool host_memory_is_fine() {
   return fine;
 }
 
+std::string offset_text(std::size_t offset) {
+  return "offset " + std::to_string(offset) + " of shared memory";
+}
+
 std::string thread_text(const Moment& m) { return "thread " + std::to_string(m.thread); }
 
 }  // namespace
@@ -71,16 +75,14 @@ std::string SharedMemory::read(const void* p, std::size_t size, const Moment& no
   for (std::size_t i = offset; i < offset + size; ++i) {
     Byte& byte = bytes_[i];
     if (byte.in_flight) {
-      return "offset " + std::to_string(i) +
-             " of shared memory is read while an asynchronous copy to it is under way";
+      return offset_text(i) + " is read while an asynchronous copy to it is under way";
     }
     if (!byte.written) {
-      return "offset " + std::to_string(i) +
-             " of shared memory is read before anything was written";
+      return offset_text(i) + " is read before anything was written";
     }
     if (!is_ordered(byte.writer, now)) {
-      return "race: offset " + std::to_string(i) + " of shared memory was written by " +
-             thread_text(byte.writer) + " and is read without a barrier between";
+      return "race: " + offset_text(i) + " was written by " + thread_text(byte.writer) +
+             " and is read without a barrier between";
     }
     const bool fresh = !byte.is_read || byte.reader.block_phase != now.block_phase;
     const bool other_warp = byte.reader.thread / kWarpSize != now.thread / kWarpSize;
@@ -97,17 +99,16 @@ std::string SharedMemory::write(const void* p, std::size_t size, const Moment& n
   for (std::size_t i = offset; i < offset + size; ++i) {
     Byte& byte = bytes_[i];
     if (byte.in_flight) {
-      return "offset " + std::to_string(i) +
-             " of shared memory is written while an asynchronous copy to it is under way";
+      return offset_text(i) + " is written while an asynchronous copy to it is under way";
     }
     if (byte.written && !is_ordered(byte.writer, now)) {
-      return "race: offset " + std::to_string(i) + " of shared memory was written by " +
-             thread_text(byte.writer) + " and is written again without a barrier between";
+      return "race: " + offset_text(i) + " was written by " + thread_text(byte.writer) +
+             " and is written again without a barrier between";
     }
     const bool same_phase = byte.is_read && byte.reader.block_phase == now.block_phase;
     if (same_phase && (byte.many_readers || !is_ordered(byte.reader, now))) {
-      return "race: offset " + std::to_string(i) + " of shared memory was read by " +
-             thread_text(byte.reader) + " and is written without a barrier between";
+      return "race: " + offset_text(i) + " was read by " + thread_text(byte.reader) +
+             " and is written without a barrier between";
     }
     byte.written = true;
     byte.is_read = false;

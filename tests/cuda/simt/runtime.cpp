@@ -76,15 +76,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount:
       *value = 4;
       return cudaSuccess;
-    case cudaDevAttrMemoryClockRate:
-      *value = 0;
-      return cudaSuccess;
-    case cudaDevAttrGlobalMemoryBusWidth:
-      *value = 0;
-      return cudaSuccess;
-    case cudaDevAttrL2CacheSize:
-      *value = 0;
-      return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       *value = compute_capability() / 10;
       return cudaSuccess;
@@ -119,20 +110,6 @@ cudaError_t cudaFreeHost(void* memory) {
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
   std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
-                              std::size_t from_pitch, std::size_t width, std::size_t height,
-                              cudaMemcpyKind, cudaStream_t) {
-  if (width > to_pitch || width > from_pitch) return report(cudaErrorInvalidValue);
-  for (std::size_t row = 0; row < height; ++row) {
-    std::memcpy(static_cast<char*>(to) + row * to_pitch,
-                static_cast<const char*>(from) + row * from_pitch, width);
-  }
-  return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
