@@ -59,7 +59,16 @@ struct Isa {
     std::memcpy(&value, &largest, 4);
     return value;
   }
-  HQQ_INLINE static std::int32_t sum_lanes(Ints ints) { return _mm512_reduce_add_epi32(ints); }
+  // Not _mm512_reduce_add_epi32: GCC adds the last lanes as signed integers of C, whose sums must not
+  // overflow, and rows with NaN have lanes of INT_MIN. Additions of vectors wrap around.
+  HQQ_INLINE static std::int32_t sum_lanes(Ints ints) {
+    const __m256i half =
+        _mm256_add_epi32(_mm512_castsi512_si256(ints), _mm512_extracti64x4_epi64(ints, 1));
+    __m128i v = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4E));
+    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0xB1));
+    return _mm_cvtsi128_si32(v);
+  }
   // To nearest, ties to even.
   HQQ_INLINE static Ints round(Floats v) { return _mm512_cvtps_epi32(v); }
   // The low bytes.
