@@ -14,7 +14,7 @@
 namespace hqq::cuda {
 
 // Changes with every change of this file: a library of another build is refused.
-inline constexpr int kApiVersion = 3;
+inline constexpr int kApiVersion = 4;
 
 // A cudaStream_t; null: the default stream of the current device.
 using StreamHandle = void*;
@@ -75,7 +75,8 @@ struct QuantizeArgs {
   const float* importance =
       nullptr;  // [cols] relative to its mean and at least kMinImportance, or null
   SolverKind solver = SolverKind::kJoint;
-  core::SolverParams params;  // with inv_beta and shrink_threshold set
+  core::SolverParams params;
+  const core::Shrinkage* shrinkages = nullptr;  // host, of every step of kHqq: hqq_shrinkages()
   bool balance = false;       // sinkhorn: fills out.col_scale first
   DeviceMatrix out;
   QuantizeProblems* problems = nullptr;

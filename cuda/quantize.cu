@@ -177,12 +177,14 @@ void launch_solve(const device::SolveArgs& args, const TileShape& shape, StreamH
 
 // Upstream's loop: all groups take a batch of steps, and the error of the whole matrix decides
 // which was the last. Batches after it return at once.
-void solve_hqq(device::SolveArgs args, const TileShape& shape, StreamHandle stream) {
+void solve_hqq(device::SolveArgs args, const core::Shrinkage* shrinkages, const TileShape& shape,
+               StreamHandle stream) {
   const std::int64_t groups = args.tile.layout.num_groups();
   const std::int64_t sums = div_up(groups, core::kErrorBlock) * core::kHqqBatch;
   launch_solve<core::SolveStep::kHqqStart>(args, shape, stream);
   for (int steps = 0; steps < args.params.iterations; steps += core::kHqqBatch) {
     args.first_batch = steps == 0;
+    std::copy_n(shrinkages + steps, core::kHqqBatch, args.shrinkages);
     launch_solve<core::SolveStep::kHqqSteps>(args, shape, stream);
     launch(device::hqq_sum_kernel, {blocks_of(sums), kThreads}, stream, args.hqq, groups,
            args.first_batch);
@@ -274,7 +276,7 @@ void quantize(const QuantizeArgs& args, StreamHandle stream) {
     launch_solve<core::SolveStep::kMinMax>(solve, shape, stream);
   if (args.solver == SolverKind::kJoint)
     launch_solve<core::SolveStep::kJoint>(solve, shape, stream);
-  if (args.solver == SolverKind::kHqq) solve_hqq(solve, shape, stream);
+  if (args.solver == SolverKind::kHqq) solve_hqq(solve, args.shrinkages, shape, stream);
 
   const device::EncodeArgs encode{
       source, layout, device::scale_of(args.out), device::zero_of(args.out), packed, args.problems};

@@ -19,7 +19,7 @@ using Json = nlohmann::ordered_json;
 
 const std::vector<std::string> kLayerKeys = {
     "nbits", "group_size", "axis",       "solver",     "balance",     "lp_norm",   "iterations",
-    "beta",  "kappa",      "round_zero", "quant_zero", "quant_scale", "meta_dtype"};
+    "beta",  "kappa",      "grow_beta",  "round_zero", "quant_zero",  "quant_scale", "meta_dtype"};
 
 // nbits is "four" (a string): what was given, cut to a readable length.
 std::string given(const std::string& key, const Json& value) {
@@ -145,6 +145,8 @@ bool read_layer_key(LayerConfig& config, const std::string& where, const std::st
     config.beta = read_number(where, key, value, "a number above 0");
   } else if (key == "kappa") {
     config.kappa = read_number(where, key, value, "a number, 1 or more");
+  } else if (key == "grow_beta") {
+    config.grow_beta = read_bool(where, key, value);
   } else if (key == "round_zero") {
     config.round_zero.reset();
     if (!value.is_null()) config.round_zero = read_bool(where, key, value);
@@ -372,6 +374,8 @@ Json layer_config_to_json(const LayerConfig& config) {
   json["iterations"] = optional(config.iterations);
   json["beta"] = config.beta;
   json["kappa"] = config.kappa;
+  // Only where it is set: earlier versions do not know the key.
+  if (config.grow_beta) json["grow_beta"] = true;
   json["round_zero"] = optional(config.round_zero);
   json["quant_zero"] = config.quant_zero;
   json["quant_scale"] = config.quant_scale;

@@ -17,9 +17,15 @@ core::MetaType meta_type(DType dtype) {
   return dtype == DType::kBF16 ? core::MetaType::kBF16 : core::MetaType::kF32;
 }
 
-// |r| up to this has shrink(r) = 0; the margin keeps rounding on the safe side.
-float shrink_threshold(double beta, double lp_norm) {
-  return static_cast<float>(std::pow(beta, -1.0 / (2.0 - lp_norm)) * 0.999);
+core::Shrinkage shrinkage(double beta, float lp_norm) {
+  core::Shrinkage result;
+  result.inv_beta = static_cast<float>(1.0 / beta);
+  if (lp_norm < 2.0f) {
+    // |r| up to this has shrink(r) = 0; the margin keeps rounding on the safe side.
+    const double bound = std::pow(beta, -1.0 / (2.0 - static_cast<double>(lp_norm)));
+    result.threshold = static_cast<float>(bound * 0.999);
+  }
+  return result;
 }
 
 std::string group_name(const core::GroupLayout& layout, std::int64_t group) {
@@ -40,13 +46,21 @@ core::SolverParams solver_params(const LayerConfig& config) {
   params.round_zero = config.effective_round_zero();
   params.precise = nbits_of(config.nbits) >= 6;
   params.iterations = config.effective_iterations();
+  params.shrinkage = shrinkage(config.beta, params.lp_norm);
   return params;
 }
 
-void set_beta(core::SolverParams& params, double beta) {
-  params.inv_beta = static_cast<float>(1.0 / beta);
-  params.shrink_threshold =
-      params.lp_norm < 2.0f ? shrink_threshold(beta, static_cast<double>(params.lp_norm)) : 0.0f;
+std::vector<core::Shrinkage> hqq_shrinkages(const LayerConfig& config) {
+  constexpr int kBatch = core::kHqqBatch;
+  const int steps = (config.effective_iterations() + kBatch - 1) / kBatch * kBatch;
+  const auto lp_norm = static_cast<float>(config.effective_lp_norm());
+  std::vector<core::Shrinkage> result;
+  double beta = config.beta;
+  for (int k = 0; k < steps; ++k) {
+    result.push_back(shrinkage(beta, lp_norm));
+    if (config.grow_beta) beta *= config.kappa;
+  }
+  return result;
 }
 
 std::vector<float> relative_importance(std::span<const float> importance) {

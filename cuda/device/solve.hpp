@@ -35,6 +35,7 @@ struct SolveArgs {
   float* zero = nullptr;
   HqqBuffers hqq{};
   bool first_batch = true;  // of kHqqSteps
+  core::Shrinkage shrinkages[kHqqBatch]{};
   // Where the same kernel stores and encodes: W_q is not null.
   MetadataTarget stored_scale{}, stored_zero{};
   PackedRows packed{};
@@ -65,7 +66,8 @@ __device__ inline void hqq_steps(const SolveArgs& args, std::int64_t group, std:
   core::scalar::HqqState<float> state{ld_global(args.scale + group), ld_global(zero + group)};
 #pragma unroll 1
   for (int k = 0; k < kHqqBatch; ++k) {
-    const float error = core::scalar::hqq_step<float>(weights, importance, n, args.params, state);
+    const float error = core::scalar::hqq_step<float>(weights, importance, n, args.params,
+                                                      args.shrinkages[k], state);
     st_global(args.hqq.step_error + k * groups + group, error);
     st_global(args.hqq.step_zero + k * groups + group, state.zero);
   }

@@ -34,10 +34,12 @@ struct LayerConfig {
   std::optional<double> lp_norm;
   // Unset: 20 for hqq; for joint the number of refits that docs/solver.md derives.
   std::optional<int> iterations;
-  // Half-quadratic penalty, used when lp_norm < 2. kappa, its growth a step, is accepted for the sake of
-  // upstream's configs: upstream's default solver takes it and never applies it, and neither do we.
+  // Half-quadratic penalty, used when lp_norm < 2.
   double beta = 10.0;
+  // Its growth a step in solver "hqq". Upstream's releases take it and never apply it, its master branch
+  // does: grow_beta.
   double kappa = 1.01;
+  bool grow_beta = false;
   // Round the zero point before solver "hqq" starts. Unset: upstream's rule, only at 4 bits.
   std::optional<bool> round_zero;
   // Store zero / scale as 8-bit codes.

@@ -29,9 +29,11 @@ Args:
     skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
         are.
     beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
-    kappa: Growth of beta a step; without effect, as in upstream.
+    kappa: Growth of beta a step, where grow_beta is set.
     round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits, like upstream.
     dynamic_only: Leave every layer unquantized that no rule names.
+    grow_beta: Multiply beta by kappa after every step of solver 'hqq', as upstream's master branch
+        does. Its releases do not.
 
 Raises:
     ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
@@ -116,7 +118,7 @@ py::dict non_default_fields(const HqqConfig& config) {
   const Json json = config.to_json(), defaults = HqqConfig().to_json();
   py::dict fields;
   for (const auto& [key, value] : json.items()) {
-    if (value != defaults.at(key)) fields[py::str(key)] = json_to_python(value);
+    if (!defaults.contains(key) || value != defaults.at(key)) fields[py::str(key)] = json_to_python(value);
   }
   return fields;
 }
@@ -145,7 +147,7 @@ HqqConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
                       const Bool& quant_zero, const Bool& quant_scale, const py::object& meta_dtype,
                       const Rules& dynamic_config, const Names& skip_modules, const Number& beta,
                       const Number& kappa, const Optional<py::bool_>& round_zero,
-                      const Bool& dynamic_only, const py::kwargs& unknown) {
+                      const Bool& dynamic_only, const Bool& grow_beta, const py::kwargs& unknown) {
   py::dict fields(py::arg("nbits") = nbits, py::arg("group_size") = group_size,
                   py::arg("axis") = axis, py::arg("solver") = solver, py::arg("balance") = balance,
                   py::arg("lp_norm") = lp_norm, py::arg("iterations") = iterations,
@@ -153,7 +155,7 @@ HqqConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
                   py::arg("meta_dtype") = meta_dtype, py::arg("dynamic_config") = dynamic_config,
                   py::arg("skip_modules") = skip_modules, py::arg("beta") = beta,
                   py::arg("kappa") = kappa, py::arg("round_zero") = round_zero,
-                  py::arg("dynamic_only") = dynamic_only);
+                  py::arg("dynamic_only") = dynamic_only, py::arg("grow_beta") = grow_beta);
   for (const auto& [key, value] : unknown) fields[key] = value;
   return HqqConfig::from_json(json_from_python(fields, "config"));
 }
@@ -185,7 +187,7 @@ void bind_config(py::module_& m) {
            py::arg("meta_dtype") = "float16", py::arg("dynamic_config") = py::none(),
            py::arg("skip_modules") = py::make_tuple("lm_head"), py::arg("beta") = 10.0,
            py::arg("kappa") = 1.01, py::arg("round_zero") = py::none(),
-           py::arg("dynamic_only") = false)
+           py::arg("dynamic_only") = false, py::arg("grow_beta") = false)
       .def_static("from_dict", &config_from_python, py::arg("config"), kFromDictDoc)
       .def(
           "to_dict", [](const HqqConfig& self) { return py::dict(json_to_python(self.to_json())); },
@@ -246,6 +248,10 @@ void bind_config(py::module_& m) {
       "dynamic_only", [](const HqqConfig& self) { return self.dynamic_only; },
       [](HqqConfig& self, const Bool& value) { set_config_field(self, "dynamic_only", value); },
       "Whether layers that no rule names stay unquantized.");
+  config.def_property(
+      "grow_beta", [](const HqqConfig& self) { return self.defaults.grow_beta; },
+      [](HqqConfig& self, const Bool& value) { set_layer_field(self, "grow_beta", value); },
+      "Whether beta grows by kappa a step of solver 'hqq'.");
 }
 
 }  // namespace hqq::python

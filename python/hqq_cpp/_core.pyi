@@ -126,9 +126,11 @@ class HqqConfig:
         skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
             are.
         beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
-        kappa: Growth of beta a step; without effect, as in upstream.
+        kappa: Growth of beta a step, where grow_beta is set.
         round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits, like upstream.
         dynamic_only: Leave every layer unquantized that no rule names.
+        grow_beta: Multiply beta by kappa after every step of solver 'hqq', as upstream's master branch
+            does. Its releases do not.
 
     Raises:
         ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
@@ -184,7 +186,7 @@ class HqqConfig:
         ...
     def __getstate__(self) -> str:
         ...
-    def __init__(self, nbits: int | float = 4, group_size: int | None = 64, axis: int | None = 1, solver: str = 'joint', balance: str = 'auto', lp_norm: float | None = None, iterations: int | None = None, quant_zero: bool = False, quant_scale: bool = False, meta_dtype: typing.Any = 'float16', dynamic_config: dict[str, dict | None] | None = None, skip_modules: collections.abc.Sequence | None = ('lm_head',), beta: int | float = 10.0, kappa: int | float = 1.01, round_zero: bool | None = None, dynamic_only: bool = False, **kwargs) -> None:
+    def __init__(self, nbits: int | float = 4, group_size: int | None = 64, axis: int | None = 1, solver: str = 'joint', balance: str = 'auto', lp_norm: float | None = None, iterations: int | None = None, quant_zero: bool = False, quant_scale: bool = False, meta_dtype: typing.Any = 'float16', dynamic_config: dict[str, dict | None] | None = None, skip_modules: collections.abc.Sequence | None = ('lm_head',), beta: int | float = 10.0, kappa: int | float = 1.01, round_zero: bool | None = None, dynamic_only: bool = False, grow_beta: bool = False, **kwargs) -> None:
         ...
     def __repr__(self) -> str:
         ...
@@ -227,6 +229,14 @@ class HqqConfig:
         """
     @dynamic_only.setter
     def dynamic_only(self, arg1: bool) -> None:
+        ...
+    @property
+    def grow_beta(self) -> bool:
+        """
+        Whether beta grows by kappa a step of solver 'hqq'.
+        """
+    @grow_beta.setter
+    def grow_beta(self, arg1: bool) -> None:
         ...
     @property
     def skip_modules(self) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ double blockwise_sum(std::span<const float> errors) {
 
 // Upstream's loop: all groups take a step, and the mean error of the whole matrix decides when to
 // stop. Steps are taken in batches; the zeros of the step that stopped are picked afterwards.
-void solve_hqq(SolveArgs& args, int threads) {
+void solve_hqq(SolveArgs& args, std::span<const core::Shrinkage> shrinkages, int threads) {
   const core::GroupLayout& layout = args.source.layout;
   const std::int64_t units = num_units(layout);
   const auto groups = static_cast<std::size_t>(layout.num_groups());
@@ -88,6 +88,7 @@ void solve_hqq(SolveArgs& args, int threads) {
   double best = std::numeric_limits<double>::infinity();
   bool done = false;
   for (int first = 0; !done; first += kHqqBatch) {
+    args.shrinkages = shrinkages.data() + first;
     parallel_for(units, threads, [&](std::int64_t unit) { solve_unit(args, unit); });
     std::size_t last = 0;
     for (int k = 0; k < kHqqBatch && !done; ++k) {
@@ -186,9 +187,8 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   std::vector<float> solved_zero(groups);
   SolveArgs solve{source, SolveStep::kMinMax, solver_params(config), solved_scale.data(),
                   solved_zero.data()};
-  set_beta(solve.params, config.beta);
   if (config.solver == Solver::kHqq) {
-    solve_hqq(solve, task.threads);
+    solve_hqq(solve, hqq_shrinkages(config), task.threads);
   } else {
     solve.step = config.solver == Solver::kJoint ? SolveStep::kJoint : SolveStep::kMinMax;
     parallel_for(num_units(source.layout), task.threads,

@@ -98,7 +98,8 @@ HWY_INLINE void run_step(const SolveArgs& args, const H& h, const float* tile, s
     case SolveStep::kHqqSteps: {
       lanes::HqqState<V> state{lanes::load<V>(values.scale), lanes::load<V>(values.zero)};
       for (int k = 0; k < kHqqBatch; ++k) {
-        lanes::store(lanes::hqq_step<V>(w, h, n, args.params, state), values.step_error[k]);
+        const V error = lanes::hqq_step<V>(w, h, n, args.params, args.shrinkages[k], state);
+        lanes::store(error, values.step_error[k]);
         lanes::store(state.zero, values.step_zero[k]);
       }
       break;

@@ -17,6 +17,8 @@ struct SolveArgs {
   core::SolverParams params;
   float* scale = nullptr;  // [num_groups]; 1 / scale for the two hqq steps
   float* zero = nullptr;   // [num_groups]; kHqqSteps only reads it
+  // kHqqSteps, [kHqqBatch].
+  const core::Shrinkage* shrinkages = nullptr;
   // kHqqSteps, both [kHqqBatch, num_groups]: the zero after each step, and sum |w - W_r| before it.
   float* step_zero = nullptr;
   float* step_error = nullptr;

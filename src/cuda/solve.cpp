@@ -19,7 +19,9 @@ SolverKind solver_kind(Solver solver) {
   return solver == Solver::kHqq ? SolverKind::kHqq : SolverKind::kJoint;
 }
 
-QuantizeArgs make_args(const DeviceTask& task, std::byte* workspace, std::size_t workspace_bytes) {
+// `shrinkages` must live until the launches are done; sizes do not depend on it.
+QuantizeArgs make_args(const DeviceTask& task, const core::Shrinkage* shrinkages,
+                       std::byte* workspace, std::size_t workspace_bytes) {
   QuantizeArgs args;
   args.W = task.W.data;
   args.W_type = task.W.dtype;
@@ -27,7 +29,7 @@ QuantizeArgs make_args(const DeviceTask& task, std::byte* workspace, std::size_t
   args.importance = task.importance;
   args.solver = solver_kind(task.config.solver);
   args.params = solver_params(task.config);
-  set_beta(args.params, task.config.beta);
+  args.shrinkages = shrinkages;
   args.balance = task.config.balance == Balance::kSinkhorn;
   args.out = task.out;
   auto* findings = reinterpret_cast<Findings*>(workspace);
@@ -63,7 +65,7 @@ DeviceMatrix device_matrix(const QuantizedTensor& q, const TensorAddresses& addr
 std::size_t solve_workspace_bytes(const DeviceTask& task) {
   static std::byte none[kFindingsBytes];
   std::size_t bytes = 0;
-  check(library().quantize_workspace_bytes(make_args(task, none, kFindingsBytes), &bytes),
+  check(library().quantize_workspace_bytes(make_args(task, nullptr, none, kFindingsBytes), &bytes),
         task.name);
   return kFindingsBytes + bytes;
 }
@@ -74,7 +76,10 @@ void solve(const DeviceTask& task, void* workspace, std::size_t workspace_bytes,
   const std::string& what = task.name;
   Findings findings;
   check(api.copy(workspace, &findings, sizeof(findings), stream), what);
-  check(api.quantize(make_args(task, static_cast<std::byte*>(workspace), workspace_bytes), stream),
+  const std::vector<core::Shrinkage> shrinkages = hqq_shrinkages(task.config);
+  check(api.quantize(make_args(task, shrinkages.data(), static_cast<std::byte*>(workspace),
+                               workspace_bytes),
+                     stream),
         what);
   check(api.copy(&findings, workspace, sizeof(findings), stream), what);
   check(api.synchronize(stream), what);

@@ -132,7 +132,7 @@ TEST(ConfigJsonTest, EmptyObjectGivesDefaults) {
 TEST(ConfigJsonTest, ReadsEveryKey) {
   const HqqConfig config = HqqConfig::from_json_text(R"({
     "nbits": 1.58, "group_size": null, "axis": 0, "solver": "hqq", "balance": "sinkhorn",
-    "lp_norm": 0.5, "iterations": 7, "beta": 2, "kappa": 1.5, "round_zero": false,
+    "lp_norm": 0.5, "iterations": 7, "beta": 2, "kappa": 1.5, "grow_beta": true, "round_zero": false,
     "quant_zero": true, "quant_scale": true, "meta_dtype": "bfloat16",
     "dynamic_config": {"mlp.*": {"nbits": 3}, "lm_head": null},
     "skip_modules": ["a", "b"], "dynamic_only": true, "quant_method": "hqq_cpp"})");
@@ -145,6 +145,7 @@ TEST(ConfigJsonTest, ReadsEveryKey) {
   EXPECT_EQ(config.defaults.iterations, 7);
   EXPECT_EQ(config.defaults.beta, 2.0);
   EXPECT_EQ(config.defaults.kappa, 1.5);
+  EXPECT_TRUE(config.defaults.grow_beta);
   EXPECT_EQ(config.defaults.round_zero, false);
   EXPECT_TRUE(config.defaults.quant_zero);
   EXPECT_TRUE(config.defaults.quant_scale);
@@ -230,6 +231,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{R"({"iterations": 1.5})", "iterations is 1.5 (a number); it must be an integer"},
         BadText{R"({"beta": null})", "beta is null; it must be a number above 0"},
         BadText{R"({"kappa": "x"})", "kappa is \"x\" (a string); it must be a number, 1 or more"},
+        BadText{R"({"grow_beta": 1})", "grow_beta is 1 (a number); it must be true or false"},
         BadText{R"({"round_zero": 1})", "round_zero is 1 (a number); it must be true or false"},
         BadText{R"({"quant_zero": null})", "quant_zero is null; it must be true or false"},
         BadText{R"({"quant_scale": 0})", "quant_scale is 0 (a number); it must be true or false"},
@@ -289,6 +291,7 @@ TEST(ConfigJsonTest, RandomConfigsSurviveTheRoundTrip) {
     if (below(2)) c.iterations = 1 + below(1000);
     c.beta = 1e-3 + 100 * unit(random);
     c.kappa = 1 + unit(random);
+    c.grow_beta = below(2) == 1;
     if (below(2)) c.round_zero = below(2) == 1;
     c.quant_zero = below(2) == 1;
     c.quant_scale = below(2) == 1;

@@ -110,7 +110,8 @@ Result on_gpu(const std::vector<std::byte>& bytes, const Case& c) {
   args.importance = c.importance.empty() ? nullptr : importance.data();
   args.solver = kind_of(c.config.solver);
   args.params = solver_params(c.config);
-  set_beta(args.params, c.config.beta);
+  const std::vector<core::Shrinkage> shrinkages = hqq_shrinkages(c.config);
+  args.shrinkages = shrinkages.data();
   args.balance = c.config.balance == Balance::kSinkhorn;
   args.out = out.matrix();
   args.problems = problems.data();
@@ -313,6 +314,8 @@ TEST(CudaQuantizeTest, HqqStopsWhenTheCpuDoes) {
       config.iterations = iterations;
       config.lp_norm = lp_norm;
       config.beta = 3.0;
+      config.kappa = 1.2;
+      config.grow_beta = lp_norm == 1.0;
       expect_same(W, {config, DType::kF32, 100, 64});
     }
   }

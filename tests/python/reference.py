@@ -255,12 +255,14 @@ def shrink(x, beta, lp_norm):
     return np.sign(x) * np.maximum(magnitude - power * _F32(1 / beta), _F32(0))
 
 
-def solve_hqq(W, groups, nbits, round_zero=None, lp_norm=0.7, beta=10.0, iterations=20):
+def solve_hqq(
+    W, groups, nbits, round_zero=None, lp_norm=0.7, beta=10.0, iterations=20, kappa=1.0
+):
     """Upstream's solver in float32: the zero only, stopped for the whole matrix together.
 
     Returns (codes [out, in], scale [count], zero [count]). A step uses the zero of the step before;
-    when the mean error stops falling, the zero of that last step is kept. beta stays as it is: the
-    `kappa` of upstream's default solver is never applied.
+    when the mean error stops falling, the zero of that last step is kept. beta grows by `kappa` a
+    step in upstream's master branch; its releases never apply it.
     """
     if round_zero is None:
         round_zero = nbits == 4
@@ -286,6 +288,7 @@ def solve_hqq(W, groups, nbits, round_zero=None, lp_norm=0.7, beta=10.0, iterati
         target = W - shrink(r, beta, lp_norm)
         total = groups.reduce(np.add, (q - target * inv).astype(np.float64), 0.0)
         zero = (total / sizes).astype(np.float32)
+        beta *= kappa
         error = np.abs(r).mean(dtype=np.float64)
         if not error < best:
             break

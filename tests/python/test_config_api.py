@@ -42,6 +42,7 @@ def test_config_defaults_and_repr():
         ("kappa", 1.5, 0.5),
         ("round_zero", False, "no"),
         ("dynamic_only", True, None),
+        ("grow_beta", True, 1),
     ],
 )
 def test_config_fields(field, value, wrong):

@@ -95,6 +95,51 @@ def test_reference_agrees_too(nbits, axis):
     assert error == pytest.approx(mean_abs_error(W, W_r), rel=1e-3)
 
 
+def master_optimize_weights(tensor, scale, zero, min_max, axis=0, device=None):
+    """Upstream's loop as its master branch has it: beta grows after every step."""
+    from hqq.core.optimize import optimize_weights_proximal_legacy_step as step
+
+    best, beta = torch.inf, 10.0
+    for _ in range(20):
+        W_r, _, zero, scale = step(tensor, scale, zero, min_max, beta, 0.7, axis)
+        beta *= GROWTH
+        error = torch.abs(tensor - W_r).mean()
+        if not error < best:
+            break
+        best = error
+    W_q = torch.round(tensor * scale + zero).clamp_(min_max[0], min_max[1])
+    return W_q, scale, zero
+
+
+# Not 1.01, which changes less than the tolerances.
+GROWTH = 1.5
+
+
+@pytest.mark.parametrize("axis", (0, 1))
+@pytest.mark.parametrize("nbits", (3, 2, 1))
+def test_growing_beta_is_that_of_the_master_branch(monkeypatch, nbits, axis):
+    W = MATRICES["wide"]
+    released = quantize_upstream(W, nbits, 64, axis)[0]
+    monkeypatch.setattr(upstream.Quantizer, "optimize_weights", master_optimize_weights)
+    codes, _, zero, _ = quantize_upstream(W, nbits, 64, axis)
+    config = {
+        "nbits": nbits,
+        "axis": axis,
+        "solver": "hqq",
+        "balance": "none",
+        "meta_dtype": "float32",
+        "kappa": GROWTH,
+    }
+    grown = hqq_cpp.quantize(W, config | {"grow_beta": True})
+    assert np.mean(grown.codes() == codes) >= 0.999
+    assert np.abs(np.asarray(grown.zero).ravel() - zero.ravel()).mean() <= 0.01
+    # Without the switch kappa has no effect, and the two differ.
+    kept = hqq_cpp.quantize(W, config)
+    assert np.mean(kept.codes() == released) >= 0.999 > np.mean(kept.codes() == codes)
+    expected = reference.solve_hqq(W, reference.Groups(*W.shape, 64, axis), nbits, kappa=GROWTH)[0]
+    assert np.mean(grown.codes() == expected) >= 0.999
+
+
 @pytest.mark.parametrize("nbits", (4, 3, 2, 1))
 def test_joint_beats_it(nbits):
     """Goals of the README for Gaussian weights: rmse lower by 5, 9, 24 and 40 percent."""

@@ -124,12 +124,12 @@ HQQ_HD V pow_nonnegative(V x, float y) {
 // Machine Learning Models", 2023): sign(r) * relu(|r| - |r|^(p-1) / beta). It is 0 for |r| <=
 // beta^(-1/(2-p)), which `threshold` bounds from below: most residuals need no power.
 template <class V>
-HQQ_HD V shrink(V r, float lp_norm, float inv_beta, float threshold) {
+HQQ_HD V shrink(V r, float lp_norm, Shrinkage s) {
   const V magnitude = abs(r);
-  const auto above = set<V>(threshold) < magnitude;
+  const auto above = set<V>(s.threshold) < magnitude;
   if (!any(above)) return set<V>(0.0f);
   const V power = lp_norm == 1.0f ? set<V>(1.0f) : pow_nonnegative(magnitude, lp_norm - 1.0f);
-  const V kept = max(magnitude - power * set<V>(inv_beta), set<V>(0.0f));
+  const V kept = max(magnitude - power * set<V>(s.inv_beta), set<V>(0.0f));
   return select(above, select(r < set<V>(0.0f), set<V>(0.0f) - kept, kept), set<V>(0.0f));
 }
 

@@ -37,16 +37,21 @@ enum class SolveStep {
 // weights from memory each time costs more.
 inline constexpr int kHqqBatch = 5;
 
+// 1 / beta of a half-quadratic step, and the residual below which shrink() gives 0.
+struct Shrinkage {
+  float inv_beta = 0.1f;
+  float threshold = 0.0f;
+};
+
 struct SolverParams {
   float max_code = 15.0f;
   MetaType scale_type = MetaType::kF16;
   MetaType zero_type = MetaType::kF16;
   int iterations = 1;  // refits of joint after the clipping search
   float lp_norm = 2.0f;
-  float inv_beta = 0.1f;          // 1 / beta of this iteration
-  float shrink_threshold = 0.0f;  // residuals below it shrink to 0
-  bool round_zero = false;        // hqq only
-  bool precise = false;  // joint: sum residuals, since the closed form cancels at >= 6 bits
+  Shrinkage shrinkage;      // joint; hqq has one for every step
+  bool round_zero = false;  // hqq only
+  bool precise = false;     // joint: sum residuals, since the closed form cancels at >= 6 bits
 };
 
 }  // namespace hqq::core

@@ -114,7 +114,7 @@ HQQ_HD void accumulate(const W& w, const H& h, std::int64_t i, V inv_scale, Scal
       sums.qt = sums.qt + hq * x;
       sums.error = sums.error + weighted(h, i, r * r);
     } else {
-      const V t = x - shrink(r, params.lp_norm, params.inv_beta, params.shrink_threshold);
+      const V t = x - shrink(r, params.lp_norm, params.shrinkage);
       sums.qt = sums.qt + hq * t;
       sums.t = sums.t + weighted(h, i, t);
       sums.error = sums.error + weighted(h, i, pow_nonnegative(abs(r), params.lp_norm));
@@ -381,7 +381,7 @@ HQQ_HD HqqState<V> hqq_start(const W& w, std::int64_t n, const SolverParams& par
 // W_r| of the state before the step.
 template <class V, class W, class H>
 HQQ_HD V hqq_step(const W& w, const H& h, std::int64_t n, const SolverParams& params,
-                  HqqState<V>& state) {
+                  Shrinkage shrinkage, HqqState<V>& state) {
   const V zero = set<V>(0.0f);
   const V scale = set<V>(1.0f) / state.inv_scale;
   const V max_code = set<V>(params.max_code);
@@ -397,7 +397,7 @@ HQQ_HD V hqq_step(const W& w, const H& h, std::int64_t n, const SolverParams& pa
       const V x = w(i);
       const V q = encode(x, state.inv_scale, state.zero, max_code);
       const V r = x - (q - state.zero) * scale;
-      const V target = x - shrink(r, params.lp_norm, params.inv_beta, params.shrink_threshold);
+      const V target = x - shrink(r, params.lp_norm, shrinkage);
       part_error = part_error + abs(r);
       part_sum = part_sum + weighted(h, i, q - target * state.inv_scale);
       part_h = part_h + weighted(h, i, set<V>(1.0f));
