@@ -426,6 +426,8 @@ Json HqqConfig::to_json() const {
   Json rules = Json::object();
   for (const auto& [key, rule] : dynamic_config) {
     rules[key] = rule ? layer_config_to_json(*rule) : Json(nullptr);
+    // A rule starts from the defaults.
+    if (rule && defaults.grow_beta) rules[key]["grow_beta"] = rule->grow_beta;
   }
   json["dynamic_config"] = rules;
   json["skip_modules"] = skip_modules;

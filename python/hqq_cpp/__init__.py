@@ -79,6 +79,7 @@ __all__ = [
     "dequantize",
     "dequantize_checkpoint",
     "diff_checkpoints",
+    "from_upstream",
     "get_backend",
     "hqq_report",
     "layer_tag",
@@ -91,6 +92,7 @@ __all__ = [
     "safetensors_metadata",
     "save_safetensors",
     "set_backend",
+    "take_over_",
     "verify_checkpoint",
 ]
 
@@ -102,10 +104,12 @@ if TYPE_CHECKING:
         HqqLinear,
         collect_importance,
         collect_importance_folder,
+        from_upstream,
         get_backend,
         hqq_report,
         quantize_model_,
         set_backend,
+        take_over_,
     )
 else:
     # The names that need torch, and their modules.
@@ -115,10 +119,12 @@ else:
         "HqqLinear": "linear",
         "collect_importance": "importance",
         "collect_importance_folder": "importance_folder",
+        "from_upstream": "take_over",
         "get_backend": "backend",
         "hqq_report": "report",
         "quantize_model_": "quantize_model",
         "set_backend": "backend",
+        "take_over_": "take_over",
     }
 
     def __getattr__(name):

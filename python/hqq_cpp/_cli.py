@@ -51,6 +51,25 @@ def _importance(arguments: list[str]) -> int:
     return 0
 
 
+def write_qmodel(folder: str) -> tuple[int, str]:
+    """What `hqq-cpp convert --to upstream` calls for hqq's own loader.
+
+    Returns:
+        (exit code, message): of an error, or why the file was not written.
+    """
+    try:
+        from .transformers.qmodel import write_qmodel as write
+    except ImportError as error:
+        return 0, f"it needs torch and Transformers ({error})"
+    try:
+        write(folder)
+    except OSError as error:
+        return _SYSTEM_ERROR, str(error)
+    except (RuntimeError, ValueError) as error:
+        return 0, str(error).strip().splitlines()[0]
+    return 0, ""
+
+
 def _report(error: Exception, code: int) -> int:
     print(f"hqq-cpp: {error}", file=sys.stderr)
     return code

@@ -107,6 +107,8 @@ def quantize_linear(
     weight = linear_or_weight
     is_torch = False
     if torch is not None:
+        if isinstance(weight, torch.nn.Module):
+            _refuse_quantized(weight)
         if isinstance(weight, torch.nn.Linear):
             bias = weight.bias if bias is None else bias
             weight = weight.weight
@@ -121,3 +123,19 @@ def quantize_linear(
     from .nn.linear import HqqLinear
 
     return HqqLinear(q, bias, weight.dtype)
+
+
+def _refuse_quantized(layer: Any) -> None:
+    from .nn.module import QuantizedModule
+    from .nn.take_over import is_upstream_layer
+
+    if is_upstream_layer(layer):
+        raise ValueError(
+            "[quantize_linear] the layer is quantized already, by upstream's hqq: "
+            "hqq_cpp.from_upstream(layer) takes it over with its codes"
+        )
+    if isinstance(layer, QuantizedModule):
+        raise ValueError(
+            f"[quantize_linear] the layer is quantized already ({layer!r}): "
+            "quantize_linear(layer.dequantize(), config) would add the errors of both"
+        )

@@ -93,9 +93,10 @@ int parse_and_run(CLI::App& app, Context& context, int argc, const char* const* 
 
 }  // namespace
 
-int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err) {
+int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
+        const Hooks& hooks) {
   const InterruptGuard guard;
-  Context context{out, err, {}};
+  Context context{.out = out, .err = err, .action = {}, .hooks = hooks};
   try {
     CLI::App app("Quantize neural network checkpoints to 8..1 bits by half-quadratic quantization.",
                  "hqq-cpp");

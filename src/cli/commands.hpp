@@ -9,6 +9,7 @@
 #include <string>
 
 #include "hqq/checkpoint.hpp"
+#include "src/cli/cli.hpp"
 
 namespace hqq::cli {
 
@@ -19,6 +20,7 @@ struct Context {
   std::function<int()> action;
   // Printed after "interrupted; ".
   std::string after_interrupt = "nothing was written";
+  Hooks hooks;
 };
 
 void add_quantize(CLI::App& app, Context& context);

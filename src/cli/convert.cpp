@@ -15,6 +15,7 @@ struct Options {
   std::string source, destination;
   std::string dtype = "auto";
   std::string to;
+  bool no_qmodel = false;
 };
 
 // The dtype config.json names for the model, else float32.
@@ -89,12 +90,28 @@ int run_dequantize(const Options& options, Context& context) {
                         });
 }
 
+// Upstream's own loader reads qmodel.pt, a pickle, and no safetensors.
+int add_qmodel(const Options& options, Context& context) {
+  Hooks::Outcome outcome{kOk, "the command hqq-cpp of the Python package writes it"};
+  if (context.hooks.write_qmodel) outcome = context.hooks.write_qmodel(options.destination);
+  if (outcome.code != kOk) {
+    context.err << "hqq-cpp: " << outcome.message << '\n';
+  } else if (!outcome.message.empty() && !options.common.quiet) {
+    context.err << "note: qmodel.pt, which hqq's AutoHQQHFModel.from_quantized reads, was not "
+                   "written: "
+                << outcome.message << '\n';
+  }
+  return outcome.code;
+}
+
 int run_convert(const Options& options, Context& context) {
   const CheckpointFormat to = parse_format(options.to);
-  return run_and_report("convert", options, context, {{"to", options.to}},
-                        [&](const CheckpointOptions& how) {
-                          convert_checkpoint(options.source, options.destination, to, how);
-                        });
+  const int code = run_and_report("convert", options, context, {{"to", options.to}},
+                                  [&](const CheckpointOptions& how) {
+                                    convert_checkpoint(options.source, options.destination, to, how);
+                                  });
+  if (to != CheckpointFormat::kUpstream || options.no_qmodel) return code;
+  return add_qmodel(options, context);
 }
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
@@ -125,6 +142,8 @@ void add_convert(CLI::App& app, Context& context) {
   CLI::App* command =
       add_command(app, "convert", "Change between our format and that of the hqq package", *o);
   command->add_option("--to", o->to, "upstream or hqq_cpp")->required();
+  command->add_flag("--no-qmodel", o->no_qmodel,
+                    "To upstream: leave out qmodel.pt, the second copy that hqq itself reads");
   command->callback(
       [=, &context] { context.action = [=, &context] { return run_convert(*o, context); }; });
 }

@@ -118,7 +118,7 @@ HWY_NOINLINE void solve_rows(const SolveArgs& args, std::int64_t row, int count,
   const auto group = [=](int l) { return (row + (l < count ? l : count - 1)) * per_row + gi; };
   load_row_tile(args.source, row, col, n, lanes::LaneTraits<V>::kLanes, buffers.scratch.data(),
                 buffers.tile.data());
-  LaneValues<V> values;
+  LaneValues<V> values{};  // which of the arrays count depends on the step
   values.load(args, group);
   if (args.source.importance == nullptr) {
     run_step<V>(args, lanes::UnitWeight{}, buffers.tile.data(), n, values);
@@ -136,7 +136,7 @@ HWY_NOINLINE void solve_strided(const SolveArgs& args, std::int64_t j, int count
   const auto group = [=](int l) { return j + (l < count ? l : count - 1); };
   load_strided_tile(args.source, j, count, n, lanes::LaneTraits<V>::kLanes, buffers.tile.data(),
                     args.source.importance, buffers.importance.data());
-  LaneValues<V> values;
+  LaneValues<V> values{};  // which of the arrays count depends on the step
   values.load(args, group);
   if (args.source.importance == nullptr) {
     run_step<V>(args, lanes::UnitWeight{}, buffers.tile.data(), n, values);

@@ -12,7 +12,8 @@ from transformers import conversion_mapping  # noqa: E402
 from transformers.core_model_loading import Chunk, Concatenate, WeightConverter  # noqa: E402
 
 import hqq_cpp  # noqa: E402
-from hqq_cpp.transformers import upstream  # noqa: E402
+import hqq_cpp.transformers  # noqa: E402, F401
+from hqq_cpp.nn import upstream  # noqa: E402
 from upstream_maker import (  # noqa: E402
     BASE,
     assert_saves_in_our_format,

@@ -8,8 +8,6 @@ turns them into format 1.
 from __future__ import annotations
 
 import copy
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,11 +32,13 @@ from .. import _core
 from ..config import HqqConfig as _Settings
 from ..errors import FormatError
 from ..nn import layers as nn_layers
+from ..nn import upstream
 from ..nn.dequantize import dtype_name, weight_of
 from ..nn.experts import HqqExperts
 from ..nn.quantize_model import empty_module, put_module
+from ..nn.take_over import config_of_layers
 from . import config as _config
-from . import saved, upstream
+from . import saved
 from .ties import tie_packed
 from .upstream_folder import UpstreamSource, load_pickle
 
@@ -281,12 +281,7 @@ def _save_one_by_one(quantizer: Any, target: Target, dtype: torch.dtype) -> None
 def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> _Settings:
     """A config that gives every quantized layer its settings."""
     found = {t.module: t.parts[0][0].settings for t in targets if t.module is not None}
-    if not found:
-        return _Settings(skip_modules=skip_modules)
-    most, _ = Counter(json.dumps(settings) for settings in found.values()).most_common(1)[0]
-    most = json.loads(most)
-    others = {name: settings for name, settings in found.items() if settings != most}
-    return _Settings(**most, dynamic_config=others, skip_modules=skip_modules)
+    return config_of_layers(found, skip_modules)
 
 
 # While the weights are read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,8 @@ import transformers
 from torch import nn
 
 from ..errors import FormatError
+from ..nn import upstream
 from . import config as _config
-from . import upstream
 
 
 class UpstreamSource(_config.HqqConfig):
@@ -31,6 +32,8 @@ class UpstreamSource(_config.HqqConfig):
 def load_upstream(
     folder: str | os.PathLike,
     *,
+    cache_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
     model_class: Any = None,
@@ -42,7 +45,11 @@ def load_upstream(
     1, which from_pretrained() reads.
 
     Args:
-        folder: With config.json and qmodel.pt, or safetensors files.
+        folder: With config.json and qmodel.pt, or safetensors files. Or the name of a repository
+            on the hub: "mobiuslabsgmbh/Llama-2-7b-chat-hf_1bitgs8_hqq". What the local cache has is
+            not downloaded again; with HF_HUB_OFFLINE=1 nothing is.
+        cache_dir: Folder of the local cache; None: the hub's own.
+        revision: Branch, tag or commit of the repository; None: its main branch.
         dtype: Of what is not quantized; None: what config.json says.
         device_map: As from_pretrained() takes it.
         model_class: A model class of Transformers; None: the architecture that config.json names,
@@ -51,9 +58,10 @@ def load_upstream(
 
     Raises:
         FormatError: If the files hold anything hqq does not write.
-        ValueError: If the folder has no such file, or the model class is unknown.
+        ValueError: If the folder has no such file, the model class is unknown, or the hub's cache
+            has no such repository and it cannot be downloaded.
     """
-    folder = os.fspath(folder)
+    folder = _local_folder(os.fspath(folder), cache_dir, revision)
     pickled = os.path.join(folder, "qmodel.pt")
     names = os.listdir(folder) if os.path.isdir(folder) else []
     if "config.json" not in names or not (
@@ -77,6 +85,22 @@ def load_upstream(
         quantization_config=UpstreamSource(tensors),
         **kwargs,
     )
+
+
+def _local_folder(name: str, cache_dir: Any, revision: str | None) -> str:
+    """The folder itself, or that of a repository in the hub's cache."""
+    # As the hub names them: "owner/name" or "name", no path.
+    if os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, cache_dir=cache_dir, revision=revision)
+    except (OSError, ValueError) as error:  # offline, unknown, or no access
+        raise ValueError(
+            f"[load_upstream] {name} is no folder, and as a repository of the hub it is neither in "
+            f"the local cache nor can it be downloaded: {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def _model_class(config: Any) -> Any:
