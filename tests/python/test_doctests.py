@@ -103,12 +103,16 @@ def code_blocks(text):
         yield text[: match.start()].count("\n") + 2, match.group(1)
 
 
-@pytest.mark.parametrize(("name", "least"), [("python", 10), ("transformers", 6), ("training", 2)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("python", 10), ("transformers", 6), ("training", 2), ("migration", 3)]
+)
 def test_the_page_runs(repository, namespace, name, least):
     """All blocks in order, in one namespace: what users get by pasting them one after the other."""
     if name != "python":
         pytest.importorskip("transformers", reason="the page needs Transformers")
         pytest.importorskip("accelerate", reason="the page needs accelerate")
+    if name == "migration":
+        pytest.importorskip("hqq", reason="the page is for users of the package hqq")
     if name == "training":
         pytest.importorskip("peft", reason="the page needs peft")
     page = repository / "docs" / f"{name}.md"

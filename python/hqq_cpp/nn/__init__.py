@@ -8,6 +8,7 @@ from .importance_folder import collect_importance_folder
 from .linear import HqqLinear
 from .quantize_model import quantize_model_
 from .report import HqqReport, ReportRow, hqq_report
+from .take_over import from_upstream, take_over_
 
 __all__ = [
     "HqqEmbedding",
@@ -17,8 +18,10 @@ __all__ = [
     "ReportRow",
     "collect_importance",
     "collect_importance_folder",
+    "from_upstream",
     "get_backend",
     "hqq_report",
     "quantize_model_",
     "set_backend",
+    "take_over_",
 ]

@@ -50,7 +50,11 @@ def from_upstream(layer: nn.Module) -> HqqLinear:
             ``layer.dequantize()`` then gives the dense weight.
 
     Example:
-        >>> layer = hqq_cpp.from_upstream(hqq_linear)  # doctest: +SKIP
+        >>> import torch
+        >>> from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+        >>> linear, config = torch.nn.Linear(64, 8), BaseQuantizeConfig(nbits=4, axis=1)
+        >>> hqq_cpp.from_upstream(HQQLinear(linear, config, device="cpu"))
+        HqqLinear(in_features=64, out_features=8, bias=True, nbits=4, group_size=64, axis=1)
     """
     if not is_upstream_layer(layer):
         raise TypeError(
@@ -91,8 +95,12 @@ def take_over_(model: nn.Module) -> nn.Module:
             library; nothing is changed then.
 
     Example:
-        >>> model = AutoHQQHFModel.from_quantized(folder)  # doctest: +SKIP
-        >>> model = hqq_cpp.take_over_(model)  # doctest: +SKIP
+        >>> import torch
+        >>> from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+        >>> linear, config = torch.nn.Linear(64, 8), BaseQuantizeConfig(nbits=4, axis=1)
+        >>> net = torch.nn.Sequential(HQQLinear(linear, config, device="cpu"), torch.nn.ReLU())
+        >>> hqq_cpp.take_over_(net)[0].nbits
+        4
     """
     found = [name for name, module in model.named_modules() if is_upstream_layer(module)]
     prepared = [
