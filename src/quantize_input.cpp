@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "hqq/error.hpp"
+#include "src/model/balance.hpp"
 
 namespace hqq {
 
@@ -59,9 +60,7 @@ LayerConfig layer_settings(const HqqConfig& config, const std::string& layer_nam
 LayerConfig resolve_settings(const LayerConfig& config, bool has_importance) {
   LayerConfig resolved = config;
   resolved.validate();
-  if (resolved.balance == Balance::kAuto) {
-    resolved.balance = has_importance ? Balance::kNone : Balance::kSinkhorn;
-  }
+  resolved.balance = resolve_balance(resolved.balance, has_importance);
   return resolved;
 }
 

@@ -30,6 +30,7 @@ void bind_config(py::module_& m);
 void bind_quantized_tensor(py::module_& m);
 void bind_tiled_tensor(py::module_& m);
 void bind_quantizer(py::module_& m);
+void bind_roles(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_safetensors(py::module_& m);

@@ -54,6 +54,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_quantized_tensor(m);
   bindings::bind_tiled_tensor(m);
   bindings::bind_quantizer(m);
+  bindings::bind_roles(m);
   bindings::bind_linear(m);
   bindings::bind_cuda(m);
   bindings::bind_safetensors(m);

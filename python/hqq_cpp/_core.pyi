@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'safetensors_metadata', 'save_safetensors', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -571,6 +571,41 @@ class QuantizeStats:
         """
         sqrt(mean (W - W_r)^2).
         """
+class Roles:
+    """
+    What the tensors of a model are: linear weights, embeddings, ...
+
+    The rule of hqq-cpp quantize, which looks at names, shapes, types, tensors beside each other and the
+    model types in config.json.
+
+    Args:
+        tensors: (name, shape, dtype) of all tensors of the model, as in its files or its state dict. A
+            dtype is a name ("bfloat16") or one of torch or NumPy; one that format 1 does not know
+            counts as uint8.
+        config: The text of config.json, or "".
+
+    Raises:
+        FormatError: If config is no JSON.
+
+    Example:
+        >>> roles = hqq_cpp._core.Roles([("mlp.gate.weight", (4, 64), "float32"),
+        ...                              ("mlp.up.weight", (128, 64), "float32")])
+        >>> roles.role("mlp.gate.weight"), roles.role("mlp.up.weight")
+        ('router', 'linear')
+    """
+    def __init__(self, tensors: collections.abc.Iterable, config: str = '') -> None:
+        ...
+    def role(self, tensor: str) -> str:
+        """
+        The role of a tensor.
+
+        Args:
+            tensor: Its name.
+
+        Returns:
+            'linear', 'head', 'embedding', 'router', 'experts' ([experts, out, in]), 'conv1d' (stored
+            [in, out]), 'conv2d' ([out, in, 1, 1]), or 'none': anything else, and unknown names.
+        """
 class NativeLayer:
     """
     For hqq_cpp.nn: a layer by the addresses of its tensors.
@@ -1119,6 +1154,10 @@ def quantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str |
     """
     See hqq_cpp.quantize_checkpoint.
     """
+def resolve_balance(balance: str, has_importance: bool) -> str:
+    """
+    What balance 'auto' means for a layer; 'none' and 'sinkhorn' mean themselves.
+    """
 def safetensors_metadata(path: os.PathLike | str | bytes) -> dict[str, str]:
     """
     See hqq_cpp.safetensors_metadata.
@@ -1126,6 +1165,18 @@ def safetensors_metadata(path: os.PathLike | str | bytes) -> dict[str, str]:
 def save_safetensors(path: os.PathLike | str | bytes, tensors: dict, metadata: collections.abc.Mapping[str, str]) -> None:
     """
     See hqq_cpp.save_safetensors.
+    """
+def settings_of(config: HqqConfig, layer: str, role: str) -> dict | None:
+    """
+    The settings of a layer, or None if it stays dense.
+
+    A router does in any case, an embedding unless a rule names it; a head is skipped where skip_modules
+    has "lm_head", whatever its own name is.
+
+    Args:
+        config: An HqqConfig.
+        layer: Its name, without ".weight".
+        role: As Roles.role() gives it.
     """
 def verify_checkpoint(path: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> VerifyReport:
     """

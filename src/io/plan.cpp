@@ -1,7 +1,6 @@
 #include "src/io/plan.hpp"
 
 #include <algorithm>
-#include <array>
 #include <set>
 
 #include "hqq/error.hpp"
@@ -9,6 +8,8 @@
 #include "src/io/json.hpp"
 #include "src/io/manifest.hpp"
 #include "src/io/pipeline.hpp"
+#include "src/model/balance.hpp"
+#include "src/model/roles.hpp"
 
 namespace hqq {
 namespace {
@@ -16,71 +17,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kWhere = "quantize";
-constexpr std::string_view kWeightSuffix = ".weight";
-
-std::string last_component(const std::string& name) { return name.substr(name.rfind('.') + 1); }
-
-std::string parent_component(const std::string& name) {
-  const std::size_t dot = name.rfind('.');
-  return dot == std::string::npos ? "" : last_component(name.substr(0, dot));
-}
-
-template <std::size_t N>
-bool is_one_of(const std::string& name, const std::array<std::string_view, N>& names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-std::string without_weight(const std::string& tensor) {
-  if (!tensor.ends_with(kWeightSuffix)) return tensor;
-  return tensor.substr(0, tensor.size() - kWeightSuffix.size());
-}
-
-// Tables of vectors: a lookup reads one row, so packing gains no speed, and every row is somebody's
-// token. They are quantized only where a rule names them. Also output heads that go by such names
-// (embed_out of GPT-NeoX).
-bool is_embedding(const std::string& layer) {
-  constexpr std::array<std::string_view, 7> kNames = {
-      "embed_tokens", "embed_in", "embed_out", "embed_positions", "wte", "wpe", "shared"};
-  constexpr std::array<std::string_view, 4> kSuffixes = {"embed", "embedder", "embedding",
-                                                         "embeddings"};
-  const std::string last = last_component(layer);
-  return is_one_of(last, kNames) || last.starts_with("embed_tokens_") ||
-         last == "relative_attention_bias" ||  // T5: a table [buckets, heads]
-         std::any_of(kSuffixes.begin(), kSuffixes.end(),
-                     [&](std::string_view suffix) { return last.ends_with(suffix); });
-}
-
-// They choose the experts of a token: tiny, and a wrong choice costs more than any rounding of
-// weights.
-bool is_router(const std::string& layer) {
-  constexpr std::array<std::string_view, 5> kBlocks = {"mlp", "block_sparse_moe", "feed_forward",
-                                                       "moe", "ffn"};
-  const std::string last = last_component(layer);
-  return last == "router" || parent_component(layer) == "router" || last == "shared_expert_gate" ||
-         (last == "gate" && is_one_of(parent_component(layer), kBlocks));
-}
-
-// Conv1D of the GPT-2 family keeps W as [in, out]; groups would run along the wrong dimension.
-bool is_transposed(const std::string& layer, const std::string& model_type) {
-  constexpr std::array<std::string_view, 4> kModels = {"gpt2", "openai-gpt", "imagegpt",
-                                                       "decision_transformer"};
-  constexpr std::array<std::string_view, 4> kLayers = {"c_attn", "c_proj", "c_fc", "q_attn"};
-  return is_one_of(model_type, kModels) && is_one_of(last_component(layer), kLayers);
-}
-
-// All experts of a layer in one tensor [experts, out, in].
-bool is_fused_experts(const std::string& layer) {
-  constexpr std::array<std::string_view, 4> kNames = {"gate_up_proj", "down_proj", "gate_proj",
-                                                      "up_proj"};
-  return is_one_of(last_component(layer), kNames) && parent_component(layer) == "experts";
-}
-
-std::string model_type_of(const Checkpoint& source) {
-  if (source.config_json().empty()) return "";
-  const Json config = parse_json(source.config_json(), "config.json");
-  const auto type = config.find("model_type");
-  return type != config.end() && type->is_string() ? type->get<std::string>() : "";
-}
 
 void check_not_quantized(const Checkpoint& source) {
   const std::string shown = quote_text(source.path().string());
@@ -100,17 +36,22 @@ void check_not_quantized(const Checkpoint& source) {
                             method + "; an unquantized checkpoint is needed");
 }
 
+Roles roles_of(const Checkpoint& source) {
+  std::vector<const TensorInfo*> tensors;
+  for (std::size_t s = 0; s < source.shard_count(); ++s) {
+    for (const TensorInfo& tensor : source.shard(s).tensors()) tensors.push_back(&tensor);
+  }
+  return Roles(source.config_json(), tensors);
+}
+
 PlannedLayer plan_layer(const TensorInfo& tensor, const std::string& name,
                         const LayerConfig& config, const ImportanceFile& importance) {
   PlannedLayer layer;
   layer.description = {name, tensor.name, config, tensor.dtype, tensor.shape};
   layer.source = &tensor;
   layer.has_importance = importance.has(name);
-  // The rule of Quantizer; run_quantization checks that the two agree.
   LayerConfig& resolved = layer.description.config;
-  if (resolved.balance == Balance::kAuto) {
-    resolved.balance = layer.has_importance ? Balance::kNone : Balance::kSinkhorn;
-  }
+  resolved.balance = resolve_balance(resolved.balance, layer.has_importance);
   if (layer.has_importance) importance.check(layer.description);
   layer.fields =
       field_specs(resolved, layer.description.out_features(), layer.description.in_features());
@@ -147,27 +88,6 @@ void check_unique(const std::vector<ShardPlan>& shards) {
 
 }  // namespace
 
-std::optional<std::string> layer_of(const TensorInfo& tensor, const std::string& model_type) {
-  if (!is_weight_dtype(tensor.dtype) || tensor.begin == tensor.end) return std::nullopt;
-  const std::string layer = without_weight(tensor.name);
-  if (tensor.shape.size() == 3) {
-    if (!is_fused_experts(layer)) return std::nullopt;  // a convolution
-    return layer;
-  }
-  // Other tensors of two dimensions (lora_A, rotary tables, class tokens) are not weights of a
-  // layer.
-  if (tensor.shape.size() != 2 || !tensor.name.ends_with(kWeightSuffix)) return std::nullopt;
-  if (is_router(layer) || is_transposed(layer, model_type)) return std::nullopt;
-  return layer;
-}
-
-std::optional<LayerConfig> settings_of(const std::string& layer, const HqqConfig& config) {
-  if (!is_embedding(layer)) return config.layer(layer);
-  HqqConfig rules = config;
-  rules.dynamic_only = true;
-  return rules.layer(layer);
-}
-
 void ShardPlan::copy(const TensorInfo& tensor, std::size_t shard) {
   tensors.push_back(tensor);
   for (std::uint64_t offset = 0; offset < tensor.nbytes(); offset += kCopyChunk) {
@@ -196,9 +116,9 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
                                const ImportanceFile& importance) {
   config.validate();
   check_not_quantized(source);
-  const std::string model_type = model_type_of(source);
+  const Roles roles = roles_of(source);
   importance.check_names([&](const std::string& name) {
-    return source.find(name + std::string(kWeightSuffix)).first != nullptr ||
+    return source.find(name + ".weight").first != nullptr ||
            source.find(name).first != nullptr;
   });
   QuantizePlan plan;
@@ -207,10 +127,12 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
     shard.name = output_shard_name(source, s);
     const std::size_t first_layer = plan.layers.size();
     for (const TensorInfo& tensor : source.shard(s).tensors()) {
-      const auto layer = layer_of(tensor, model_type);
-      const auto layer_config = layer ? settings_of(*layer, config) : std::nullopt;
+      const Role role = roles.role(tensor.name);
+      const std::string layer = layer_name(tensor.name);
+      const auto layer_config =
+          is_stored_matrix(role) ? settings_of(layer, role, config) : std::nullopt;
       if (layer_config) {
-        add_layer(plan, shard, s, plan_layer(tensor, *layer, *layer_config, importance));
+        add_layer(plan, shard, s, plan_layer(tensor, layer, *layer_config, importance));
         continue;
       }
       shard.copy(tensor, s);
@@ -328,7 +250,7 @@ std::string QuantizePlan::config_json(const std::string& original, const HqqConf
   for (const auto& [key, value] : settings.items()) quantization[key] = value;
   quantization["not_quantized"] = Json::array();
   for (const std::string& tensor : copied) {
-    quantization["not_quantized"].push_back(without_weight(tensor));
+    quantization["not_quantized"].push_back(layer_name(tensor));
   }
   json["quantization_config"] = quantization;
   return json.dump(2) + "\n";

@@ -13,14 +13,6 @@
 
 namespace hqq {
 
-// The layer whose weight a tensor is ("model.layers.0.mlp.down_proj" for "...down_proj.weight"), or
-// nullopt when it is none that HQQ quantizes: a router, a norm, a convolution. `model_type` is that
-// of config.json, empty if unknown.
-std::optional<std::string> layer_of(const TensorInfo& tensor, const std::string& model_type);
-
-// The settings of a layer, or nullopt if it stays dense. An embedding does unless a rule names it.
-std::optional<LayerConfig> settings_of(const std::string& layer, const HqqConfig& config);
-
 // Part of the work on one output shard: a matrix, or a piece of a tensor that is copied.
 struct PlannedStep {
   static constexpr std::size_t kCopy = ~std::size_t{0};

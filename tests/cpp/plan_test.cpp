@@ -22,108 +22,6 @@ using testing::save_model;
 using testing::save_model_file;
 using testing::TempFolder;
 
-std::optional<std::string> layer_of(const std::string& name, std::vector<std::int64_t> shape,
-                                    DType dtype = DType::kBF16,
-                                    const std::string& model_type = "llama") {
-  return hqq::layer_of({name, dtype, std::move(shape), 0, 64}, model_type);
-}
-
-constexpr const char* kEmbeddings[] = {"model.embed_tokens",
-                                       "transformer.wte",
-                                       "transformer.wpe",
-                                       "shared",
-                                       "gpt_neox.embed_in",
-                                       "embed_out",
-                                       "bert.embeddings.word_embeddings",
-                                       "bert.embeddings.token_type_embeddings",
-                                       "vision.patch_embed",
-                                       "text.token_embedding",
-                                       "x_embedder",
-                                       "tok_embeddings",
-                                       "model.embed_tokens_per_layer",
-                                       "block.0.layer.0.SelfAttention.relative_attention_bias"};
-
-HqqConfig without_skips() {
-  HqqConfig config;
-  config.skip_modules.clear();
-  return config;
-}
-
-TEST(LinearLayer, LinearWeights) {
-  for (const char* name :
-       {"model.layers.0.self_attn.q_proj", "lm_head", "encoder.layer.3.output.dense",
-        "model.layers.0.mlp.experts.3.w1", "model.layers.0.mlp.gate_proj", "classifier",
-        "transformer.h.0.attn.c_attn", "model.layers.0.mlp.shared_expert.up_proj"}) {
-    EXPECT_EQ(layer_of(std::string(name) + ".weight", {8, 16}), name);
-    EXPECT_TRUE(settings_of(name, without_skips()));
-  }
-  for (const DType dtype : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
-    EXPECT_EQ(layer_of("a.weight", {8, 16}, dtype), "a");
-  }
-}
-
-TEST(LinearLayer, EverythingElse) {
-  for (const char* name :
-       {"model.layers.0.mlp.gate", "model.layers.0.block_sparse_moe.gate",
-        "model.layers.0.mlp.router", "mlp.router.classifier", "model.layers.0.feed_forward.router",
-        "model.layers.0.mlp.shared_expert_gate"}) {
-    EXPECT_EQ(layer_of(std::string(name) + ".weight", {8, 16}), std::nullopt) << name;
-  }
-  EXPECT_EQ(layer_of("norm.weight", {16}), std::nullopt);
-  EXPECT_EQ(layer_of("conv.weight", {8, 16, 3}), std::nullopt);
-  EXPECT_EQ(layer_of("conv.weight", {8, 16, 3, 3}), std::nullopt);
-  EXPECT_EQ(layer_of("q_proj.lora_A", {8, 16}), std::nullopt);
-  EXPECT_EQ(layer_of("a.weight", {8, 16}, DType::kI32), std::nullopt);
-  EXPECT_EQ(layer_of("a.weight", {8, 16}, DType::kF8E4M3), std::nullopt);
-  EXPECT_EQ(hqq::layer_of({"a.weight", DType::kF32, {0, 16}, 4, 4}, ""), std::nullopt);
-}
-
-TEST(LinearLayer, EmbeddingsStayUnlessARuleNamesThem) {
-  for (const char* name : kEmbeddings) {
-    EXPECT_EQ(layer_of(std::string(name) + ".weight", {8, 16}), name);
-    HqqConfig config = without_skips();
-    EXPECT_EQ(settings_of(name, config), std::nullopt) << name;
-    config.dynamic_config = {{"model.layers.*", LayerConfig{}}};
-    EXPECT_EQ(settings_of(name, config), std::nullopt) << name;
-
-    LayerConfig eight;
-    eight.nbits = BitWidth::k8;
-    const std::string full = name;
-    for (const std::string& key : {full, layer_tag(full), "*" + full.substr(1), "re:.*" + full}) {
-      config.dynamic_config = {{key, eight}};
-      EXPECT_EQ(settings_of(name, config), eight) << key;
-      config.dynamic_config = {{key, std::nullopt}};
-      EXPECT_EQ(settings_of(name, config), std::nullopt) << key;
-    }
-    // skip_modules wins over a pattern, as everywhere.
-    config.dynamic_config = {{"*", eight}};
-    config.skip_modules = {full};
-    EXPECT_EQ(settings_of(name, config), std::nullopt) << name;
-  }
-}
-
-TEST(LinearLayer, Conv1dOfGpt2IsTransposed) {
-  for (const char* name : {"h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc"}) {
-    const std::string tensor = std::string(name) + ".weight";
-    EXPECT_EQ(layer_of(tensor, {8, 16}, DType::kF32, "gpt2"), std::nullopt);
-    EXPECT_EQ(layer_of(tensor, {8, 16}, DType::kF32, "gpt_bigcode"), name);
-  }
-  EXPECT_EQ(layer_of("score.weight", {8, 16}, DType::kF32, "gpt2"), "score");
-}
-
-TEST(LinearLayer, FusedExperts) {
-  for (const char* name : {"gate_up_proj", "down_proj", "gate_proj", "up_proj"}) {
-    const std::string layer = std::string("model.layers.0.mlp.experts.") + name;
-    EXPECT_EQ(layer_of(layer, {4, 8, 16}), layer);
-    EXPECT_EQ(layer_of(layer + ".weight", {4, 8, 16}), layer);
-    // A bias of all experts.
-    EXPECT_EQ(layer_of(layer, {4, 8}), std::nullopt);
-    EXPECT_EQ(layer_of(layer + "_bias", {4, 8}), std::nullopt);
-  }
-  EXPECT_EQ(layer_of("model.layers.0.mlp.down_proj", {4, 8, 16}), std::nullopt);
-  EXPECT_EQ(layer_of("model.layers.0.mlp.experts.conv.weight", {4, 8, 16}), std::nullopt);
-}
-
 QuantizePlan plan_of(const std::filesystem::path& source, const HqqConfig& config = {},
                      const std::filesystem::path& importance = {}) {
   return plan_quantization(Checkpoint(source), config, ImportanceFile(importance));
@@ -195,6 +93,29 @@ TEST(Plan, EmbeddingsByName) {
   EXPECT_EQ(embedding.name, "model.embed_tokens");
   EXPECT_EQ(embedding.config.nbits, BitWidth::k8);
   EXPECT_EQ(plan.resolved_config(config).layer("model.embed_tokens"), embedding.config);
+}
+
+TEST(Plan, RolesDecideWhatIsCopied) {
+  const TempFolder folder;
+  const auto weight = [](std::vector<std::int64_t> shape) {
+    return random_tensor(DType::kF32, std::move(shape), 1);
+  };
+  save_model(folder / "m",
+             {{{"decoder.h.0.attn.c_attn.weight", weight({16, 16})},
+               {"decoder.h.0.mlp.gate.weight", weight({4, 16})},
+               {"decoder.h.0.mlp.experts.gate_up_proj", weight({4, 32, 16})},
+               {"decoder.h.0.conv.weight", weight({16, 16, 1, 1})},
+               {"decoder.h.0.q_proj.weight", weight({16, 16})},
+               {"decoder.wte.weight", weight({32, 16})},
+               {"lm_head.weight", weight({32, 16})}}},
+             R"({"decoder": {"model_type": "gpt2"}})");
+  const QuantizePlan plan = plan_of(folder / "m");
+  std::vector<std::string> layers;
+  for (const PlannedLayer& layer : plan.layers) layers.push_back(layer.description.name);
+  EXPECT_THAT(layers, ElementsAre("decoder.h.0.mlp.experts.gate_up_proj", "decoder.h.0.q_proj"));
+  EXPECT_THAT(plan.copied,
+              ElementsAre("decoder.h.0.attn.c_attn.weight", "decoder.h.0.mlp.gate.weight",
+                          "decoder.h.0.conv.weight", "decoder.wte.weight", "lm_head.weight"));
 }
 
 TEST(Plan, QuantizedSources) {

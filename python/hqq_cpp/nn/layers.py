@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .. import _core
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .linear import HqqLinear
 from .module import QuantizedModule
 
-# Routers choose experts by tiny differences, and are tiny; src/io/plan.cpp has the same rule for
-# checkpoints.
-_ROUTER = re.compile(r"(^|\.)(mlp\.gate|block_sparse_moe\.gate|router|shared_expert_gate)$")
+# Kinds whose settings are not those of a linear layer.
+_ROLES = {"embedding": "embedding", "experts": "experts"}
 _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj", "gate_proj", "up_proj")
 
 
@@ -35,6 +34,8 @@ class Layer(NamedTuple):
     dtype: torch.dtype
     # Embeddings: the other layers with the same weight, which become quantized with it.
     tied: tuple[str, ...] = ()
+    # What settings depend on: "linear", "head", "embedding" or "experts" (_core.Roles).
+    role: str = "linear"
 
 
 def find_layers(model: nn.Module) -> Iterator[Layer]:
@@ -46,10 +47,15 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
     used twice are left out, and so are routers and layers that are quantized already.
     """
     sharers = _sharers(model)
+    roles = find_roles(model)
     for name, module in model.named_modules():
-        if _ROUTER.search(name):
-            continue
         for layer in _layers_of(name, module):
+            role = roles.role(layer.parameter)
+            if role == "router":
+                continue
+            # The module tells what a layer is; names tell what it is for.
+            is_head = layer.kind == "linear" and role == "head"
+            layer = layer._replace(role="head" if is_head else _ROLES.get(layer.kind, "linear"))
             names = sharers[layer.parameter]
             if len(names) == 1:
                 yield layer
@@ -59,6 +65,16 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
                 if first == layer.parameter and set(kinds.values()) <= {"linear", "embedding"}:
                     tied = (other.removesuffix(".weight") for other in names if other != first)
                     yield layer._replace(tied=tuple(tied))
+
+
+def find_roles(model: nn.Module) -> _core.Roles:
+    """What the names, shapes and types of a model's parameters say that they are: the rule of
+    hqq-cpp quantize."""
+    return _core.Roles(
+        (name, tuple(parameter.shape), str(parameter.dtype))
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not nn.parameter.is_lazy(parameter)
+    )
 
 
 def _sharers(model: nn.Module) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .. import api
+from .. import _core, api
 from ..config import HqqConfig
 from . import cuda
 from .dequantize import TENSOR_NAMES
@@ -33,11 +33,8 @@ _SINGLE_NAMES = {
 
 def settings_of(layer: Layer, config: HqqConfig) -> dict[str, Any] | None:
     """The settings of a layer, or None if it stays dense. An embedding does unless a rule names
-    it, as in src/io/plan.cpp."""
-    if layer.kind == "embedding":
-        config = config.__copy__()
-        config.dynamic_only = True
-    return config.layer(layer.name)
+    it."""
+    return _core.settings_of(config, layer.name, layer.role)
 
 
 class Quantized(NamedTuple):
@@ -110,7 +107,8 @@ class ImportanceSource:
         """Settings with balance 'auto' decided, as the library decides it."""
         if settings["balance"] != "auto":
             return settings
-        return settings | {"balance": "sinkhorn" if self.get(layer) is None else "none"}
+        has_importance = self.get(layer) is not None
+        return settings | {"balance": _core.resolve_balance("auto", has_importance)}
 
 
 def quantize_layer(
