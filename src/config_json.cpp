@@ -279,6 +279,10 @@ void read_quant_method(const Json& value) {
   }
 }
 
+void read_quantizer(const Json& value) {
+  if (value != "hqq_cpp") wrong("config", "quantizer", value, "\"hqq_cpp\"");
+}
+
 // Upstream's settings for all layers, or {tag: settings}.
 void read_upstream(HqqConfig& config, const Json& json) {
   if (is_upstream_layer(json)) {
@@ -316,15 +320,17 @@ void read_own(HqqConfig& config, const Json& json) {
       config.dynamic_only = read_bool("config", key, value);
     } else if (key == "quant_method") {
       read_quant_method(value);
+    } else if (key == "quantizer") {
+      read_quantizer(value);
     } else if (key == "format_version") {
-      // In the config.json of a quantized checkpoint, as is not_quantized (what the rules left
-      // out).
+      // In the config.json of a quantized checkpoint, as are quantizer and not_quantized (what the
+      // rules left out).
       if (value != kFormatVersion) wrong("config", key, value, std::to_string(kFormatVersion));
     } else if (key != "dynamic_config" && key != "not_quantized") {
       std::vector<std::string> known = kLayerKeys;
       known.insert(known.end(), {"dynamic_config", "skip_modules", "dynamic_only", "quant_method",
-                                 "quant_config", "weight_quant_params", "view_as_float",
-                                 "format_version", "not_quantized"});
+                                 "quantizer", "quant_config", "weight_quant_params",
+                                 "view_as_float", "format_version", "not_quantized"});
       unknown_key("config", key, known);
     }
   }

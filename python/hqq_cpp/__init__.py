@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import _transformers_hook
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
@@ -137,3 +138,6 @@ else:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_transformers_hook.install()

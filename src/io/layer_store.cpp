@@ -305,8 +305,11 @@ bool is_quantized_by_us(const Checkpoint& checkpoint) {
   const Json config = parse_json(checkpoint.config_json(), "config.json");
   if (!config.is_object()) return false;
   const auto quantization = config.find("quantization_config");
-  return quantization != config.end() && quantization->is_object() &&
-         quantization->value("quant_method", Json()) == "hqq_cpp";
+  if (quantization == config.end() || !quantization->is_object()) return false;
+  for (const char* key : {kQuantizerKey, "quant_method"}) {
+    if (quantization->value(key, Json()) == kQuantizerName) return true;
+  }
+  return false;
 }
 
 QuantizedTensor load_quantized(const Checkpoint& checkpoint, const std::string& layer_name,

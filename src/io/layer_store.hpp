@@ -16,6 +16,10 @@ namespace hqq {
 
 // The key of a shard's __metadata__ whose value is the JSON text that describes its layers.
 inline constexpr const char* kLayersMetadataKey = "hqq_cpp";
+// The key of config.json's quantization_config that names us, and our name. It is not quant_method:
+// Transformers reads weights of a method that it does not know, and loads random ones.
+inline constexpr const char* kQuantizerKey = "quantizer";
+inline constexpr const char* kQuantizerName = "hqq_cpp";
 
 // One tensor of a quantized matrix: "W_q", "scale", ... and what it must look like.
 struct FieldSpec {
@@ -75,7 +79,8 @@ std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint);
 QuantizedTensor read_matrix(const StoredLayer& layer, std::int64_t expert, bool map_codes = false,
                             BlockPool* pool = nullptr);
 
-// True if any shard describes quantized layers, or config.json names hqq_cpp as the quant_method.
+// True if any shard describes quantized layers, or config.json names hqq_cpp as the quantizer or, as
+// the first folders do, as the quant_method.
 bool is_quantized_by_us(const Checkpoint& checkpoint);
 
 }  // namespace hqq

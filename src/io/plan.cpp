@@ -245,7 +245,7 @@ HqqConfig QuantizePlan::resolved_config(const HqqConfig& config) const {
 
 std::string QuantizePlan::config_json(const std::string& original, const HqqConfig& config) const {
   Json json = original.empty() ? Json::object() : parse_json_in_order(original, "config.json");
-  Json quantization = {{"quant_method", "hqq_cpp"}, {"format_version", kFormatVersion}};
+  Json quantization = {{kQuantizerKey, kQuantizerName}, {"format_version", kFormatVersion}};
   const Json settings = resolved_config(config).to_json();
   for (const auto& [key, value] : settings.items()) quantization[key] = value;
   quantization["not_quantized"] = Json::array();

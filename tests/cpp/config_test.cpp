@@ -135,7 +135,8 @@ TEST(ConfigJsonTest, ReadsEveryKey) {
     "lp_norm": 0.5, "iterations": 7, "beta": 2, "kappa": 1.5, "grow_beta": true, "round_zero": false,
     "quant_zero": true, "quant_scale": true, "meta_dtype": "bfloat16",
     "dynamic_config": {"mlp.*": {"nbits": 3}, "lm_head": null},
-    "skip_modules": ["a", "b"], "dynamic_only": true, "quant_method": "hqq_cpp"})");
+    "skip_modules": ["a", "b"], "dynamic_only": true, "quant_method": "hqq_cpp",
+    "quantizer": "hqq_cpp", "format_version": 1, "not_quantized": ["c"]})");
   EXPECT_EQ(config.defaults.nbits, BitWidth::kTernary);
   EXPECT_EQ(config.defaults.group_size, std::nullopt);
   EXPECT_EQ(config.defaults.axis, 0);
@@ -260,6 +261,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{R"({"dynamic_config": {"a": {}, "a": {}}})", "[config] key 'a' given twice"},
         BadText{R"({"nbits": 4, "nbits": 3})", "[config] key 'nbits' given twice"},
         BadText{R"({"quant_method": "gptq"})", "quant_method is \"gptq\" (a string)"},
+        BadText{R"({"quantizer": "hqq"})", "quantizer is \"hqq\" (a string); it must be \"hqq_cpp\""},
         BadText{R"({"view_as_float": true})", "view_as_float true is not supported"},
         BadText{"[]", "[config] it is [] (an array); it must be an object {...}"},
         BadText{"", "[config] not valid JSON at byte 1"},

@@ -161,6 +161,8 @@ TEST_F(ConvertTest, SettingsPerTag) {
   EXPECT_EQ(written["skip_modules"], json::parse(R"(["lm_head"])"));
   to_ours();
   json read = json::parse(read_bytes(back / "config.json"))["quantization_config"];
+  EXPECT_EQ(written["quant_method"], "hqq");
+  EXPECT_EQ(read["quantizer"], "hqq_cpp");
   EXPECT_EQ(read["dynamic_config"]["mlp.down_proj"]["nbits"], 2);
   EXPECT_EQ(read["dynamic_only"], true);
   EXPECT_THAT(verify_checkpoint(back).problems, ElementsAre());

@@ -124,9 +124,12 @@ TEST(Plan, QuantizedSources) {
   save_model(folder / "awq", {tensors}, R"({"quantization_config": {"quant_method": "awq"}})");
   EXPECT_THAT(message_of<std::invalid_argument>([&] { plan_of(folder / "awq"); }),
               AllOf(HasSubstr("already quantized"), HasSubstr("\"awq\"")));
-  save_model(folder / "ours", {tensors}, R"({"quantization_config": {"quant_method": "hqq_cpp"}})");
-  EXPECT_THAT(message_of<std::invalid_argument>([&] { plan_of(folder / "ours"); }),
-              HasSubstr("already quantized by hqq_cpp; dequantize it first"));
+  // "quant_method" is what the first folders have.
+  for (const std::string key : {"quantizer", "quant_method"}) {
+    save_model(folder / key, {tensors}, R"({"quantization_config": {")" + key + R"(": "hqq_cpp"}})");
+    EXPECT_THAT(message_of<std::invalid_argument>([&] { plan_of(folder / key); }),
+                HasSubstr("already quantized by hqq_cpp; dequantize it first"));
+  }
   save_model(folder / "null", {tensors}, R"({"quantization_config": null})");
   EXPECT_EQ(plan_of(folder / "null").layers.size(), 2u);
 }

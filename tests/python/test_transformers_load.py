@@ -169,7 +169,8 @@ def test_reload_is_bit_equal(quantized, tmp_path, options):
         not p.requires_grad for _, m in quantized_layers(again) for p in m.packed() if p is not None
     )
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert settings["quant_method"] == "hqq_cpp" and settings["not_quantized"] == [
+    assert "quant_method" not in settings
+    assert settings["quantizer"] == "hqq_cpp" and settings["not_quantized"] == [
         "model.embed_tokens"
     ]
 

@@ -109,7 +109,7 @@ def assert_same_model(model, dense, tolerance=2e-6):
 def assert_saves_in_our_format(model, folder, shard_size="20KB"):
     model.save_pretrained(folder, max_shard_size=shard_size)
     saved = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert saved["quant_method"] == "hqq_cpp"
+    assert saved["quantizer"] == "hqq_cpp"
     assert torch.equal(logits(load(folder)), logits(model))
 
 

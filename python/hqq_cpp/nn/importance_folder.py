@@ -143,12 +143,12 @@ class LayeredCheckpoint:
     def _check_float(self) -> None:
         path = self._folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        method = (config.get("quantization_config") or {}).get("quant_method")
-        if config.get("quantization_config"):
+        settings = config.get("quantization_config")
+        if settings:
+            method = settings.get("quant_method", settings.get("quantizer"))
             raise ValueError(
-                f"[importance] {str(self._folder)!r} is quantized already (quant_method "
-                f"{method!r}); importance needs "
-                f"the float model"
+                f"[importance] {str(self._folder)!r} is quantized already (by {method!r}); "
+                f"importance needs the float model"
             )
 
     def _read_targets(self) -> dict[str, tuple[str, str]]:

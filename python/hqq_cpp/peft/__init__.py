@@ -9,9 +9,7 @@ After that ``peft.get_peft_model`` takes models with quantized layers; docs/trai
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import sys
+from .._after_import import after_import
 
 __all__ = ["register"]
 
@@ -24,39 +22,10 @@ def register() -> None:
     Example:
         >>> hqq_cpp.peft.register()
     """
-    if "peft" in sys.modules:
-        from .patches import apply
-
-        apply()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    after_import("peft", _apply)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets others find peft, and adds our part to the end of its import."""
+def _apply() -> None:
+    from .patches import apply
 
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != "peft":
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(fullname)
-            if spec is None or spec.loader is None:
-                return spec
-        finally:
-            # find_spec only looks, as is_available() functions do; the import may come later.
-            sys.meta_path.insert(0, self)
-        loader = spec.loader
-        exec_module = loader.exec_module
-
-        def exec_and_register(module):
-            exec_module(module)
-            if module.__name__ != "peft":  # a loader of an archive serves many modules
-                return
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            register()
-
-        # On this instance alone: everything else about the loader stays as it is.
-        loader.exec_module = exec_and_register
-        return spec
+    apply()

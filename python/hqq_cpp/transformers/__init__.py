@@ -11,6 +11,7 @@ of its own any more. docs/transformers.md has the rest.
 
 from __future__ import annotations
 
+from .. import _transformers_hook
 from . import config as _config
 from .quantizer import HqqQuantizer
 from .register import register
@@ -20,4 +21,4 @@ HqqConfig = _config.HqqConfig
 
 __all__ = ["HqqConfig", "HqqQuantizer", "load_upstream", "register"]
 
-register()
+register(hqq=_transformers_hook.takes_hqq())

@@ -10,6 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 
 from .. import _core
 from .. import config as _config
+from .._transformers_hook import METHOD
 
 
 class HqqConfig(QuantizationConfigMixin):
@@ -21,7 +22,7 @@ class HqqConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, config: Any = None, *, not_quantized: list[str] | None = None):
-        self.quant_method = "hqq_cpp"
+        self.quant_method = METHOD
         self.config = _config.HqqConfig.from_dict(config)
         self.not_quantized = not_quantized
 
@@ -33,7 +34,8 @@ class HqqConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets."""
-        settings = {"quant_method": "hqq_cpp", "format_version": _core.FORMAT_VERSION}
+        # No quant_method: without us, Transformers is to refuse the folder.
+        settings = {"quantizer": METHOD, "format_version": _core.FORMAT_VERSION}
         settings |= self.config.to_dict()
         if self.not_quantized is not None:
             settings["not_quantized"] = self.not_quantized

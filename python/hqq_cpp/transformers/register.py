@@ -8,23 +8,31 @@ from transformers.quantizers import auto
 from transformers.utils.quantization_config import HqqConfig
 
 from .. import peft
+from .._transformers_hook import METHOD, recognize_folders
 from ..nn.report import hqq_report
 from . import config, kv_cache, legacy
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer, model_dtype
 
 
-def register() -> None:
+def register(hqq: bool = True) -> None:
     """Registers quantizer, configurations, experts function, cache and adapters. Doing it again
-    changes nothing."""
+    changes nothing.
+
+    Args:
+        hqq: Take over the names of Transformers too: the method "hqq", HqqConfig and the cache
+            "hqq". False is for a Transformers that has a working HQQ of its own.
+    """
     # register_quantizer() refuses a name that exists, and Transformers' own "hqq" does.
-    auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
-    auto.AUTO_QUANTIZER_MAPPING["hqq_cpp"] = HqqQuantizer
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["hqq_cpp"] = config.HqqConfig
-    config.take_over()
-    HqqConfig.from_dict = classmethod(legacy.read_config)
+    auto.AUTO_QUANTIZER_MAPPING[METHOD] = HqqQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = config.HqqConfig
+    recognize_folders()
+    if hqq:
+        auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
+        config.take_over()
+        HqqConfig.from_dict = classmethod(legacy.read_config)
+        kv_cache.register()
     PreTrainedModel.hqq_report = hqq_report
     PreTrainedModel.dtype = property(model_dtype)
-    kv_cache.register()
     peft.register()
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

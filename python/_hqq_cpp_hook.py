@@ -1,0 +1,28 @@
+"""Run by hqq_cpp.pth whenever Python starts; imports hqq_cpp once Transformers looks for quantizers.
+
+docs/transformers.md says what for, and how to switch it off.
+"""
+
+import sys
+
+
+class _ImportBefore:
+    """Finds nothing; sees which module is about to be imported."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname != "transformers.quantizers" or cls not in sys.meta_path:
+            return
+        sys.meta_path.remove(cls)
+        try:
+            import hqq_cpp  # noqa: F401
+        except Exception as error:
+            import warnings
+
+            warnings.warn(
+                f"[hqq_cpp] cannot be imported, so folders that it quantized will not load: {error}",
+                stacklevel=2,
+            )
+
+
+sys.meta_path.insert(0, _ImportBefore)
