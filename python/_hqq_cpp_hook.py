@@ -11,9 +11,12 @@ class _ImportBefore:
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        if fullname != "transformers.quantizers" or cls not in sys.meta_path:
+        if fullname != "transformers.quantizers":
             return
-        sys.meta_path.remove(cls)
+        try:
+            sys.meta_path.remove(cls)
+        except ValueError:  # another thread was faster
+            return
         try:
             import hqq_cpp  # noqa: F401
         except Exception as error:

@@ -274,7 +274,7 @@ void read_skip_modules(HqqConfig& config, const Json& value) {
 }
 
 void read_quant_method(const Json& value) {
-  if (value != "hqq" && value != "hqq_cpp") {
+  if (!value.is_null() && value != "hqq" && value != "hqq_cpp") {
     wrong("config", "quant_method", value, "\"hqq_cpp\" or \"hqq\"");
   }
 }

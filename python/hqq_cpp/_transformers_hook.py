@@ -31,8 +31,9 @@ def is_ours(settings: Any) -> bool:
     """Whether a quantization_config is one that we wrote, in today's spelling or in the first."""
     if not isinstance(settings, dict):
         return False
-    method = settings.get("quant_method")
-    return method == METHOD or (method is None and settings.get("quantizer") == METHOD)
+    # vLLM puts "" where there is none.
+    method = settings.get("quant_method") or settings.get("quantizer")
+    return method == METHOD
 
 
 def recognize_folders() -> None:
