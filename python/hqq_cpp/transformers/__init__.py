@@ -12,6 +12,7 @@ of its own any more. docs/transformers.md has the rest.
 from __future__ import annotations
 
 from .. import _transformers_hook
+from . import _versions  # noqa: F401  before all others: says which Transformers is needed
 from . import config as _config
 from .quantizer import HqqQuantizer
 from .register import register

@@ -15,17 +15,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    ConversionOps,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    apply_renamings,
-    dot_natural_key,
-    rename_source_key,
-)
 from transformers.utils import logging
 
 from .. import _core
@@ -39,6 +28,17 @@ from ..nn.quantize_model import empty_module, put_module
 from ..nn.take_over import config_of_layers
 from . import config as _config
 from . import saved
+from ._versions import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    dot_natural_key,
+    get_model_conversion_mapping,
+    rename_source_key,
+)
 from .ties import tie_packed
 from .upstream_folder import UpstreamSource, load_pickle
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers.core_model_loading import ConversionOps
 
 from ..nn.dequantize import tensor_specs
 from ..nn.layers import Layer
@@ -22,6 +21,7 @@ from ..nn.quantize_model import (
     quantize_layer,
     share_parameters,
 )
+from ._versions import ConversionOps
 from .ties import tie_packed
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers.integrations.accelerate import get_device
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
@@ -19,6 +18,7 @@ from ..nn.module import QuantizedModule
 from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
 from . import config as _config
 from . import legacy, saved, ties
+from ._versions import get_device
 from .experts import EXPERTS_FUNCTION
 from .load_ops import Plan, QuantizeOnLoad, SolverThread
 
@@ -137,7 +137,7 @@ class HqqQuantizer(HfQuantizer):
     def get_weight_conversions(self):
         return []
 
-    def update_weight_conversions(self, weight_conversions, model):
+    def update_weight_conversions(self, weight_conversions, model=None):
         if not self.pre_quantized:
             return weight_conversions
         if self.gather is not None:

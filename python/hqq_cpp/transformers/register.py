@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers import auto
 from transformers.utils.quantization_config import HqqConfig
 
@@ -11,6 +10,7 @@ from .. import peft
 from .._transformers_hook import METHOD, recognize_folders
 from ..nn.report import hqq_report
 from . import config, kv_cache, legacy
+from ._versions import ALL_EXPERTS_FUNCTIONS
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer, model_dtype
 

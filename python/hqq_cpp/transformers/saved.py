@@ -8,14 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    ConversionOps,
-    WeightConverter,
-    WeightRenaming,
-    apply_renamings,
-    rename_source_key,
-)
 
 from .. import _core
 from ..errors import FormatError
@@ -24,6 +16,15 @@ from ..nn.dequantize import TENSOR_NAMES, dtype_name
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
+from ._versions import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    copy_converter,
+    get_model_conversion_mapping,
+    rename_source_key,
+)
 from .ties import tie_packed, tied_layers
 
 # Keys of a shard's metadata and of its descriptions; docs/format.md.
@@ -210,10 +211,11 @@ def update_conversions(quantizer, conversions, model):
             if name == "col_scale" and len(sources) > 1:
                 operations = [operations[0], StackParts()]
             added.append(
-                converter.copy(
+                copy_converter(
+                    converter,
                     [source.removesuffix(".weight") + f".{name}" for source in sources],
                     [f"{target}.{name}" for target in converter._original_target_patterns],
-                    operations=operations,
+                    operations,
                 )
             )
     quantizer.packed_patterns = {p for c in added for p in c.source_patterns}

@@ -1,0 +1,107 @@
+"""Which versions of Transformers work, and what differs between them: the parts of its loader that
+are no public interface are imported here and nowhere else in this package."""
+
+from __future__ import annotations
+
+import re
+
+import transformers
+from transformers.utils import logging
+
+logger = logging.get_logger("transformers.hqq_cpp")
+
+# The oldest and the newest that the tests run with (scripts/test-versions.sh).
+OLDEST = (5, 17)
+NEWEST = (5, 24)
+
+
+def _range() -> str:
+    return f"Transformers {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+
+
+def _install() -> str:
+    after = f"{NEWEST[0]}.{NEWEST[1] + 1}"
+    return f"pip install 'transformers>={'.'.join(map(str, OLDEST))},<{after}'"
+
+
+def check(installed: str) -> None:
+    """Whether hqq_cpp.transformers works with a version of Transformers.
+
+    Raises:
+        ImportError: For one that is too old. One that is newer than tested is a warning.
+
+    Example:
+        >>> from hqq_cpp.transformers import _versions
+        >>> _versions.check("5.20.1")
+        >>> _versions.check("5.10.0")
+        Traceback (most recent call last):
+        ImportError: hqq_cpp.transformers needs Transformers 5.17 to 5.24; 5.10.0 is installed: pip \
+install 'transformers>=5.17,<5.25'
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", installed)
+    version = (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
+    if version < OLDEST:
+        raise ImportError(
+            f"hqq_cpp.transformers needs {_range()}; {installed} is installed: {_install()}"
+        )
+    if version > NEWEST:
+        logger.warning(
+            f"[hqq_cpp] tested with {_range()}; {installed} is installed and may differ: if "
+            f"something fails, {_install()}"
+        )
+
+
+check(transformers.__version__)
+try:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        Concatenate,
+        ConversionOps,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+    from transformers.integrations.accelerate import get_device
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+except ImportError as error:
+    raise ImportError(
+        f"hqq_cpp.transformers works with {_range()}; {transformers.__version__} is installed and "
+        f"differs ({error}): {_install()}"
+    ) from error
+
+__all__ = [
+    "ALL_EXPERTS_FUNCTIONS",
+    "Concatenate",
+    "ConversionOps",
+    "MergeModulelist",
+    "WeightConverter",
+    "WeightRenaming",
+    "apply_renamings",
+    "copy_converter",
+    "dot_natural_key",
+    "get_device",
+    "get_model_conversion_mapping",
+    "rename_source_key",
+]
+
+
+def apply_renamings(name: str, renamings: list[WeightRenaming]) -> str:
+    """The name after all renamings, one after the other."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name
+
+
+def copy_converter(
+    converter: WeightConverter,
+    sources: list[str],
+    targets: list[str],
+    operations: list[ConversionOps],
+) -> WeightConverter:
+    """A converter like another, in its part of the model, with other patterns and operations."""
+    copy = type(converter)(sources, targets, operations, force_cpu=converter.force_cpu)
+    copy.scope_prefix = converter.scope_prefix
+    copy.base_model_prefix = converter.base_model_prefix
+    return copy
