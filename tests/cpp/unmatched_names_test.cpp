@@ -36,10 +36,10 @@ TEST(UnmatchedNamesTest, NamesThatFitAreNotMentioned) {
 TEST(UnmatchedNamesTest, TheNearestIsNamed) {
   EXPECT_THAT(
       sentences(R"({"skip_modules": ["self_attn.q_prj", "vision", "model.layers.1"],
-    "dynamic_config": {"norm": {"nbits": 8}, "mlp.*": {"nbits": 3}, "re:.*\\.experts\\.dwn_proj": null,
+    "dynamic_config": {"mlp.norm": {"nbits": 8}, "mlp.*": {"nbits": 3}, "re:.*\\.experts\\.dwn_proj": null,
       "model.layers.0.mlp.upproj": {"nbits": 2}}})",
                 {"mlp.up_proj"}),
-      ElementsAre("dynamic_config names no layer: 'norm'; nearest is 'gate'",
+      ElementsAre("dynamic_config names no layer: 'mlp.norm'; nearest is 'mlp.gate'",
                   "dynamic_config names no layer: 'mlp.*'; nearest is 'mlp'",
                   "dynamic_config names no layer: 're:.*\\.experts\\.dwn_proj'; nearest is "
                   "'experts.down_proj'",
@@ -47,7 +47,7 @@ TEST(UnmatchedNamesTest, TheNearestIsNamed) {
                   "'model.layers.0.mlp.up_proj'",
                   "skip_modules names no layer: 'self_attn.q_prj'; nearest is 'self_attn.q_proj'",
                   "skip_modules names no layer: 'vision'; nearest is 'vision_tower'",
-                  "skip_modules names no layer: 'model.layers.1'; nearest is 'model.layers.0'",
+                  "skip_modules names no layer: 'model.layers.1'; nearest is 'model.layers.10'",
                   "importance names no layer: 'mlp.up_proj'; nearest is "
                   "'model.layers.0.mlp.up_proj'"));
 }
