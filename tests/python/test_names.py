@@ -6,6 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hqq_cpp
 
@@ -91,6 +93,52 @@ def test_the_tag_of_an_embedding_fits_below_a_decoder():
     assert config.layer("model.decoder.embed_tokens", must_be_named=True)["nbits"] == 8
     assert config.layer("model.embed_tokens", must_be_named=True)["nbits"] == 8
     assert config.layer("model.decoder.embed_positions", must_be_named=True) is None
+
+
+# The rule once more, from its words in docs/cli.md.
+
+
+def runs(path):
+    """{run of whole components: whether it is the end}"""
+    parts = path.split(".")
+    found = {}
+    for begin in range(len(parts)):
+        for end in range(begin + 1, len(parts) + 1):
+            if begin == 0 or not parts[begin].isdigit():
+                run = ".".join(parts[begin:end])
+                found[run] = found.get(run, False) or end == len(parts)
+    return found
+
+
+def settings_by_the_words(config, layer):
+    rules, skip = config
+    if layer in rules:
+        return rules[layer]
+    fits = {}
+    for path in (layer, hqq_cpp.layer_tag(layer)):
+        for run, ends in runs(path).items():
+            fits[run] = fits.get(run, False) or ends
+    if any(entry in fits or entry == layer.split(".")[-1] for entry in skip):
+        return None
+    ranks = [(fits[key], key.count(".")) for key in rules if key in fits]
+    for key, value in rules.items():
+        if key in fits and (fits[key], key.count(".")) == max(ranks):
+            return value
+    return 4
+
+
+components = st.sampled_from(["model", "layers", "0", "1", "10", "mlp", "up_proj", "up", "vision"])
+names = st.lists(components, min_size=1, max_size=5).map(".".join)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.dictionaries(names, st.sampled_from([2, 3, 8]), max_size=5), st.lists(names, max_size=2), names)
+def test_which_rule_wins(rules, skip, layer):
+    config = hqq_cpp.HqqConfig(
+        nbits=4, dynamic_config={key: {"nbits": n} for key, n in rules.items()}, skip_modules=skip
+    )
+    found = config.layer(layer)
+    assert (found and found["nbits"]) == settings_by_the_words((rules, skip), layer)
 
 
 def test_unmatched_names_have_their_nearest():
