@@ -14,7 +14,7 @@
 namespace hqq::cuda {
 
 // Changes with every change of this file: a library of another build is refused.
-inline constexpr int kApiVersion = 4;
+inline constexpr int kApiVersion = 5;
 
 // A cudaStream_t; null: the default stream of the current device.
 using StreamHandle = void*;
@@ -65,8 +65,10 @@ struct QuantizeProblems {
   std::uint64_t nonfinite;        // weights that are NaN or Inf as float32
   std::uint64_t first_nonfinite;  // row * cols + column of the first, ~0: none
   std::uint64_t first_overflow;   // first group whose stored scale or zero is not finite, ~0: none
+  std::uint64_t first_small;      // first group whose stored scale is not above small_scale, ~0: none
 };
-inline constexpr QuantizeProblems kNoProblem{0, ~std::uint64_t{0}, ~std::uint64_t{0}};
+inline constexpr QuantizeProblems kNoProblem{0, ~std::uint64_t{0}, ~std::uint64_t{0},
+                                             ~std::uint64_t{0}};
 
 struct QuantizeArgs {
   const void* W = nullptr;  // [rows, cols], kF32, kF16, kBF16 or kF64
@@ -77,6 +79,7 @@ struct QuantizeArgs {
   SolverKind solver = SolverKind::kJoint;
   core::SolverParams params;
   const core::Shrinkage* shrinkages = nullptr;  // host, of every step of kHqq: hqq_shrinkages()
+  float small_scale = 0.0f;   // stored scales up to this are reported
   bool balance = false;       // sinkhorn: fills out.col_scale first
   DeviceMatrix out;
   QuantizeProblems* problems = nullptr;

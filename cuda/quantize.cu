@@ -202,6 +202,7 @@ void store_and_encode(const QuantizeArgs& args, const device::EncodeArgs& encode
   store.groups = layout.num_groups();
   store.groups_per_thread = has_bytes(args.out) ? core::kMetadataBlock : 1;
   store.max_code = args.params.max_code;
+  store.small_scale = args.small_scale;
   store.solved_scale = buffers.scale;
   store.solved_zero = buffers.zero;
   store.problems = args.problems;
@@ -270,6 +271,7 @@ void quantize(const QuantizeArgs& args, StreamHandle stream) {
     solve.stored_scale = device::scale_target(args.out);
     solve.stored_zero = device::zero_target(args.out);
     solve.packed = packed;
+    solve.small_scale = args.small_scale;
     solve.problems = args.problems;
   }
   if (args.solver == SolverKind::kMinMax)

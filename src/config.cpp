@@ -19,6 +19,24 @@ std::string text_of(const T& value) {
   return out.str();
 }
 
+using Rule = std::pair<std::string, std::optional<LayerConfig>>;
+
+// The rule whose name fits a layer best: its own before a parent's, then the longest, then the first.
+const Rule* closest_rule(const std::vector<Rule>& rules, const std::string& layer_name,
+                         const std::string& tag, NameFit least) {
+  const Rule* closest = nullptr;
+  std::pair<NameFit, std::ptrdiff_t> most{NameFit::kNone, -1};
+  for (const Rule& rule : rules) {
+    const NameFit fit = name_fit(rule.first, layer_name, tag);
+    if (fit < least) continue;
+    const std::pair rank{fit, std::count(rule.first.begin(), rule.first.end(), '.')};
+    if (rank <= most) continue;
+    most = rank;
+    closest = &rule;
+  }
+  return closest;
+}
+
 }  // namespace
 
 std::string to_string(Solver solver) {
@@ -111,21 +129,21 @@ std::string layer_tag(const std::string& layer_name) {
   return tag;
 }
 
-std::optional<LayerConfig> HqqConfig::layer(const std::string& layer_name) const {
+std::optional<LayerConfig> HqqConfig::layer(const std::string& layer_name,
+                                            bool must_be_named) const {
   for (const auto& [key, rule] : dynamic_config) {
     if (key == layer_name) return rule;
   }
-  for (const std::string& entry : skip_modules) {
-    if (skip_matches(entry, layer_name)) return std::nullopt;
-  }
   const std::string tag = layer_tag(layer_name);
-  for (const auto& [key, rule] : dynamic_config) {
-    if (key == tag) return rule;
+  for (const std::string& entry : skip_modules) {
+    if (skip_matches(entry, layer_name, tag)) return std::nullopt;
   }
+  const NameFit least = must_be_named ? NameFit::kLayer : NameFit::kParent;
+  if (const Rule* rule = closest_rule(dynamic_config, layer_name, tag, least)) return rule->second;
   for (const auto& [key, rule] : dynamic_config) {
     if (pattern_matches(key, layer_name)) return rule;
   }
-  if (dynamic_only) return std::nullopt;
+  if (dynamic_only || must_be_named) return std::nullopt;
   return defaults;
 }
 

@@ -61,6 +61,25 @@ bool set_contains(std::string_view set, char c) {
 
 std::string last_component(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
+bool begins_with_number(const std::string& name) {
+  const std::string first = name.substr(0, name.find('.'));
+  return !first.empty() && first.find_first_not_of("0123456789") == std::string::npos;
+}
+
+// How a run of components fits a path: the last place where it stands between dots decides.
+NameFit run_fit(const std::string& run, const std::string& path) {
+  if (run.size() > path.size()) return NameFit::kNone;
+  const bool from_root = begins_with_number(run);
+  for (std::size_t at = path.rfind(run); at != std::string::npos; at = path.rfind(run, at - 1)) {
+    const std::size_t end = at + run.size();
+    const bool begins = at == 0 || (path[at - 1] == '.' && !from_root);
+    if (begins && end == path.size()) return NameFit::kLayer;
+    if (begins && path[end] == '.') return NameFit::kParent;
+    if (at == 0) break;
+  }
+  return NameFit::kNone;
+}
+
 }  // namespace
 
 PatternKind pattern_kind(const std::string& pattern) {
@@ -150,10 +169,14 @@ bool glob_matches(const std::string& glob, const std::string& text) {
   return glob.find_first_not_of('*', g) == std::string::npos;
 }
 
-bool skip_matches(const std::string& entry, const std::string& layer_name) {
+NameFit name_fit(const std::string& name, const std::string& layer_name, const std::string& tag) {
+  if (pattern_kind(name) != PatternKind::kExact) return NameFit::kNone;
+  return std::max(run_fit(name, layer_name), run_fit(name, tag));
+}
+
+bool skip_matches(const std::string& entry, const std::string& layer_name, const std::string& tag) {
   if (pattern_kind(entry) != PatternKind::kExact) return pattern_matches(entry, layer_name);
-  return entry == layer_name || entry == last_component(layer_name) ||
-         entry == layer_tag(layer_name);
+  return entry == last_component(layer_name) || name_fit(entry, layer_name, tag) != NameFit::kNone;
 }
 
 std::size_t edit_distance(const std::string& a, const std::string& b) {

@@ -19,9 +19,17 @@ void validate_pattern(const std::string& pattern, const std::string& where);
 bool pattern_matches(const std::string& pattern, const std::string& layer_name);
 // '*': any run of characters, '?': one character, "[a-z]" / "[!a-z]": one (not) of a set.
 bool glob_matches(const std::string& glob, const std::string& text);
-// Whether an entry of skip_modules selects a layer: by full name, tag, last path component or
+
+// How a name that is no pattern fits a layer. The later, the closer.
+enum class NameFit { kNone, kParent, kLayer };
+
+// The components of `name` must be a run of those of the layer's name or of its tag, up to the end
+// (kLayer) or before it (kParent). One that begins with a number is a path from the root: "0" says
+// nothing about "layers.0". kNone for patterns.
+NameFit name_fit(const std::string& name, const std::string& layer_name, const std::string& tag);
+// Whether an entry of skip_modules selects a layer: by a name that fits, its last component or a
 // pattern.
-bool skip_matches(const std::string& entry, const std::string& layer_name);
+bool skip_matches(const std::string& entry, const std::string& layer_name, const std::string& tag);
 
 // Insertions, deletions and replacements that turn one string into the other.
 std::size_t edit_distance(const std::string& a, const std::string& b);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "hqq/error.hpp"
 
@@ -95,6 +96,20 @@ void throw_overflow(const std::string& name, const core::GroupLayout& layout, st
   throw_invalid(name, "the scale or zero of " + group_name(layout, group) + " does not fit " +
                           std::string(dtype_name(meta_dtype)) +
                           "; use meta_dtype bfloat16 or float32, or smaller weights");
+}
+
+void throw_underflow(const std::string& name, const core::GroupLayout& layout, std::int64_t first,
+                     std::int64_t count, float small) {
+  std::ostringstream limit;
+  limit.precision(3);
+  limit << small;
+  const std::string first_group = group_name(layout, first);
+  const std::string groups =
+      count == 1 ? first_group
+                 : std::to_string(count) + " groups, of which " + first_group + " is the first,";
+  throw_invalid(name, "the scale of " + groups + " is at most " + limit.str() +
+                          ", too small for float16" +
+                          "; use meta_dtype bfloat16 or float32, or larger weights");
 }
 
 }  // namespace hqq

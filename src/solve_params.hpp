@@ -30,5 +30,8 @@ void write_stats(const core::ErrorSums& total, std::int64_t numel, QuantizeStats
 // The stored scale or zero of `group` is not finite.
 [[noreturn]] void throw_overflow(const std::string& name, const core::GroupLayout& layout,
                                  std::int64_t group, DType meta_dtype);
+// The stored scales of `count` groups, of which `first` is the first, are not above `small`.
+[[noreturn]] void throw_underflow(const std::string& name, const core::GroupLayout& layout,
+                                  std::int64_t first, std::int64_t count, float small);
 
 }  // namespace hqq

@@ -230,7 +230,8 @@ class BalanceBlock {
     float sum = 0.0f;
     for (int c = 0; c < cols_; ++c) sum += simt::ld_shared(factors + c);
     const float inv_mean = static_cast<float>(cols_) / sum;
-    write_float(args_.col_scale_type, args_.col_scale, first_col_ + thread_, best * inv_mean);
+    write_float(args_.col_scale_type, args_.col_scale, first_col_ + thread_,
+                core::stored_factor(best, inv_mean));
   }
 
   const BalanceArgs& args_;

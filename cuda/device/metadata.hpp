@@ -43,6 +43,13 @@ __device__ inline void check_stored(QuantizeProblems* problems, float stored, st
   atomicMin(reinterpret_cast<Counter*>(&problems->first_overflow), static_cast<Counter>(group));
 }
 
+__device__ inline void check_scale(QuantizeProblems* problems, float stored, float small,
+                                   std::int64_t group) {
+  check_stored(problems, stored, group);
+  if (stored > small || problems == nullptr) return;
+  atomicMin(reinterpret_cast<Counter*>(&problems->first_small), static_cast<Counter>(group));
+}
+
 // Stores solved values of n groups from `begin` on; with 8 bits these are one block. Calls
 // stored(group, value) for each, the value as it will be read back.
 template <class Stored>
@@ -70,6 +77,7 @@ struct StoreArgs {
   std::int64_t groups = 0;
   std::int64_t groups_per_thread = 1;  // kMetadataBlock where one of them has 8 bits
   float max_code = 0.0f;
+  float small_scale = 0.0f;
   const float* solved_scale = nullptr;
   float* solved_zero = nullptr;
   QuantizeProblems* problems = nullptr;
@@ -83,7 +91,7 @@ static __global__ void store_kernel(StoreArgs args) {
   const std::int64_t n = rest < args.groups_per_thread ? rest : args.groups_per_thread;
   const bool refit = args.scale.type == DType::kU8;
   store_metadata(args.scale, args.solved_scale, begin, n, [&](std::int64_t g, float scale) {
-    check_stored(args.problems, scale, g);
+    check_scale(args.problems, scale, args.small_scale, g);
     if (!refit) return;
     float* zero = args.solved_zero + g;
     st_global(zero, core::refit_zero(ld_global(zero), ld_global(args.solved_scale + g), scale,

@@ -39,6 +39,7 @@ struct SolveArgs {
   // Where the same kernel stores and encodes: W_q is not null.
   MetadataTarget stored_scale{}, stored_zero{};
   PackedRows packed{};
+  float small_scale = 0.0f;
   QuantizeProblems* problems = nullptr;
 };
 
@@ -50,7 +51,7 @@ __device__ inline void finish_group(const SolveArgs& args, std::int64_t group, s
   const float scale =
       write_float(args.stored_scale.type, args.stored_scale.values, group, sz.scale);
   const float zero = write_float(args.stored_zero.type, args.stored_zero.values, group, sz.zero);
-  check_stored(args.problems, scale, group);
+  check_scale(args.problems, scale, args.small_scale, group);
   check_stored(args.problems, zero, group);
   const std::int64_t row = group / layout.groups_per_row();
   const std::int64_t col = group % layout.groups_per_row() * layout.group_size;

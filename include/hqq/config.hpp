@@ -66,13 +66,15 @@ class HqqConfig {
  public:
   // Settings of every layer that no rule names.
   LayerConfig defaults;
-  // Rules, in the order they were given: layer name or tag, glob ("*.mlp.experts.*") or regex ("re:...",
+  // Rules, in the order they were given: a name, a glob ("*.mlp.experts.*") or a regex ("re:...",
   // ECMAScript without back-references) of the full layer name -> settings for the matching layers (a
   // full LayerConfig: defaults with the rule's fields replaced). nullopt as the value: leave these layers
-  // unquantized. A full name wins over skip_modules, that over a tag, that over patterns; among
-  // patterns the first wins.
+  // unquantized. A name is any run of whole components of the layer's name or tag: that of the layer
+  // ("mlp.down_proj") or of a parent ("vision_tower", "model.layers.0"), which covers all below it. A
+  // full name wins over skip_modules, that over other names, those over patterns. Among names that of
+  // the layer wins over a parent's, then the one of most components; else the first given.
   std::vector<std::pair<std::string, std::optional<LayerConfig>>> dynamic_config;
-  // Full names, tags, last path components, globs or "re:" patterns of layers that stay as they are.
+  // Names (as above), globs or "re:" patterns of layers that stay as they are.
   std::vector<std::string> skip_modules = {"lm_head"};
   // Upstream's rule for per-tag configs: a layer that no key of dynamic_config names stays unquantized.
   bool dynamic_only = false;
@@ -81,7 +83,8 @@ class HqqConfig {
   explicit HqqConfig(const LayerConfig& defaults) : defaults(defaults) {}
 
   // The settings of a layer ("model.layers.0.mlp.down_proj", no ".weight"), or nullopt if it is skipped.
-  std::optional<LayerConfig> layer(const std::string& layer_name) const;
+  // `must_be_named`: neither the defaults nor a rule for a parent count, as for embeddings.
+  std::optional<LayerConfig> layer(const std::string& layer_name, bool must_be_named = false) const;
 
   // Throws std::invalid_argument when a field or rule is invalid.
   void validate() const;
@@ -98,6 +101,28 @@ class HqqConfig {
 
   friend bool operator==(const HqqConfig&, const HqqConfig&) = default;
 };
+
+// The weights of a model by the names of their layers (no ".weight").
+struct ModelNames {
+  std::vector<std::string> layers;  // all matrices, also those that stay dense
+  std::vector<std::string> others;  // norms, biases: skip_modules may name them, rules have no use
+};
+
+// A name in a config that fits nothing in a model: most often a typing mistake.
+struct UnmatchedName {
+  std::string where;    // "dynamic_config", "skip_modules" or "importance"
+  std::string name;
+  std::string nearest;  // what may have been meant; empty when there is nothing to compare with
+};
+
+// Rules, entries of skip_modules and names of importance vectors (full layer names) that fit nothing,
+// in their order. "lm_head" in skip_modules is no mistake: models with tied weights have none.
+// `nearest` is known for the first eight.
+std::vector<UnmatchedName> unmatched_names(const HqqConfig& config, const ModelNames& model,
+                                           const std::vector<std::string>& importance = {});
+// A sentence each, "skip_modules names no layer: 'q_prj'; nearest is 'q_proj'", for the first eight,
+// and one with the number of the others.
+std::vector<std::string> describe(const std::vector<UnmatchedName>& names);
 
 // LayerConfig in our own JSON form (all fields) and back, starting from `base`.
 nlohmann::ordered_json layer_config_to_json(const LayerConfig& config);

@@ -24,9 +24,9 @@ Args:
     quant_scale: Store scales as 8-bit codes.
     meta_dtype: Type of stored scales and zeros: 'float16', 'bfloat16', 'float32', or the NumPy or
         torch dtype.
-    dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or
-        None to leave the layers unquantized. Their order counts.
-    skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
+    dynamic_config: Name of layers or of a parent, glob or 're:' regex -> settings that differ
+        there, or None to leave the layers unquantized. Their order counts.
+    skip_modules: Names of layers or of parents, globs or 're:' regexes of layers to leave as they
         are.
     beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
     kappa: Growth of beta a step, where grow_beta is set.
@@ -78,6 +78,8 @@ constexpr const char* kLayerDoc = R"doc(The settings of one layer.
 
 Args:
     name: Full name without '.weight', such as 'model.layers.0.mlp.down_proj'.
+    must_be_named: Only rules that name the layer itself count, neither the defaults nor a rule for
+        a parent: what decides about embeddings.
 
 Returns:
     A dict with every setting, or None if the layer stays unquantized.
@@ -85,6 +87,24 @@ Returns:
 Example:
     >>> hqq_cpp.HqqConfig().layer("model.layers.0.mlp.up_proj")["group_size"]
     64
+)doc";
+
+constexpr const char* kUnmatchedDoc =
+    R"doc(What in the config fits no layer of a model: most often a typing mistake.
+
+Args:
+    layers: Full names of all matrices of the model without '.weight', also of those that stay
+        dense.
+    others: Names of its other weights, which skip_modules may name.
+    importance: Names of importance vectors, which must be full names.
+
+Returns:
+    A sentence for each of the first eight names, with the nearest one that exists, and one that
+    counts the rest.
+
+Example:
+    >>> hqq_cpp.HqqConfig(skip_modules=["q_prj"]).unmatched_names(["model.layers.0.q_proj"])
+    ["skip_modules names no layer: 'q_prj'; nearest is 'q_proj'"]
 )doc";
 
 constexpr const char* kTagDoc =
@@ -194,11 +214,20 @@ void bind_config(py::module_& m) {
           kToDictDoc)
       .def(
           "layer",
-          [](const HqqConfig& self, const std::string& name) -> OptionalDict {
-            const std::optional<LayerConfig> layer = self.layer(name);
+          [](const HqqConfig& self, const std::string& name, bool must_be_named) -> OptionalDict {
+            const std::optional<LayerConfig> layer = self.layer(name, must_be_named);
             return layer ? json_to_python(layer_config_to_json(*layer)) : py::none();
           },
-          py::arg("name"), kLayerDoc)
+          py::arg("name"), py::arg("must_be_named") = false, kLayerDoc)
+      .def(
+          "unmatched_names",
+          [](const HqqConfig& self, std::vector<std::string> layers,
+             std::vector<std::string> others, const std::vector<std::string>& importance) {
+            const ModelNames names{std::move(layers), std::move(others)};
+            return describe(unmatched_names(self, names, importance));
+          },
+          py::arg("layers"), py::arg("others") = py::list(), py::arg("importance") = py::list(),
+          kUnmatchedDoc)
       .def(
           "__eq__",
           [](const HqqConfig& self, const py::object& other) {

@@ -121,9 +121,9 @@ class HqqConfig:
         quant_scale: Store scales as 8-bit codes.
         meta_dtype: Type of stored scales and zeros: 'float16', 'bfloat16', 'float32', or the NumPy or
             torch dtype.
-        dynamic_config: Layer name, layer tag, glob or 're:' regex -> settings that differ there, or
-            None to leave the layers unquantized. Their order counts.
-        skip_modules: Names, tags, last components, globs or 're:' regexes of layers to leave as they
+        dynamic_config: Name of layers or of a parent, glob or 're:' regex -> settings that differ
+            there, or None to leave the layers unquantized. Their order counts.
+        skip_modules: Names of layers or of parents, globs or 're:' regexes of layers to leave as they
             are.
         beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
         kappa: Growth of beta a step, where grow_beta is set.
@@ -192,12 +192,14 @@ class HqqConfig:
         ...
     def __setstate__(self, arg0: str) -> None:
         ...
-    def layer(self, name: str) -> dict | None:
+    def layer(self, name: str, must_be_named: bool = False) -> dict | None:
         """
         The settings of one layer.
 
         Args:
             name: Full name without '.weight', such as 'model.layers.0.mlp.down_proj'.
+            must_be_named: Only rules that name the layer itself count, neither the defaults nor a rule for
+                a parent: what decides about embeddings.
 
         Returns:
             A dict with every setting, or None if the layer stays unquantized.
@@ -213,6 +215,24 @@ class HqqConfig:
         Example:
             >>> hqq_cpp.HqqConfig(nbits=2).to_dict()["nbits"]
             2
+        """
+    def unmatched_names(self, layers: collections.abc.Sequence[str], others: collections.abc.Sequence[str] = [], importance: collections.abc.Sequence[str] = []) -> list[str]:
+        """
+        What in the config fits no layer of a model: most often a typing mistake.
+
+        Args:
+            layers: Full names of all matrices of the model without '.weight', also of those that stay
+                dense.
+            others: Names of its other weights, which skip_modules may name.
+            importance: Names of importance vectors, which must be full names.
+
+        Returns:
+            A sentence for each of the first eight names, with the nearest one that exists, and one that
+            counts the rest.
+
+        Example:
+            >>> hqq_cpp.HqqConfig(skip_modules=["q_prj"]).unmatched_names(["model.layers.0.q_proj"])
+            ["skip_modules names no layer: 'q_prj'; nearest is 'q_proj'"]
         """
     @property
     def dynamic_config(self) -> dict[str, dict | None] | None:
@@ -922,6 +942,11 @@ class QuantizeReport:
     def seconds(self) -> float:
         """
         The whole operation.
+        """
+    @property
+    def warnings(self) -> list[str]:
+        """
+        A sentence each: names that fit no layer.
         """
     @property
     def weights(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -202,7 +203,8 @@ def quantize_checkpoint(
             False stops the work; None and True let it go on.
 
     Returns:
-        A QuantizeReport: layers with their errors, sizes, bits a weight.
+        A QuantizeReport: layers with their errors, sizes, bits a weight. Its warnings, about names
+        of the config that fit no layer, are given as a UserWarning too.
 
     Raises:
         ValueError: If an argument is invalid, dst exists, or a layer cannot be quantized as asked.
@@ -220,9 +222,12 @@ def quantize_checkpoint(
     if importance is None and (importance := getattr(config, "importance", None)) == "random":
         importance_of(config, "")
     with _importance_file(importance) as file:
-        return _core.quantize_checkpoint(
+        report = _core.quantize_checkpoint(
             src, dst, config, file, threads, force, resume, dry_run, device, progress
         )
+    if report.warnings:
+        warnings.warn(f"[quantize] {'. '.join(report.warnings)}", stacklevel=2)
+    return report
 
 
 class _importance_file:

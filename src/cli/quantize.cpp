@@ -11,7 +11,6 @@
 #include "src/cli/progress.hpp"
 #include "src/cli/quantize_config.hpp"
 #include "src/cli/table.hpp"
-#include "src/layer_match.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -154,37 +153,8 @@ Json report_json(const Options& options, const HqqConfig& config, const Quantize
     json["layers"].push_back(one);
   }
   json["copied"] = report.copied;
+  json["warnings"] = report.warnings;
   return json;
-}
-
-std::string without_weight(const std::string& name) {
-  return name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name;
-}
-
-bool rule_names(const std::string& rule, const std::string& layer) {
-  return rule == layer || rule == layer_tag(layer) || pattern_matches(rule, layer);
-}
-
-// A rule or skip that matches nothing is most often a typing mistake. The default entry lm_head is
-// not: models with tied weights have none.
-void warn_of_unused_names(std::ostream& err, const HqqConfig& config,
-                          const QuantizeReport& report) {
-  std::vector<std::string> names;
-  for (const LayerReport& layer : report.layers) names.push_back(layer.name);
-  for (const std::string& name : report.copied) names.push_back(without_weight(name));
-  const auto unused = [&](const auto& matches, const std::string& pattern) {
-    return std::none_of(names.begin(), names.end(),
-                        [&](const std::string& name) { return matches(pattern, name); });
-  };
-  const auto warn = [&](const std::string& what, const std::string& pattern) {
-    err << "hqq-cpp: warning: " << what << " '" << printable(pattern) << "' names no layer\n";
-  };
-  for (const auto& [rule, settings] : config.dynamic_config) {
-    if (unused(rule_names, rule)) warn("dynamic_config", rule);
-  }
-  for (const std::string& entry : config.skip_modules) {
-    if (entry != "lm_head" && unused(skip_matches, entry)) warn("skip_modules", entry);
-  }
 }
 
 Json parse_group_size(const std::string& text) {
@@ -246,7 +216,11 @@ int run_quantize(const CLI::App& command, const Options& options, Context& conte
     }
     report = quantize_checkpoint(options.source, options.destination, config, how);
   }
-  if (!options.common.quiet) warn_of_unused_names(context.err, config, report);
+  if (!options.common.quiet) {
+    for (const std::string& warning : report.warnings) {
+      context.err << "hqq-cpp: warning: " << printable(warning) << "\n";
+    }
+  }
   if (options.common.json) {
     print_json(context.out, report_json(options, config, report));
   } else if (!options.common.quiet) {
@@ -294,11 +268,12 @@ void add_quantize(CLI::App& app, Context& context) {
       ->group(settings);
   command
       ->add_option("--dynamic-config", o->dynamic_config_file,
-                   "JSON file: layer name, tag, glob or 're:...' -> settings or null")
+                   "JSON file: name of layers or of a parent, glob or 're:...' -> settings or "
+                   "null")
       ->group(settings);
   command
       ->add_option("--skip", o->skip,
-                   "Layer to leave as it is: name, tag, last component, glob or 're:...'; "
+                   "Layers to leave as they are: name, that of a parent, glob or 're:...'; "
                    "may be given several times")
       ->allow_extra_args(false)
       ->group(settings);

@@ -208,7 +208,9 @@ void balance_tile(SinkhornTile& tile, float* factors) {
   float sum = 0.0f;
   for (float f : best) sum += f;
   const float inv_mean = static_cast<float>(cols) / sum;
-  for (std::int64_t c = 0; c < cols; ++c) factors[c] = best[static_cast<std::size_t>(c)] * inv_mean;
+  for (std::int64_t c = 0; c < cols; ++c) {
+    factors[c] = core::stored_factor(best[static_cast<std::size_t>(c)], inv_mean);
+  }
 }
 
 }  // namespace

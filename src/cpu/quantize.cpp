@@ -1,5 +1,6 @@
 // hqq::cpu::quantize and dequantize: the order of work over a matrix.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "src/cpu/solve.hpp"
 #include "src/float_values.hpp"
 #include "src/metadata.hpp"
+#include "src/small_scales.hpp"
 #include "src/solve_params.hpp"
 
 namespace hqq::cpu {
@@ -106,6 +108,7 @@ void solve_hqq(SolveArgs& args, std::span<const core::Shrinkage> shrinkages, int
 // Scale and zero as stored, and 1 / scale, [num_groups] each.
 struct StoredGroups {
   std::vector<float> scale, inv_scale, zero;
+  bool has_small_scale = false;
 };
 
 // Stores what was solved. With quant_scale the zero is refitted so that the middle code stays where
@@ -115,6 +118,8 @@ StoredGroups store_groups(const QuantizeTask& task, std::span<const float> solve
   const std::size_t groups = solved_scale.size();
   StoredGroups stored{std::vector<float>(groups), std::vector<float>(groups),
                       std::vector<float>(groups)};
+  const float small = small_scale(task.config);
+  std::atomic<bool> has_small_scale = false;
   const auto top_code = static_cast<float>(max_code(task.config.nbits));
   constexpr std::size_t kUnit = 64 * QuantizedTensor::kMetadataBlock;
   parallel_for(static_cast<std::int64_t>((groups + kUnit - 1) / kUnit), task.threads,
@@ -127,6 +132,7 @@ StoredGroups store_groups(const QuantizeTask& task, std::span<const float> solve
                  for (std::size_t g = begin; g < end; ++g) {
                    const float scale = stored.scale[g];
                    stored.inv_scale[g] = 1.0f / scale;
+                   if (scale <= small) has_small_scale = true;
                    if (task.config.quant_scale) {
                      solved_zero[g] =
                          core::refit_zero(solved_zero[g], solved_scale[g], scale, top_code);
@@ -140,6 +146,7 @@ StoredGroups store_groups(const QuantizeTask& task, std::span<const float> solve
                                   task.config.meta_dtype);
                  }
                });
+  stored.has_small_scale = has_small_scale;
   return stored;
 }
 
@@ -196,6 +203,10 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   }
 
   const StoredGroups stored = store_groups(task, solved_scale, solved_zero, out);
+  if (stored.has_small_scale) {
+    refuse_small_scales(task.name, task.W, source.layout, config,
+                        {stored.scale, stored.zero, col_scale}, task.threads);
+  }
   std::vector<core::ErrorSums> errors(
       task.stats != nullptr ? static_cast<std::size_t>(source.W.rows) : 0);
   EncodeArgs encode{source,

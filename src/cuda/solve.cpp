@@ -1,6 +1,10 @@
 #include "src/cuda/solve.hpp"
 
+#include "hqq/device.hpp"
 #include "src/cuda/handles.hpp"
+#include "src/float_values.hpp"
+#include "src/metadata.hpp"
+#include "src/small_scales.hpp"
 #include "src/solve_params.hpp"
 
 namespace hqq::cuda {
@@ -30,6 +34,7 @@ QuantizeArgs make_args(const DeviceTask& task, const core::Shrinkage* shrinkages
   args.solver = solver_kind(task.config.solver);
   args.params = solver_params(task.config);
   args.shrinkages = shrinkages;
+  args.small_scale = small_scale(task.config);
   args.balance = task.config.balance == Balance::kSinkhorn;
   args.out = task.out;
   auto* findings = reinterpret_cast<Findings*>(workspace);
@@ -38,6 +43,36 @@ QuantizeArgs make_args(const DeviceTask& task, const core::Shrinkage* shrinkages
   args.workspace = workspace + kFindingsBytes;
   args.workspace_bytes = workspace_bytes - kFindingsBytes;
   return args;
+}
+
+// The rule is the CPU's; so rarely asked that W and the metadata are read back for it.
+void check_small_scales(const DeviceTask& task, StreamHandle stream) {
+  const auto read = [&](const void* from, std::byte* to, std::size_t bytes) {
+    check(library().copy(to, from, bytes, stream), task.name);
+  };
+  QuantizedTensor q;
+  q.config = task.config;
+  q.out_features = task.W.rows;
+  q.in_features = task.W.cols;
+  q.allocate();
+  const DeviceMatrix& out = task.out;
+  for (const auto& [from, to] :
+       {std::pair<const void*, Tensor*>{out.scale, &q.scale}, {out.zero, &q.zero},
+        {out.zero_step, &q.zero_step}, {out.zero_offset, &q.zero_offset},
+        {out.col_scale, &q.col_scale}}) {
+    if (*to) read(from, to->buffer.data, to->buffer.size);
+  }
+  const std::int64_t numel = (task.W.rows - 1) * task.W.row_stride + task.W.cols;
+  std::vector<std::byte> weights(static_cast<std::size_t>(numel) * dtype_size(task.W.dtype));
+  read(task.W.data, weights.data(), weights.size());
+  check(library().synchronize(stream), task.name);
+
+  TensorView W = task.W;
+  W.data = weights.data();
+  const std::vector<float> col_scale =
+      q.col_scale ? read_values(q.col_scale) : std::vector<float>();
+  refuse_small_scales(task.name, W, q.layout(), q.config,
+                      {read_values(q.scale), read_zero(q), col_scale}, default_threads());
 }
 
 }  // namespace
@@ -93,6 +128,7 @@ void solve(const DeviceTask& task, void* workspace, std::size_t workspace_bytes,
     throw_overflow(task.name, task.out.layout, static_cast<std::int64_t>(problems.first_overflow),
                    task.config.meta_dtype);
   }
+  if (problems.first_small != kNoProblem.first_small) check_small_scales(task, stream);
   if (task.stats != nullptr) {
     write_stats(findings.errors, task.W.numel(), *task.stats);
   }

@@ -71,10 +71,17 @@ std::vector<float> ImportanceFile::read(const LayerDescription& layer, std::int6
   return read_row(*file_, info, info.shape.size() == 2 ? expert : 0, layer.in_features());
 }
 
-void ImportanceFile::unknown_layer(const std::string& name) const {
-  throw_format(kWhere, "the checkpoint has no layer " + quote_text(name) +
-                           "; tensors must bear layer names, like "
-                           "\"model.layers.0.mlp.down_proj\"");
+void ImportanceFile::check_names(const ModelNames& names) const {
+  if (!file_) return;
+  std::vector<std::string> given;
+  for (const TensorInfo& info : file_->tensors()) given.push_back(info.name);
+  HqqConfig no_rules;
+  no_rules.skip_modules.clear();
+  const std::vector<UnmatchedName> unknown = unmatched_names(no_rules, names, given);
+  if (unknown.empty()) return;
+  throw_format(kWhere, "the checkpoint has no layer " + quote_text(unknown[0].name) +
+                           "; nearest is " + quote_text(unknown[0].nearest) +
+                           ": tensors must bear layer names");
 }
 
 }  // namespace hqq

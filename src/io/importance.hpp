@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "hqq/config.hpp"
 #include "hqq/safetensors.hpp"
 #include "src/io/layer_store.hpp"
 
@@ -21,25 +22,14 @@ class ImportanceFile {
   // Throws FormatError, naming the tensor, unless that of `layer` is [in_features] (for fused
   // experts also [experts, in_features]), of a float type, finite, >= 0 and not all zero.
   void check(const LayerDescription& layer) const;
-  // Throws FormatError naming the first tensor whose name `is_layer` does not know.
-  template <class IsLayer>
-  void check_names(const IsLayer& is_layer) const;
+  // Throws FormatError naming the first tensor that bears no layer's name, and the nearest of those.
+  void check_names(const ModelNames& names) const;
   // Values for matrix `expert` of a layer that has() and check() have accepted.
   std::vector<float> read(const LayerDescription& layer, std::int64_t expert) const;
 
  private:
-  [[noreturn]] void unknown_layer(const std::string& name) const;
-
   std::optional<std::filesystem::path> path_;
   std::optional<SafetensorsFile> file_;
 };
-
-template <class IsLayer>
-void ImportanceFile::check_names(const IsLayer& is_layer) const {
-  if (!file_) return;
-  for (const TensorInfo& info : file_->tensors()) {
-    if (!is_layer(info.name)) unknown_layer(info.name);
-  }
-}
 
 }  // namespace hqq

@@ -74,6 +74,23 @@ void add_layer(QuantizePlan& plan, ShardPlan& shard, std::size_t shard_index, Pl
   plan.layers.push_back(std::move(layer));
 }
 
+ModelNames names_of(const Checkpoint& source) {
+  ModelNames names;
+  for (std::size_t s = 0; s < source.shard_count(); ++s) {
+    for (const TensorInfo& tensor : source.shard(s).tensors()) {
+      auto& kind = tensor.shape.size() >= 2 ? names.layers : names.others;
+      kind.push_back(layer_name(tensor.name));
+    }
+  }
+  return names;
+}
+
+std::string sentence_of(const std::vector<std::string>& warnings) {
+  std::string text;
+  for (const std::string& warning : warnings) text += "; " + warning;
+  return text;
+}
+
 // Names across all shards: "X.scale" might have been there before.
 void check_unique(const std::vector<ShardPlan>& shards) {
   std::set<std::string> names;
@@ -117,11 +134,10 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
   config.validate();
   check_not_quantized(source);
   const Roles roles = roles_of(source);
-  importance.check_names([&](const std::string& name) {
-    return source.find(name + ".weight").first != nullptr ||
-           source.find(name).first != nullptr;
-  });
+  const ModelNames names = names_of(source);
+  importance.check_names(names);
   QuantizePlan plan;
+  plan.warnings = describe(unmatched_names(config, names));
   for (std::size_t s = 0; s < source.shard_count(); ++s) {
     ShardPlan shard;
     shard.name = output_shard_name(source, s);
@@ -152,7 +168,8 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
     throw_invalid(kWhere, quote_text(source.path().string()) +
                               " holds no linear layer that the config quantizes (" +
                               std::to_string(plan.copied.size()) +
-                              " matrices are embeddings, routers or skipped)");
+                              " matrices are embeddings, routers or skipped)" +
+                              sentence_of(plan.warnings));
   }
   check_unique(plan.shards);
   return plan;
@@ -190,6 +207,7 @@ QuantizeReport QuantizePlan::report() const {
     }
   }
   report.copied = copied;
+  report.warnings = warnings;
   report.bytes_after = data_bytes();
   report.bits_per_weight =
       8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(report.weights);

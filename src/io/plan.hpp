@@ -52,6 +52,7 @@ struct QuantizePlan {
   std::vector<ShardPlan> shards;
   std::vector<PlannedLayer> layers;
   std::vector<std::string> copied;  // names of 2-D and larger tensors that stay as they are
+  std::vector<std::string> warnings;
 
   std::uint64_t data_bytes() const;
   // The report of a dry run: everything but statistics and time.

@@ -83,8 +83,11 @@ std::string upstream_config_json(const std::string& original,
   return json.dump(2) + "\n";
 }
 
-HqqConfig config_of_layers(const std::vector<LayerDescription>& layers,
-                           std::vector<std::string> skip_modules) {
+namespace {
+
+// By tag where all layers of a tag are alike, by name where they are not.
+HqqConfig config_by_tags(const std::vector<LayerDescription>& layers,
+                         std::vector<std::string> skip_modules) {
   HqqConfig config(layers.front().config);
   config.skip_modules = std::move(skip_modules);
   std::map<std::string, bool> tag_is_uniform;
@@ -100,12 +103,25 @@ HqqConfig config_of_layers(const std::vector<LayerDescription>& layers,
   config.dynamic_only = true;
   for (const LayerDescription& layer : layers) {
     const std::string tag = layer_tag(layer.name);
-    // A tag needs a name that no skip_modules entry can be: empty for "model.layers.0".
+    // The tag of "model.layers.0" is empty.
     const bool by_tag = tag_is_uniform.at(tag) && !tag.empty();
     const std::string& key = by_tag ? tag : layer.name;
     const bool known = std::any_of(config.dynamic_config.begin(), config.dynamic_config.end(),
                                    [&](const auto& rule) { return rule.first == key; });
     if (!known) config.dynamic_config.emplace_back(key, layer.config);
+  }
+  return config;
+}
+
+}  // namespace
+
+HqqConfig config_of_layers(const std::vector<LayerDescription>& layers,
+                           std::vector<std::string> skip_modules) {
+  HqqConfig config = config_by_tags(layers, std::move(skip_modules));
+  // skip_modules wins over tags, but not over full names.
+  for (const LayerDescription& layer : layers) {
+    if (config.layer(layer.name) == layer.config) continue;
+    config.dynamic_config.emplace_back(layer.name, layer.config);
   }
   return config;
 }

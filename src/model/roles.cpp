@@ -76,12 +76,12 @@ std::string layer_name(const std::string& tensor) {
 std::optional<LayerConfig> settings_of(const std::string& layer, Role role,
                                        const HqqConfig& config) {
   if (role == Role::kRouter) return std::nullopt;
-  HqqConfig rules = config;
-  if (role == Role::kEmbedding) rules.dynamic_only = true;
   const std::vector<std::string>& skipped = config.skip_modules;
-  if (role == Role::kHead && std::find(skipped.begin(), skipped.end(), kHeadName) != skipped.end()) {
-    rules.skip_modules.push_back(layer);
+  if (role != Role::kHead || std::find(skipped.begin(), skipped.end(), kHeadName) == skipped.end()) {
+    return config.layer(layer, /*must_be_named=*/role == Role::kEmbedding);
   }
+  HqqConfig rules = config;
+  rules.skip_modules.push_back(layer);
   return rules.layer(layer);
 }
 

@@ -58,6 +58,58 @@ TEST(LayerRuleTest, NameBeatsSkipBeatsTagBeatsPatternBeatsDefaults) {
   EXPECT_EQ(nbits_at(config, "language_model.lm_head"), 0);
 }
 
+TEST(LayerRuleTest, NamesOfParentsCoverWhatIsBelow) {
+  const HqqConfig config = config_of(R"({"nbits": 8, "skip_modules": ["model.layers.3", "vision_tower"],
+    "dynamic_config": {"*.k_proj": {"nbits": 1}, "self_attn": {"nbits": 2}, "mlp": {"nbits": 3},
+      "model.layers.1": {"nbits": 4}, "mlp.down_proj": {"nbits": 6}, "up_proj": {"nbits": 5},
+      "layers.2.mlp.up_proj": null}})");
+  EXPECT_EQ(nbits_at(config, "model.layers.0.self_attn.k_proj"), 2);  // a name before a pattern
+  EXPECT_EQ(nbits_at(config, "model.layers.10.self_attn.q_proj"), 2);
+  EXPECT_EQ(nbits_at(config, "model.layers.1.self_attn.q_proj"), 4);  // more components
+  EXPECT_EQ(nbits_at(config, "model.layers.1.mlp.down_proj"), 6);     // its own before a parent's
+  EXPECT_EQ(nbits_at(config, "model.layers.1.mlp.up_proj"), 5);
+  EXPECT_EQ(nbits_at(config, "model.layers.2.mlp.up_proj"), 0);
+  EXPECT_EQ(nbits_at(config, "model.layers.0.mlp.gate_proj"), 3);
+  EXPECT_EQ(nbits_at(config, "model.layers.3.mlp.down_proj"), 0);  // skipped, but for a full name
+  EXPECT_EQ(nbits_at(config, "model.layers.30.mlp.down_proj"), 6);
+  EXPECT_EQ(nbits_at(config, "model.vision_tower.encoder.layers.0.mlp.fc1"), 0);
+  EXPECT_EQ(nbits_at(config, "model.layers.0.cross.k_proj"), 1);
+  EXPECT_EQ(nbits_at(config, "model.layers.0.cross.v_proj"), 8);
+}
+
+TEST(LayerRuleTest, OfEquallyLongNamesTheFirstWins) {
+  for (const auto& [rules, nbits] :
+       {std::pair(R"({"vision": {"nbits": 2}, "mlp": {"nbits": 3}})", 2),
+        std::pair(R"({"mlp": {"nbits": 3}, "vision": {"nbits": 2}})", 3)}) {
+    const HqqConfig config = config_of(std::string(R"({"dynamic_config": )") + rules + "}");
+    EXPECT_EQ(nbits_at(config, "vision.layers.0.mlp.fc1"), nbits);
+  }
+}
+
+TEST(LayerRuleTest, SomeLayersMustBeNamedThemselves) {
+  const HqqConfig config = config_of(R"({"nbits": 8, "dynamic_config":
+    {"model": {"nbits": 3}, "embed_tokens": {"nbits": 4}, "*.wpe": {"nbits": 6}}})");
+  const auto named = [&](const std::string& name) {
+    const auto layer = config.layer(name, /*must_be_named=*/true);
+    return layer ? nbits_of(layer->nbits) : 0;
+  };
+  EXPECT_EQ(named("model.embed_tokens"), 4);
+  EXPECT_EQ(named("model.decoder.embed_tokens"), 4);
+  EXPECT_EQ(named("transformer.wpe"), 6);
+  EXPECT_EQ(named("model.wte"), 0);
+  EXPECT_EQ(named("other"), 0);
+  EXPECT_EQ(nbits_at(config, "model.wte"), 3);
+}
+
+TEST(LayerRuleTest, NumbersBeginPathsOnly) {
+  const HqqConfig config = config_of(R"({"nbits": 8, "dynamic_config": {"1": {"nbits": 3}}})");
+  EXPECT_EQ(nbits_at(config, "1"), 3);
+  EXPECT_EQ(nbits_at(config, "1.0"), 3);
+  EXPECT_EQ(nbits_at(config, "0.1"), 8);
+  EXPECT_EQ(nbits_at(config, "model.layers.1.up_proj"), 8);
+  EXPECT_EQ(nbits_at(config, "11"), 8);
+}
+
 TEST(LayerRuleTest, FirstPatternWins) {
   EXPECT_EQ(
       nbits_at(config_of(R"({"dynamic_config": {"z*": {"nbits": 2}, "*a": {"nbits": 3}}})"), "za"),
@@ -74,16 +126,22 @@ TEST(LayerRuleTest, DynamicOnlyLeavesTheRest) {
   EXPECT_EQ(nbits_at(config, "self_attn.q_proj"), 0);
 }
 
-TEST(LayerRuleTest, SkipMatchesNameTagComponentGlobAndRegex) {
+TEST(LayerRuleTest, SkipMatchesNamesOfLayersAndParentsGlobsAndRegexes) {
   const std::string name = "model.layers.12.mlp.down_proj";
-  for (const char* entry : {"model.layers.12.mlp.down_proj", "mlp.down_proj", "down_proj",
-                            "*.layers.1?.mlp.*", "re:.*\\.1[0-9]\\..*"}) {
-    EXPECT_TRUE(skip_matches(entry, name)) << entry;
+  const std::string tag = layer_tag(name);
+  for (const char* entry :
+       {"model.layers.12.mlp.down_proj", "mlp.down_proj", "down_proj", "*.layers.1?.mlp.*",
+        "re:.*\\.1[0-9]\\..*", "mlp", "model", "model.layers.12", "layers.12.mlp.down_proj"}) {
+    EXPECT_TRUE(skip_matches(entry, name, tag)) << entry;
   }
-  for (const char* entry : {"model.layers.1.mlp.down_proj", "mlp", "proj",
-                            "layers.12.mlp.down_proj", "*.layers.1?", "re:down_proj", "re:model"}) {
-    EXPECT_FALSE(skip_matches(entry, name)) << entry;
+  for (const char* entry :
+       {"model.layers.1.mlp.down_proj", "model.layers.1", "proj", "ml", "mlp.", ".mlp", "layers.mlp",
+        "12.mlp", "12", "*.layers.1?", "re:down_proj", "re:model"}) {
+    EXPECT_FALSE(skip_matches(entry, name, tag)) << entry;
   }
+  EXPECT_TRUE(skip_matches("1", "net.1", ""));
+  EXPECT_FALSE(skip_matches("1", "net.1.0", ""));
+  EXPECT_TRUE(skip_matches("experts.down_proj", "mlp.experts.3.down_proj", "mlp.experts.down_proj"));
 }
 
 TEST(GlobTest, Matches) {

@@ -12,6 +12,7 @@
 #include "hqq/core/math.hpp"
 #include "hqq/error.hpp"
 #include "src/cpu/dispatch.hpp"
+#include "src/float_values.hpp"
 
 namespace hqq {
 namespace {
@@ -253,7 +254,7 @@ TEST(DegenerateTest, TinyRangeBesideLargeMeanStaysClose) {
 
 TEST(DegenerateTest, SubnormalWeightsStayFinite) {
   RowMajorMatrix W = gaussian(4, 64) * 1e-40f;
-  for (DType meta : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (DType meta : {DType::kBF16, DType::kF32}) {
     LayerConfig config = plain();
     config.meta_dtype = meta;
     const RowMajorMatrix W_r = dequantize_matrix(quantize(W, config));
@@ -271,6 +272,69 @@ TEST(DegenerateTest, ScaleThatOverflowsFloat16IsRefused) {
   LayerConfig wide = plain();
   wide.meta_dtype = DType::kF32;
   EXPECT_TRUE(dequantize_matrix(quantize(W, wide)).allFinite());
+}
+
+TEST(DegenerateTest, ScaleThatUnderflowsFloat16IsRefused) {
+  const auto refusal = [](const RowMajorMatrix& W, const LayerConfig& config) -> std::string {
+    try {
+      quantize(W, config);
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const RowMajorMatrix W = gaussian(4, 128);
+  for (float size : {1e-7f, 1e-9f, 1e-30f}) {
+    const RowMajorMatrix tiny = W * size;
+    EXPECT_EQ(refusal(tiny, plain()),
+              "[quantize] the scale of 8 groups, of which row 0, group 0 is the first, is at most "
+              "5.96e-08, too small for float16; use meta_dtype bfloat16 or float32, or larger weights");
+    for (const auto& [meta_dtype, quant_scale] :
+         {std::pair(DType::kBF16, false), std::pair(DType::kF32, false), std::pair(DType::kF16, true)}) {
+      LayerConfig wide = plain();
+      wide.meta_dtype = meta_dtype;
+      wide.quant_scale = quant_scale;
+      EXPECT_EQ(refusal(tiny, wide), "");
+    }
+  }
+  const RowMajorMatrix constant = RowMajorMatrix::Constant(1, 64, 1e-9f);
+  EXPECT_THAT(refusal(constant, plain(BitWidth::k4, Solver::kMinMax)),
+              HasSubstr("the scale of row 0, group 0 is at most"));
+  EXPECT_EQ(refusal(constant, plain()), "");  // joint's zero stands for it
+  EXPECT_EQ(refusal(RowMajorMatrix::Zero(4, 64), plain()), "");
+  // 8 bits need more: codes at the ends of the range are 127 steps away from its middle.
+  EXPECT_THAT(refusal(W * 1e-5f, plain(BitWidth::k8)), HasSubstr("is at most 9.5e-07"));
+  EXPECT_EQ(refusal(W * 1e-5f, plain(BitWidth::k4)), "");
+}
+
+TEST(DegenerateTest, DeadGroupsBesideOthersAreNotRefused) {
+  for (const int axis : {0, 1}) {
+    for (const Balance balance : {Balance::kNone, Balance::kSinkhorn}) {
+      LayerConfig config = plain(BitWidth::k8);
+      config.axis = axis;
+      config.balance = balance;
+      RowMajorMatrix W = gaussian(64, 128);
+      W.topRows(32) *= 1e-9f;
+      W.col(3) *= 1e-9f;
+      QuantizeStats stats;
+      QuantizeOptions options;
+      options.stats = &stats;
+      quantize(W, config, options);
+      EXPECT_LT(stats.relative_error, 0.012);
+    }
+  }
+}
+
+TEST(BalanceTest, FactorsOfAnyColumnsAreAboveZero) {
+  for (int columns = 1; columns <= 5; ++columns) {
+    RowMajorMatrix W = gaussian(8, 256) * 1e-3f;
+    W.rightCols(256 - columns) *= std::ldexp(1.0f, -29);
+    LayerConfig config = plain();
+    config.balance = Balance::kSinkhorn;
+    const QuantizedTensor q = quantize(W, config);
+    for (const float factor : read_values(q.col_scale)) EXPECT_GT(factor, 0.0f);
+    EXPECT_TRUE(dequantize_matrix(q).allFinite());
+  }
 }
 
 TEST(DegenerateTest, GroupLargerThanTheRowIsOneShortGroup) {

@@ -19,6 +19,7 @@
 #include "cuda/runtime.hpp"
 #include "hqq/quantizer.hpp"
 #include "src/float_values.hpp"
+#include "src/small_scales.hpp"
 #include "src/solve_params.hpp"
 #include "tests/cuda/device_memory.hpp"
 
@@ -112,6 +113,7 @@ Result on_gpu(const std::vector<std::byte>& bytes, const Case& c) {
   args.params = solver_params(c.config);
   const std::vector<core::Shrinkage> shrinkages = hqq_shrinkages(c.config);
   args.shrinkages = shrinkages.data();
+  args.small_scale = small_scale(c.config);
   args.balance = c.config.balance == Balance::kSinkhorn;
   args.out = out.matrix();
   args.problems = problems.data();
@@ -435,6 +437,25 @@ TEST(CudaQuantizeTest, MetadataThatOverflowsIsReported) {
       EXPECT_EQ(result.problems.nonfinite, 0u);
       EXPECT_EQ(result.problems.first_overflow, group_size == 16 ? 5u : 2u);
       EXPECT_THROW(on_cpu(stored(W, c), c, nullptr), std::invalid_argument);
+    }
+  }
+}
+
+TEST(CudaQuantizeTest, SmallScalesAreReported) {
+  std::vector<float> W = gaussian(4 * 32);
+  for (std::size_t i = 2 * 32 + 16; i < 3 * 32; ++i) W[i] *= 1e-9f;
+  // Solved and stored by one kernel or by several.
+  for (const bool quant_zero : {false, true}) {
+    Case c{config_of(BitWidth::k4, Solver::kJoint, 16, 1), DType::kF32, 4, 32};
+    c.config.quant_zero = quant_zero;
+    EXPECT_EQ(on_gpu(stored(W, c), c).problems.first_small, 5u);
+    EXPECT_NO_THROW(on_cpu(stored(W, c), c, nullptr));
+    for (const auto& [meta_dtype, quant_scale] :
+         {std::pair(DType::kBF16, false), std::pair(DType::kF32, false), std::pair(DType::kF16, true)}) {
+      Case other = c;
+      other.config.meta_dtype = meta_dtype;
+      other.config.quant_scale = quant_scale;
+      EXPECT_EQ(on_gpu(stored(W, other), other).problems.first_small, cuda::kNoProblem.first_small);
     }
   }
 }

@@ -145,6 +145,28 @@ def test_quantize_tensor_where_it_lies(rng, on_gpu):
         quantize_tensor(W, {"skip_modules": ["a"]}, "a", None)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scales_that_are_too_small_for_float16(rng, on_gpu, axis):
+    W = random_matrix(rng, (16, 96))
+    for tiny in (W * 1e-8, (W * 1e-8).to(torch.float64)[:, :70]):
+        for more in ({}, {"quant_zero": True}, {"balance": "none", "solver": "minmax"}):
+            config = {"nbits": 4, "axis": axis, "group_size": 32} | more
+            with pytest.raises(ValueError, match="too small for float16") as on_cpu:
+                hqq_cpp.quantize(tiny, config, name="a", device="cpu")
+            with pytest.raises(ValueError) as refusal:
+                quantize_tensor(tiny, config, "a", None)
+            assert str(refusal.value) == str(on_cpu.value)
+            with pytest.raises(ValueError) as refusal:
+                hqq_cpp.quantize(tiny, config, name="a", device="cuda")
+            assert str(refusal.value) == str(on_cpu.value)
+    dead = W.clone()
+    dead[3] *= 1e-9
+    config = {"nbits": 4, "axis": axis, "group_size": 32}
+    assert same_bits(
+        hqq_cpp.quantize(dead, config, device="cuda"), hqq_cpp.quantize(dead, config)
+    )
+
+
 def test_quantize_model_on_the_device(rng, on_gpu):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))

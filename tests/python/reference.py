@@ -219,6 +219,19 @@ def smallest_scale(meta_dtype):
     return _F32(2.0**-24) if meta_dtype == "float16" else _MIN_NORMAL
 
 
+def small_scale(nbits, meta_dtype):
+    """Up to it a stored scale is too coarse: float16 counts in steps of 2**-24 there, and the ends of
+    the range move by max_code / 2 times half of one, more than four steps of the scale."""
+    return max(1, max_code(nbits) / 16) * 2.0**-24 if meta_dtype == "float16" else 0.0
+
+
+def underflows(W, W_r, scale, groups, nbits, meta_dtype):
+    """Whether groups with small scales spoil the matrix: their errors are above a millionth of it."""
+    W = np.asarray(W, np.float64)
+    small = groups.spread(scale) <= small_scale(nbits, meta_dtype)
+    return np.square(W - W_r)[small].sum() > 1e-6 * np.square(W).sum()
+
+
 def largest_zero(meta_dtype):
     """Beyond it a stored zero overflows (float16) or does not resolve single codes."""
     return _F32(65504) if meta_dtype == "float16" else _F32(2**24)

@@ -238,8 +238,20 @@ def test_names_that_match_nothing_are_mentioned(tmp_path):
     (tmp_path / "d.json").write_text('{"mlp.dwn_proj": {"nbits": 8}}')
     result = run("quantize", MODEL, tmp_path / "out", "--dry-run", "--dynamic-config",
                  tmp_path / "d.json", "--skip", "qq_proj")
-    assert "dynamic_config 'mlp.dwn_proj' names no layer" in result.stderr
-    assert "skip_modules 'qq_proj' names no layer" in result.stderr
+    said = "warning: dynamic_config names no layer: 'mlp.dwn_proj'; nearest is 'mlp.down_proj'\n"
+    assert said in result.stderr
+    assert "skip_modules names no layer: 'qq_proj'; nearest is 'q_proj'" in result.stderr
+    report = run_json("quantize", MODEL, tmp_path / "out", "--dry-run", "--skip", "mlp.dwn_proj")
+    assert report["warnings"] == [
+        "skip_modules names no layer: 'mlp.dwn_proj'; nearest is 'mlp.down_proj'"]
+
+
+def test_skip_takes_the_name_of_a_parent(tmp_path):
+    bits = plan(tmp_path, "--skip", "mlp")
+    assert not [tag for tag in bits if tag.startswith("mlp")]
+    assert "self_attn.q_proj" in bits
+    assert plan(tmp_path, "--skip", "model.layers.0") == {}
+    assert "mlp.up_proj" in plan(tmp_path, "--skip", "model.layers.1")
 
 
 # What transformers.HqqConfig(...).to_dict() and hqq's BaseQuantizeConfig(...) give.

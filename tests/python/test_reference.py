@@ -258,11 +258,20 @@ properties = settings(max_examples=120, deadline=None, derandomize=True)
 @properties
 @given(matrices(), layouts, st.sampled_from(reference.META_DTYPES))
 @example(np.float32([[0.0]]), {"nbits": 1, "axis": 1, "group_size": 8}, "float16")
+@example(np.float32([[1e-41, 2e-41]]), {"nbits": 4, "axis": 0, "group_size": 8}, "float16")
+@example(np.float32([[1e-9] * 8 + [1, 2]]), {"nbits": 4, "axis": 1, "group_size": 8}, "float16")
 def test_minmax_of_any_matrix_is_exact(W, layout, meta_dtype):
     groups = Groups(*W.shape, layout["group_size"], layout["axis"])
     config = {**layout, "solver": "minmax", "balance": "none", "meta_dtype": meta_dtype}
-    if not np.isfinite(reference.minmax(W, groups, layout["nbits"], meta_dtype)[0]).all():
+    scale, zero = reference.minmax(W, groups, layout["nbits"], meta_dtype)
+    if not np.isfinite(scale).all():
         with pytest.raises(ValueError, match="does not fit float16"):
+            hqq_cpp.quantize(W, config)
+        return
+    codes = reference.encode(W, scale, zero, groups, layout["nbits"])
+    W_r = reference.dequantize(codes, scale, zero, groups)
+    if reference.underflows(W, W_r, scale, groups, layout["nbits"], meta_dtype):
+        with pytest.raises(ValueError, match="too small for float16; use meta_dtype bfloat16"):
             hqq_cpp.quantize(W, config)
         return
     check_minmax(W, hqq_cpp.quantize(W, config), groups, meta_dtype)
@@ -428,3 +437,48 @@ def test_overflow_of_float16_is_refused(W):
     with pytest.raises(ValueError, match="does not fit float16; use meta_dtype bfloat16"):
         hqq_cpp.quantize(W * np.float32(1e9), config)
     assert hqq_cpp.quantize(W * np.float32(1e9), {**config, "meta_dtype": "bfloat16"})
+
+
+@properties
+@given(
+    st.integers(0, 1000),
+    layouts,
+    st.floats(-12, -3),
+    st.sampled_from(("minmax", "joint")),
+    st.sampled_from(("none", "sinkhorn")),
+    st.sampled_from(reference.META_DTYPES),
+)
+def test_small_weights_are_as_good_as_large_ones_or_refused(
+    seed, layout, exponent, solver, balance, meta_dtype
+):
+    W = make_matrix("gauss", 16, 160, seed)
+    config = {**layout, "solver": solver, "balance": balance, "meta_dtype": meta_dtype}
+    expected = hqq_cpp.quantize(W, config, stats=True)[1].relative_error
+    small = (W * np.float64(10.0) ** exponent).astype(np.float32)
+    try:
+        _, stats = hqq_cpp.quantize(small, config, stats=True)
+    except ValueError as error:
+        assert meta_dtype == "float16" and exponent < -4
+        assert "too small for float16; use meta_dtype bfloat16 or float32" in str(error)
+        return
+    assert stats.relative_error < 2 * expected
+
+
+@pytest.mark.parametrize("solver", ("minmax", "joint"))
+@pytest.mark.parametrize("balance", ("none", "sinkhorn"))
+def test_underflow_of_float16_is_refused(W, solver, balance):
+    config = {"solver": solver, "balance": balance, "nbits": 4}
+    with pytest.raises(ValueError, match=r"^\[fc\] the scale of .* groups, of which row 0, group 0"):
+        hqq_cpp.quantize(W * np.float32(1e-7), config, name="fc")
+    for wide in ({"meta_dtype": "bfloat16"}, {"meta_dtype": "float32"}, {"quant_scale": True}):
+        _, stats = hqq_cpp.quantize(W * np.float32(1e-7), {**config, **wide}, stats=True)
+        expected = hqq_cpp.quantize(W, {**config, **wide}, stats=True)[1]
+        assert stats.relative_error == pytest.approx(expected.relative_error, rel=0.02)
+
+
+def test_dead_rows_beside_others_are_not_refused(W):
+    dead = W.copy()
+    dead[::2] *= np.float32(1e-9)
+    dead[5] = 0
+    expected = hqq_cpp.quantize(W, {}, stats=True)[1].relative_error
+    assert hqq_cpp.quantize(dead, {}, stats=True)[1].relative_error < 1.2 * expected

@@ -281,6 +281,23 @@ def test_weights_that_cannot_be_quantized(model, tmp_path):
 # Devices.
 
 
+def test_weights_too_small_for_float16_metadata(model, tmp_path):
+    dense = load(model, dtype=torch.float32)
+    with torch.no_grad():
+        dense.model.layers[1].mlp.up_proj.weight.mul_(1e-7)
+    dense.save_pretrained(tmp_path / "dense")
+    refusal = r"\[model.layers.1.mlp.up_proj\] the scale of .* too small for float16; use meta_dtype"
+    with pytest.raises(ValueError, match=refusal):
+        load(tmp_path / "dense", quantization_config=hqq_cpp.HqqConfig(nbits=4))
+    with pytest.raises(ValueError, match=refusal):
+        hqq_cpp.quantize_model_(dense, {"nbits": 4})
+    with pytest.raises(ValueError, match=refusal):
+        hqq_cpp.quantize_checkpoint(tmp_path / "dense", tmp_path / "out", {"nbits": 4})
+    config = hqq_cpp.HqqConfig(nbits=4, meta_dtype="bfloat16")
+    layer = load(tmp_path / "dense", quantization_config=config).model.layers[1].mlp.up_proj
+    assert layer.quantize_stats["relative_error"] < 0.2
+
+
 @pytest.mark.parametrize("on_the_fly", [True, False])
 @pytest.mark.parametrize("device_map", ["auto", "cpu", "disk"])
 def test_device_map(model, saved, quantized, tmp_path, device_map, on_the_fly):

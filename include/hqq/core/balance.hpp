@@ -38,6 +38,13 @@ HQQ_HD float next_factor(float factor, float deviation) {
   return factor * (deviation < 0.5f ? 0.5f : deviation > 2.0f ? 2.0f : deviation);
 }
 
+// The factor as it is stored, relative to the mean of its tile; at least the smallest that float16
+// holds, since weights are divided by it.
+HQQ_HD float stored_factor(float factor, float inv_mean) {
+  const float relative = factor * inv_mean;
+  return relative < 0x1p-24f ? 0x1p-24f : relative;
+}
+
 // Smallest and largest of some deviations; rows and columns of zeros do not count.
 struct Spread {
   float low = 3e38f;

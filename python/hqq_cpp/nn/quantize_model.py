@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .layers import Layer, dense_matrix, find_layers, kind_of, parent_of
 from .linear import HqqLinear
+from .names import unmatched_names
 from .pointwise import HqqPointwiseConv2d
 from .solve import quantize_tensor
 
@@ -86,21 +88,32 @@ class ImportanceSource:
             )
         return vector
 
-    def _of_single_experts(self, layer: Layer) -> torch.Tensor | None:
-        """[experts, in] from vectors that are named as in a checkpoint with one matrix per
+    def names(self, layers: Iterable[Layer]) -> list[str]:
+        """Names of the vectors, but for those that stand for fused experts of these layers."""
+        single = set()
+        if self._vectors:
+            for layer in layers:
+                if layer.kind == "experts":
+                    single.update(*self._names_of_single_experts(layer))
+        return [name for name in self._vectors if name not in single]
+
+    def _names_of_single_experts(self, layer: Layer) -> Iterator[list[str]]:
+        """Names of vectors for all experts of a layer, as in a checkpoint with one matrix per
         expert."""
         path, _, last = layer.name.rpartition(".")
         for prefix in (path, path.replace(".mlp.experts", ".block_sparse_moe.experts")):
             for name in _SINGLE_NAMES[last]:
                 keys = [f"{prefix}.{expert}.{name}" for expert in range(layer.shape[0])]
                 if all(key in self._vectors for key in keys):
-                    vectors = [self._vectors[key] for key in keys]
-                    return torch.stack(
-                        [
-                            v if isinstance(v, torch.Tensor) else torch.from_dlpack(v)
-                            for v in vectors
-                        ]
-                    )
+                    yield keys
+
+    def _of_single_experts(self, layer: Layer) -> torch.Tensor | None:
+        """[experts, in] from vectors of single experts."""
+        for keys in self._names_of_single_experts(layer):
+            vectors = [self._vectors[key] for key in keys]
+            return torch.stack(
+                [v if isinstance(v, torch.Tensor) else torch.from_dlpack(v) for v in vectors]
+            )
         return None
 
     def resolve(self, layer: Layer, settings: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +260,8 @@ def quantize_model_(
         raise ValueError(
             f"[quantize] there is nothing to quantize below {type(model).__name__}: its layers are "
             f"{', '.join(layer.name or '(the module itself)' for layer in find_layers(model)) or 'none'}, "
-            f"and the config or the filter leaves them out (quantize_linear takes a single layer)"
+            f"and the config or the filter leaves them out (quantize_linear takes a single layer). "
+            f"{unmatched_names(model, config)}".rstrip(". ")
         )
     importance = config.importance if importance is None else importance
     if isinstance(importance, str) and importance == "random":
@@ -255,6 +269,8 @@ def quantize_model_(
 
         importance = collect_importance(model)
     source = ImportanceSource(config, importance or {})
+    if unmatched := unmatched_names(model, config, source.names(find_layers(model))):
+        warnings.warn(f"[quantize] {unmatched}", stacklevel=2)
     for number, (layer, settings) in enumerate(chosen, 1):
         parameter = model.get_parameter(layer.parameter)
         settings = source.resolve(layer, settings)

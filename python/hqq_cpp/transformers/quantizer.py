@@ -15,6 +15,7 @@ from ..nn.dequantize import TENSOR_NAMES
 from ..nn.embedding import HqqEmbedding
 from ..nn.experts import HqqExperts
 from ..nn.module import QuantizedModule
+from ..nn.names import unmatched_names
 from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
 from . import config as _config
 from . import legacy, saved, ties
@@ -91,6 +92,9 @@ class HqqQuantizer(HfQuantizer):
             return
         settings = self.quantization_config.config
         importance = ImportanceSource(settings)
+        names = importance.names(nn_layers.find_layers(model))
+        if unmatched := unmatched_names(model, settings, names):
+            logger.warning(f"[quantize] {unmatched}")
         kept = _keep_in_fp32(model)
         for layer in nn_layers.find_layers(model):
             chosen = settings_of(layer, settings)
