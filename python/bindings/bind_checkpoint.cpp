@@ -115,7 +115,8 @@ void bind_checkpoint(py::module_& m) {
           "config",
           [](const Checkpoint& self) -> OptionalDict {
             if (self.config_json().empty()) return py::none();
-            return json_to_python(Json::parse(self.config_json()));
+            // Python's own reader knows NaN and integers of any size.
+            return py::module_::import("json").attr("loads")(self.config_json());
           },
           "config.json as a dict, or None if there is none.")
       .def_property_readonly("total_bytes", &Checkpoint::total_bytes, "Bytes of all tensors.")

@@ -6,6 +6,7 @@
 #include "src/cli/commands.hpp"
 #include "src/cli/progress.hpp"
 #include "src/cli/table.hpp"
+#include "src/io/json.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -21,9 +22,9 @@ struct Options {
 // The dtype config.json names for the model, else float32.
 DType model_dtype(const std::string& source) {
   const std::string text = Checkpoint(source).config_json();
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto json = parse_python_json(text.empty() ? "{}" : text, "config.json");
   for (const char* key : {"dtype", "torch_dtype"}) {
-    if (!json.is_object() || !json.contains(key) || !json[key].is_string()) continue;
+    if (!json.contains(key) || !json[key].is_string()) continue;
     const auto dtype = dtype_from_name(json[key].get<std::string>());
     if (dtype && is_weight_dtype(*dtype)) return *dtype;
   }

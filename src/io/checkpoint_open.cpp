@@ -81,7 +81,7 @@ void check_link(const fs::path& folder, const std::string& shard) {
 
 WeightMap read_index(const fs::path& path) {
   const std::string index = quote_text(path.string());
-  const nlohmann::json json = parse_json(read_text_file(path), std::string(kWhere) + " " + index);
+  const auto json = parse_python_json(read_text_file(path), std::string(kWhere) + " " + index);
   if (!json.is_object()) throw_format(kWhere, index + ": the index must be a JSON object");
   const auto map = json.find("weight_map");
   if (map == json.end()) throw_format(kWhere, index + ": the index has no weight_map");
@@ -121,7 +121,7 @@ std::string read_config(const fs::path& path) {
   if (!has_entry(path)) return {};
   std::string text = read_text_file(path);
   const std::string file = quote_text(path.string());
-  if (!parse_json(text, std::string(kWhere) + " " + file).is_object()) {
+  if (!parse_python_json(text, std::string(kWhere) + " " + file).is_object()) {
     throw_format(kWhere, file + ": config.json must hold a JSON object");
   }
   return text;

@@ -5,7 +5,7 @@
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
 #include "src/io/json.hpp"
-#include "src/io/manifest.hpp"
+#include "src/io/json_edit.hpp"
 #include "src/io/output_folder.hpp"
 #include "src/io/shard_job.hpp"
 
@@ -13,7 +13,6 @@ namespace hqq {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
 
 constexpr const char* kWhere = "dequantize";
 
@@ -136,12 +135,6 @@ class DequantizeJob : public ShardJob {
   BlockPool output_pool_;
 };
 
-std::string dense_config(const std::string& original) {
-  Json json = parse_json_in_order(original, "config.json");
-  json.erase("quantization_config");
-  return json.dump(2) + "\n";
-}
-
 }  // namespace
 
 void dequantize_checkpoint(const fs::path& source_path, const fs::path& destination, DType dtype,
@@ -166,7 +159,8 @@ void dequantize_checkpoint(const fs::path& source_path, const fs::path& destinat
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));
   }
   if (!source.config_json().empty()) {
-    output.write_file("config.json", dense_config(source.config_json()));
+    output.write_file("config.json", remove_json_member(source.config_json(), "quantization_config",
+                                                        "config.json"));
   }
   output.commit();
 }

@@ -1,9 +1,13 @@
 #include "src/io/json.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
+#include <set>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "hqq/error.hpp"
@@ -43,7 +47,123 @@ std::string hint(const std::string& text, std::size_t byte) {
   return "";
 }
 
+// What nlohmann/json itself lets pass: deep nesting and duplicate keys. Numbers in `unreadable`,
+// counted from the start of the text, become null.
+template <class Json>
+class Checks {
+ public:
+  Checks(const std::string& where, std::set<std::size_t> unreadable)
+      : where_(where), unreadable_(std::move(unreadable)) {}
+
+  bool operator()(int depth, typename Json::parse_event_t event, Json& value) {
+    using Event = typename Json::parse_event_t;
+    if (event == Event::object_start || event == Event::array_start) {
+      if (depth >= kMaxJsonDepth) {
+        throw_format(where_, "JSON is nested deeper than " + std::to_string(kMaxJsonDepth) +
+                                 " levels, the limit");
+      }
+      if (event == Event::object_start) keys_.emplace_back();
+    } else if (event == Event::object_end) {
+      keys_.pop_back();
+    } else if (event == Event::key) {
+      const auto& key = value.template get_ref<const std::string&>();
+      if (!keys_.back().insert(key).second) {
+        throw_format(where_, "JSON key " + quote_text(key) + " appears twice in the same object");
+      }
+    } else if (event == Event::value && value.is_number()) {
+      if (unreadable_.contains(numbers_++)) value = nullptr;
+    }
+    return true;
+  }
+
+ private:
+  const std::string& where_;
+  std::set<std::size_t> unreadable_;
+  std::size_t numbers_ = 0;
+  std::vector<std::unordered_set<std::string>> keys_;  // of the objects we are in
+};
+
+template <class Json>
+Json parse_checked(const std::string& text, const std::string& where,
+                   std::set<std::size_t> unreadable) {
+  // The lexer takes a NUL for the end of the input, and skips a byte order mark.
+  if (const auto nul = text.find('\0'); nul != std::string::npos) {
+    throw_format(where, "not JSON: NUL byte at byte " + std::to_string(nul));
+  }
+  if (text.starts_with("\xEF\xBB\xBF")) {
+    throw_format(where, "not JSON: it starts with a byte order mark, which must be removed");
+  }
+  try {
+    return Json::parse(text, Checks<Json>(where, std::move(unreadable)));
+  } catch (const nlohmann::json::parse_error& error) {
+    throw_format(where, "not JSON at byte " + std::to_string(error.byte) + ": " +
+                            json_error_reason(error.what()) + hint(text, error.byte));
+  } catch (const nlohmann::json::exception& error) {
+    throw_format(where, "not JSON: " + json_error_reason(error.what()));
+  }
+}
+
+bool is_json_number(std::string_view token) {
+  std::size_t at = token.starts_with('-') ? 1 : 0;
+  const auto digits = [&] {
+    const std::size_t begin = at;
+    while (at < token.size() && token[at] >= '0' && token[at] <= '9') ++at;
+    return at - begin;
+  };
+  const std::size_t first = at;
+  const std::size_t whole = digits();
+  if (whole == 0 || (whole > 1 && token[first] == '0')) return false;
+  if (at < token.size() && token[at] == '.' && (++at, digits() == 0)) return false;
+  if (at < token.size() && (token[at] == 'e' || token[at] == 'E')) {
+    ++at;
+    if (at < token.size() && (token[at] == '+' || token[at] == '-')) ++at;
+    if (digits() == 0) return false;
+  }
+  return at == token.size();
+}
+
+bool is_unreadable_number(std::string_view token) {
+  if (token == "NaN" || token == "Infinity" || token == "-Infinity") return true;
+  return is_json_number(token) && std::isinf(std::strtod(std::string(token).c_str(), nullptr));
+}
+
+// Zeros of the same length in place of the numbers that no JSON parser reads, so that errors keep
+// their position.
+std::string with_readable_numbers(std::string text, std::set<std::size_t>& unreadable) {
+  constexpr std::string_view kNumberChars =
+      "+-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+  std::size_t numbers = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    if (text[at] == '"') {
+      at = json_string_end(text, at);
+      continue;
+    }
+    if (kNumberChars.find(text[at]) == std::string_view::npos) {
+      ++at;
+      continue;
+    }
+    const std::size_t end = std::min(text.find_first_not_of(kNumberChars, at), text.size());
+    const std::string_view token = std::string_view(text).substr(at, end - at);
+    if (is_unreadable_number(token)) {
+      unreadable.insert(numbers++);
+      text.replace(at, end - at, std::string("0.") + std::string(end - at - 2, '0'));
+    } else if (token[0] == '-' || (token[0] >= '0' && token[0] <= '9')) {
+      ++numbers;
+    }
+    at = end;
+  }
+  return text;
+}
+
 }  // namespace
+
+std::size_t json_string_end(std::string_view text, std::size_t at) {
+  for (++at; at < text.size(); ++at) {
+    if (text[at] == '"') return at + 1;
+    if (text[at] == '\\') ++at;
+  }
+  return text.size();
+}
 
 std::string json_error_reason(const std::string& what) {
   std::string reason = what;
@@ -90,49 +210,13 @@ std::string quote_text(std::string_view text) {
 }
 
 nlohmann::json parse_json(const std::string& text, const std::string& where) {
-  using nlohmann::json;
-  // The lexer takes a NUL for the end of the input, and skips a byte order mark.
-  if (const auto nul = text.find('\0'); nul != std::string::npos) {
-    throw_format(where, "not JSON: NUL byte at byte " + std::to_string(nul));
-  }
-  if (text.starts_with("\xEF\xBB\xBF")) {
-    throw_format(where, "not JSON: it starts with a byte order mark, which must be removed");
-  }
+  return parse_checked<nlohmann::json>(text, where, {});
+}
 
-  std::vector<std::unordered_set<std::string>> keys;  // of the objects we are in
-  const auto callback = [&](int depth, json::parse_event_t event, json& value) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-      case json::parse_event_t::array_start:
-        if (depth >= kMaxJsonDepth) {
-          throw_format(where, "JSON is nested deeper than " + std::to_string(kMaxJsonDepth) +
-                                  " levels, the limit");
-        }
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        break;
-      case json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case json::parse_event_t::key: {
-        const auto& key = value.get_ref<const std::string&>();
-        if (!keys.back().insert(key).second) {
-          throw_format(where, "JSON key " + quote_text(key) + " appears twice in the same object");
-        }
-        break;
-      }
-      default:
-        break;
-    }
-    return true;
-  };
-  try {
-    return json::parse(text, callback);
-  } catch (const json::parse_error& error) {
-    throw_format(where, "not JSON at byte " + std::to_string(error.byte) + ": " +
-                            json_error_reason(error.what()) + hint(text, error.byte));
-  } catch (const json::exception& error) {
-    throw_format(where, "not JSON: " + json_error_reason(error.what()));
-  }
+nlohmann::ordered_json parse_python_json(const std::string& text, const std::string& where) {
+  std::set<std::size_t> unreadable;
+  const std::string plain = with_readable_numbers(text, unreadable);
+  return parse_checked<nlohmann::ordered_json>(plain, where, std::move(unreadable));
 }
 
 }  // namespace hqq

@@ -302,7 +302,7 @@ bool is_quantized_by_us(const Checkpoint& checkpoint) {
     if (checkpoint.shard(i).metadata().contains(kLayersMetadataKey)) return true;
   }
   if (checkpoint.config_json().empty()) return false;
-  const Json config = parse_json(checkpoint.config_json(), "config.json");
+  const Json config = parse_python_json(checkpoint.config_json(), "config.json");
   if (!config.is_object()) return false;
   const auto quantization = config.find("quantization_config");
   if (quantization == config.end() || !quantization->is_object()) return false;

@@ -6,7 +6,7 @@
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
 #include "src/io/json.hpp"
-#include "src/io/manifest.hpp"
+#include "src/io/json_edit.hpp"
 #include "src/io/pipeline.hpp"
 #include "src/model/balance.hpp"
 #include "src/model/roles.hpp"
@@ -215,20 +215,15 @@ QuantizeReport QuantizePlan::report() const {
 }
 
 std::string make_index(const std::vector<ShardPlan>& shards, const std::string& original) {
-  Json index = original.empty() ? Json::object()
-                                : parse_json_in_order(original, "model.safetensors.index.json");
   std::uint64_t total = 0;
   std::map<std::string, std::string> weight_map;
   for (const ShardPlan& shard : shards) {
     total += shard.data_bytes();
     for (const TensorInfo& tensor : shard.tensors) weight_map[tensor.name] = shard.name;
   }
-  if (!index.contains("metadata") || !index["metadata"].is_object()) {
-    index["metadata"] = Json::object();
-  }
-  index["metadata"]["total_size"] = total;
-  index["weight_map"] = weight_map;
-  return index.dump(2) + "\n";
+  constexpr const char* kIndex = "model.safetensors.index.json";
+  return set_json_member(set_json_member(original, {"metadata", "total_size"}, total, kIndex),
+                         {"weight_map"}, weight_map, kIndex);
 }
 
 std::string QuantizePlan::index_json(const std::string& original) const {
@@ -262,7 +257,6 @@ HqqConfig QuantizePlan::resolved_config(const HqqConfig& config) const {
 }
 
 std::string QuantizePlan::config_json(const std::string& original, const HqqConfig& config) const {
-  Json json = original.empty() ? Json::object() : parse_json_in_order(original, "config.json");
   Json quantization = {{kQuantizerKey, kQuantizerName}, {"format_version", kFormatVersion}};
   const Json settings = resolved_config(config).to_json();
   for (const auto& [key, value] : settings.items()) quantization[key] = value;
@@ -270,8 +264,7 @@ std::string QuantizePlan::config_json(const std::string& original, const HqqConf
   for (const std::string& tensor : copied) {
     quantization["not_quantized"].push_back(layer_name(tensor));
   }
-  json["quantization_config"] = quantization;
-  return json.dump(2) + "\n";
+  return set_json_member(original, {"quantization_config"}, quantization, "config.json");
 }
 
 std::string output_shard_name(const Checkpoint& source, std::size_t index) {

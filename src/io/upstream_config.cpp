@@ -4,7 +4,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "src/io/manifest.hpp"
+#include "src/io/json.hpp"
+#include "src/io/json_edit.hpp"
 #include "src/io/upstream_parts.hpp"
 
 namespace hqq {
@@ -13,7 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json parse_config(const std::string& text) {
-  return text.empty() ? Json::object() : parse_json_in_order(text, "config.json");
+  return text.empty() ? Json::object() : parse_python_json(text, "config.json");
 }
 
 Json quant_config_of(const LayerDescription& layer) {
@@ -78,9 +79,7 @@ std::string upstream_config_json(const std::string& original,
   for (const std::string& name : skip_modules_of(original)) {
     if (is_plain_name(name)) quantization["skip_modules"].push_back(name);
   }
-  Json json = parse_config(original);
-  json["quantization_config"] = quantization;
-  return json.dump(2) + "\n";
+  return set_json_member(original, {"quantization_config"}, quantization, "config.json");
 }
 
 namespace {

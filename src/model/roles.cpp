@@ -87,7 +87,7 @@ std::optional<LayerConfig> settings_of(const std::string& layer, Role role,
 
 Roles::Roles(const std::string& config_json, const std::vector<const TensorInfo*>& tensors) {
   if (!config_json.empty()) {
-    collect_model_types(parse_json(config_json, "config.json"), model_types_);
+    collect_model_types(parse_python_json(config_json, "config.json"), model_types_);
   }
   for (const TensorInfo* tensor : tensors) {
     const Entry& entry = tensors_[tensor->name] = {tensor->dtype, tensor->shape};
