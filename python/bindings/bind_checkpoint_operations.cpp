@@ -5,6 +5,7 @@
 #include "hqq/checkpoint.hpp"
 #include "python/bindings/plain.hpp"
 #include "python/bindings/progress.hpp"
+#include "src/io/quantized_source.hpp"
 
 namespace hqq::python {
 namespace {
@@ -185,6 +186,15 @@ void bind_checkpoint_operations(py::module_& m) {
         "See hqq_cpp.convert_checkpoint.");
   m.def("verify_checkpoint", &verify, py::arg("path"), py::arg("threads"), py::arg("progress"),
         "See hqq_cpp.verify_checkpoint.");
+  m.def(
+      "find_quantization",
+      [](const std::vector<Path>& files) {
+        const py::gil_scoped_release release;
+        return find_quantization(files);
+      },
+      py::arg("files"),
+      "What says that weight files, or the folder they are in, are quantized already; None if "
+      "nothing does.");
   m.def("diff_checkpoints", &diff, py::arg("a"), py::arg("b"), py::arg("threads"),
         py::arg("progress"), "See hqq_cpp.diff_checkpoints.");
 }

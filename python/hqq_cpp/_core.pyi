@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -1113,6 +1113,10 @@ def diff_checkpoints(a: os.PathLike | str | bytes, b: os.PathLike | str | bytes,
 def dtype_code(dtype: typing.Any) -> int:
     """
     The code that NativeLayer takes for a dtype.
+    """
+def find_quantization(files: collections.abc.Sequence[os.PathLike | str | bytes]) -> str | None:
+    """
+    What says that weight files, or the folder they are in, are quantized already; None if nothing does.
     """
 def from_upstream(tensors: dict, name: str) -> QuantizedTensor:
     """

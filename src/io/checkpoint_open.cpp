@@ -7,6 +7,7 @@
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
 #include "src/io/json.hpp"
+#include "src/io/source_check.hpp"
 
 namespace hqq {
 namespace {
@@ -102,6 +103,11 @@ WeightMap read_index(const fs::path& path) {
 }
 
 [[noreturn]] void throw_no_model(const fs::path& folder) {
+  if (is_adapter_folder(folder)) {
+    throw_format(kWhere, quote_text(folder.string()) +
+                             " holds an adapter (adapter_config.json) and no model; merge it into "
+                             "its base model first");
+  }
   std::string found;
   int count = 0;
   std::error_code error;

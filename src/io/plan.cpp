@@ -8,6 +8,7 @@
 #include "src/io/json.hpp"
 #include "src/io/json_edit.hpp"
 #include "src/io/pipeline.hpp"
+#include "src/io/source_check.hpp"
 #include "src/model/balance.hpp"
 #include "src/model/roles.hpp"
 
@@ -17,24 +18,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kWhere = "quantize";
-
-void check_not_quantized(const Checkpoint& source) {
-  const std::string shown = quote_text(source.path().string());
-  if (is_quantized_by_us(source)) {
-    throw_invalid(kWhere, shown + " is already quantized by hqq_cpp; dequantize it first");
-  }
-  if (source.config_json().empty()) return;
-  const Json config = parse_json(source.config_json(), "config.json");
-  const auto quantization = config.find("quantization_config");
-  if (quantization == config.end() || quantization->is_null()) return;
-  std::string method = "an unnamed method";
-  if (quantization->is_object() && quantization->contains("quant_method")) {
-    const Json& name = (*quantization)["quant_method"];
-    if (name.is_string()) method = "method " + quote_text(name.get<std::string>());
-  }
-  throw_invalid(kWhere, shown + " is already quantized: config.json has a quantization_config of " +
-                            method + "; an unquantized checkpoint is needed");
-}
 
 Roles roles_of(const Checkpoint& source) {
   std::vector<const TensorInfo*> tensors;
@@ -132,7 +115,7 @@ std::uint64_t PlannedLayer::matrix_bytes_before() const {
 QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config,
                                const ImportanceFile& importance) {
   config.validate();
-  check_not_quantized(source);
+  check_dense_source(source);
   const Roles roles = roles_of(source);
   const ModelNames names = names_of(source);
   importance.check_names(names);

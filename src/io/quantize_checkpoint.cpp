@@ -11,6 +11,7 @@
 #include "src/io/output_folder.hpp"
 #include "src/io/plan.hpp"
 #include "src/io/shard_job.hpp"
+#include "src/io/source_check.hpp"
 #include "src/io/source_files.hpp"
 
 namespace hqq {
@@ -207,10 +208,13 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   if (options.threads < 0) {
     throw_invalid(kWhere, "threads is " + std::to_string(options.threads) + "; it must be >= 0");
   }
-  const Checkpoint source(source_path);
+  const Checkpoint source = open_dense_source(source_path);
   const ImportanceFile importance(options.importance);
   const QuantizePlan plan = plan_quantization(source, config, importance);
   QuantizeReport report = plan.report();
+  for (std::string& warning : source_warnings(source, report.bytes_after)) {
+    report.warnings.push_back(std::move(warning));
+  }
   if (options.dry_run) return report;
   // Before anything is written: throws if the GPU cannot be used.
   std::shared_ptr<void> gpu_memory;

@@ -117,6 +117,27 @@ std::vector<std::string> other_files(const fs::path& folder) {
   return names;
 }
 
+std::vector<fs::path> weight_files(const fs::path& path) {
+  if (!fs::is_directory(path)) return {path};
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+std::vector<std::string> stray_weights(const Checkpoint& checkpoint) {
+  std::vector<std::string> stray;
+  for (const fs::path& file : weight_files(checkpoint.path())) {
+    const std::string name = file.filename().string();
+    const auto& shards = checkpoint.shard_names();
+    const bool is_shard = std::find(shards.begin(), shards.end(), name) != shards.end();
+    if (!is_shard && fs::is_regular_file(file)) stray.push_back(name);
+  }
+  return stray;
+}
+
 std::optional<fs::path> checkpoint_folder(const Checkpoint& checkpoint) {
   if (!fs::is_directory(checkpoint.path())) return std::nullopt;
   return checkpoint.path();

@@ -17,6 +17,13 @@ namespace hqq {
 // (kOtherWeightFormats), hidden files, and our own manifest.
 std::vector<std::string> other_files(const std::filesystem::path& folder);
 
+// Files named *.safetensors beside the shards that are none of them, sorted: another copy of the
+// weights (consolidated.safetensors of Mistral), an adapter, a shard that the index forgot.
+std::vector<std::string> stray_weights(const Checkpoint& checkpoint);
+
+// All *.safetensors in a folder (not below it), sorted; the path itself if it is no folder.
+std::vector<std::filesystem::path> weight_files(const std::filesystem::path& path);
+
 // The folder of a checkpoint if it was opened as a folder; nullopt for a bare .safetensors file,
 // beside which nothing belongs to it.
 std::optional<std::filesystem::path> checkpoint_folder(const Checkpoint& checkpoint);

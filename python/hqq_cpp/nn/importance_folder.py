@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import api
+from ..source_check import check_dense_source
 from .importance import Recorder, check_arguments, eval_mode, logits_layer, save_importance
 from .importance_inputs import run_random
 
@@ -82,7 +83,7 @@ class LayeredCheckpoint:
 
         self._folder = folder
         self._files = _weight_files(folder)
-        self._check_float()
+        check_dense_source(self._files, "importance")
         self.model, self._dtype = _empty_model(folder)
         self._mapping = get_model_conversion_mapping(self.model)
         self._targets = self._read_targets()
@@ -139,17 +140,6 @@ class LayeredCheckpoint:
         module = self.model.get_submodule(target.rpartition(".")[0])
         transposed = type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False)
         return not transposed and shape[1 if len(shape) == 4 else -1] == vector.shape[-1]
-
-    def _check_float(self) -> None:
-        path = self._folder / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        settings = config.get("quantization_config")
-        if settings:
-            method = settings.get("quant_method", settings.get("quantizer"))
-            raise ValueError(
-                f"[importance] {str(self._folder)!r} is quantized already (by {method!r}); "
-                f"importance needs the float model"
-            )
 
     def _read_targets(self) -> dict[str, tuple[str, str]]:
         """Tensor in the files -> the parameter that it goes into, and the pattern that says so."""

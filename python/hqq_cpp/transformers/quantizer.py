@@ -17,6 +17,7 @@ from ..nn.experts import HqqExperts
 from ..nn.module import QuantizedModule
 from ..nn.names import unmatched_names
 from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
+from ..source_check import check_dense_source
 from . import config as _config
 from . import legacy, saved, ties
 from ._versions import get_device
@@ -90,6 +91,7 @@ class HqqQuantizer(HfQuantizer):
                 for tensor in TENSOR_NAMES
             }
             return
+        check_dense_source(checkpoint_files or [], "from_pretrained")
         settings = self.quantization_config.config
         importance = ImportanceSource(settings)
         names = importance.names(nn_layers.find_layers(model))
