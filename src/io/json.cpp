@@ -146,7 +146,8 @@ std::string with_readable_numbers(std::string text, std::set<std::size_t>& unrea
     const std::string_view token = std::string_view(text).substr(at, end - at);
     if (is_unreadable_number(token)) {
       unreadable.insert(numbers++);
-      text.replace(at, end - at, std::string("0.") + std::string(end - at - 2, '0'));
+      std::fill_n(text.begin() + static_cast<std::ptrdiff_t>(at), end - at, '0');
+      text[at + 1] = '.';
     } else if (token[0] == '-' || (token[0] >= '0' && token[0] <= '9')) {
       ++numbers;
     }
