@@ -65,10 +65,10 @@ constexpr std::array<MarkFile, 5> kMarkFiles = {{{"quantize_config.json", "AutoG
                                                  {"quanto_qmap.json", "quanto"}}};
 
 // A form in which tools store a weight: a tensor <stem><ending>, and another whose name begins with
-// <stem><beside>, if `beside` is not empty.
+// <stem><beside>, if `beside` is not empty. "*word": anything below <stem> with that word.
 struct PackedForm {
   std::string_view ending;
-  std::array<std::string_view, 4> beside;
+  std::array<std::string_view, 6> beside;
   bool any_dtype;  // else a matrix of one of is_packed_dtype
   const char* tool;
 };
@@ -77,9 +77,12 @@ constexpr std::array kPackedForms = {
     PackedForm{".weight_packed", {}, false, "compressed-tensors"},
     PackedForm{".weight", {".weight.quant_state.", ".weight.absmax"}, true, "bitsandbytes"},
     PackedForm{".weight", {".SCB"}, false, "bitsandbytes"},
-    PackedForm{".weight", {".scale", ".input_scale", ".weight_quantizer.", ".absmax"}, false, ""},
-    // Also X.weight with X.weight_scale, and experts without .weight.
-    PackedForm{"", {"_scale", "_weight_scale", ".quant_state.", ".absmax"}, false, ""},
+    PackedForm{".weight", {"*scale", ".absmax", ".weight_quantizer."}, false, ""},
+    // Experts without .weight.
+    PackedForm{"",
+               {"_scale", "_weight_scale", ".scale", "._scale", ".absmax", ".quant_state."},
+               false,
+               ""},
     PackedForm{"_blocks", {"_scales"}, false, "MXFP4"},
     PackedForm{".W_q", {".scale", ".zero", ".meta"}, false, "HQQ"},
     PackedForm{".W_q", {".view_as_float", ".packing"}, true, "HQQ"},
@@ -100,9 +103,13 @@ std::optional<std::string> found_beside(const PackedForm& form, const std::strin
                                         const Names& names) {
   for (const std::string_view beside : form.beside) {
     if (beside.empty()) continue;
-    const std::string start = stem + std::string(beside);
-    const auto next = names.lower_bound(start);
-    if (next != names.end() && next->starts_with(start)) return std::string(*next);
+    const bool anywhere = beside.starts_with('*');
+    const std::string start = stem + (anywhere ? "." : std::string(beside));
+    for (auto name = names.lower_bound(start);
+         name != names.end() && name->starts_with(start); ++name) {
+      if (anywhere && name->find(beside.substr(1), start.size()) == std::string_view::npos) continue;
+      return std::string(*name);
+    }
   }
   return std::nullopt;
 }

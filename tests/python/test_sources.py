@@ -138,6 +138,20 @@ def test_config_keeps_every_byte(odd, tmp_path):
     assert (tmp_path / "u" / "config.json").read_text().startswith(ODD_CONFIG[:-3] + ",\n")
 
 
+def test_index_keeps_what_it_says_besides_the_tensors(folder, tmp_path):
+    name = "model-00001-of-00001.safetensors"
+    save(folder / name, DENSE)
+    note = f'"note": [NaN, {BIG}, 1e-05]'
+    weight_map = json.dumps(dict.fromkeys(DENSE, name))
+    index = f'{{"metadata": {{"total_size": 8192, {note}}}, "weight_map": {weight_map}, "z": 1.0}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+    report = hqq_cpp.quantize_checkpoint(folder, tmp_path / "q")
+    text = (tmp_path / "q" / "model.safetensors.index.json").read_text()
+    size = f'"total_size": {report.bytes_after}'
+    assert text.startswith(f'{{"metadata": {{{size}, {note}}}, "weight_map": {{')
+    assert text.endswith('}, "z": 1.0}')
+
+
 def test_config_of_a_checkpoint_has_pythons_numbers(odd):
     config = hqq_cpp.Checkpoint(odd).config
     assert config["max_length"] == BIG
