@@ -74,7 +74,8 @@ struct LayerReport {
 struct QuantizeReport {
   std::vector<LayerReport> layers;
   std::vector<std::string> copied;  // 2-D and larger tensors that were left as they are
-  std::vector<std::string> warnings;  // one sentence each: names of the config that fit no layer
+  // One sentence each: names of the config that fit no layer, weights that are left out.
+  std::vector<std::string> warnings;
   std::uint64_t bytes_before = 0;   // all tensors
   std::uint64_t bytes_after = 0;
   std::uint64_t weights = 0;        // quantized

@@ -82,7 +82,8 @@ void bind_results(py::module_& m) {
   PlainClass<QuantizeReport>(m, "QuantizeReport", kQuantizeReportDoc)
       .field("layers", &QuantizeReport::layers, "The quantized layers.")
       .field("copied", &QuantizeReport::copied, "Matrices that were left as they are.")
-      .field("warnings", &QuantizeReport::warnings, "A sentence each: names that fit no layer.")
+      .field("warnings", &QuantizeReport::warnings,
+             "A sentence each: names that fit no layer, weights left out.")
       .field("bytes_before", &QuantizeReport::bytes_before, "Of all tensors.")
       .field("bytes_after", &QuantizeReport::bytes_after, "Of all tensors.")
       .field("weights", &QuantizeReport::weights, "How many were quantized.")

@@ -946,7 +946,7 @@ class QuantizeReport:
     @property
     def warnings(self) -> list[str]:
         """
-        A sentence each: names that fit no layer.
+        A sentence each: names that fit no layer, weights left out.
         """
     @property
     def weights(self) -> int:

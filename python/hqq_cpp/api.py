@@ -204,7 +204,8 @@ def quantize_checkpoint(
 
     Returns:
         A QuantizeReport: layers with their errors, sizes, bits a weight. Its warnings, about names
-        of the config that fit no layer, are given as a UserWarning too.
+        of the config that fit no layer and weights that are left out, are given as a UserWarning
+        too.
 
     Raises:
         ValueError: If an argument is invalid, dst exists, or a layer cannot be quantized as asked.

@@ -14,8 +14,8 @@ inline constexpr int kMaxJsonDepth = 64;
 // anything that is not JSON, and for a duplicate key or more than kMaxJsonDepth levels.
 nlohmann::json parse_json(const std::string& text, const std::string& where);
 
-// The same for text that Python's json module wrote (config.json, an index), which is only looked up
-// here and otherwise carried over as text (json_edit.hpp): NaN, Infinity, -Infinity and numbers
+// The same for text that Python's json module wrote (config.json, an index), which is only looked
+// up here and otherwise carried over as text (json_edit.hpp): NaN, Infinity, -Infinity and numbers
 // beyond a double are let pass and read as null; integers beyond 64 bits read as doubles. Keys stay
 // in order.
 nlohmann::ordered_json parse_python_json(const std::string& text, const std::string& where);

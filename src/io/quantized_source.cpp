@@ -105,9 +105,10 @@ std::optional<std::string> found_beside(const PackedForm& form, const std::strin
     if (beside.empty()) continue;
     const bool anywhere = beside.starts_with('*');
     const std::string start = stem + (anywhere ? "." : std::string(beside));
-    for (auto name = names.lower_bound(start);
-         name != names.end() && name->starts_with(start); ++name) {
-      if (anywhere && name->find(beside.substr(1), start.size()) == std::string_view::npos) continue;
+    for (auto name = names.lower_bound(start); name != names.end() && name->starts_with(start);
+         ++name) {
+      if (anywhere && name->find(beside.substr(1), start.size()) == std::string_view::npos)
+        continue;
       return std::string(*name);
     }
   }

@@ -45,9 +45,9 @@ void check_no_adapter(const Checkpoint& source, const std::vector<ListedTensor>&
                               "adapter" +
                               kMergeFirst + ", or remove the adapter's files");
   }
-  const bool all = !tensors.empty() && std::all_of(tensors.begin(), tensors.end(), [](const auto& t) {
-    return is_adapter_tensor(t.name);
-  });
+  const bool all =
+      !tensors.empty() && std::all_of(tensors.begin(), tensors.end(),
+                                      [](const auto& t) { return is_adapter_tensor(t.name); });
   if (all) {
     throw_invalid(kWhere, path + " is an adapter: all of its tensors are like " +
                               quote_text(tensors[0].name) + kMergeFirst);
@@ -60,16 +60,23 @@ std::string size_text(std::uint64_t bytes) {
   return text;
 }
 
-// "a" (1.0 MB), "b" (2.0 MB) and 3 more.
-std::string list_of_files(const fs::path& folder, const std::vector<std::string>& names) {
+// "a", "b", "c" and 3 more.
+std::string first_of(const std::vector<std::string>& items) {
   constexpr std::size_t kShown = 3;
   std::string text;
-  for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i) {
-    text += (i == 0 ? "" : ", ") + quote_text(names[i]) + " (" +
-            size_text(fs::file_size(folder / names[i])) + ")";
+  for (std::size_t i = 0; i < std::min(items.size(), kShown); ++i) {
+    text += (i == 0 ? "" : ", ") + items[i];
   }
-  if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
+  if (items.size() > kShown) text += " and " + std::to_string(items.size() - kShown) + " more";
   return text;
+}
+
+std::string list_of_files(const fs::path& folder, const std::vector<std::string>& names) {
+  std::vector<std::string> items;
+  for (const std::string& name : names) {
+    items.push_back(quote_text(name) + " (" + size_text(fs::file_size(folder / name)) + ")");
+  }
+  return first_of(items);
 }
 
 // Tensors of files below the folder are parts of their own (the dense layers of
@@ -84,9 +91,10 @@ void warn_of_copies(const fs::path& folder, std::uint64_t result_bytes,
     size += fs::file_size(folder / name);
   }
   if (size <= result_bytes) return;
-  warnings.push_back("weight files in subfolders are copied as they are, and take more than the "
-                     "quantized model: " +
-                     list_of_files(folder, copies));
+  warnings.push_back(
+      "weight files in subfolders are copied as they are, and take more than the "
+      "quantized model: " +
+      list_of_files(folder, copies));
 }
 
 }  // namespace
@@ -131,17 +139,15 @@ std::vector<std::string> source_warnings(const Checkpoint& source, std::uint64_t
     }
     warn_of_copies(*folder, result_bytes, warnings);
   }
-  std::size_t integers = 0;
-  std::string first;
+  std::vector<std::string> integers;
   for (const ListedTensor& tensor : list_tensors(source)) {
-    if (!is_packed_dtype(tensor.dtype) || !is_in_weight_place(tensor)) continue;
-    if (integers++ == 0) first = shown(tensor);
+    if (is_packed_dtype(tensor.dtype) && is_in_weight_place(tensor)) {
+      integers.push_back(shown(tensor));
+    }
   }
-  if (integers > 0) {
-    warnings.push_back(std::to_string(integers) +
-                       " tensors named as weights hold integers and are copied as they are, such "
-                       "as " +
-                       first);
+  if (!integers.empty()) {
+    warnings.push_back("integers in the place of weights are copied as they are: " +
+                       first_of(integers));
   }
   return warnings;
 }

@@ -13,8 +13,8 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using ::testing::StartsWith;
 using testing::message_of;
+using ::testing::StartsWith;
 
 using Json = nlohmann::ordered_json;
 
@@ -28,7 +28,8 @@ std::string remove(const std::string& text, const std::string& key = "q") {
 
 // What no parser into 64-bit numbers and doubles keeps.
 constexpr const char* kOdd =
-    "{\"big\": 1000000000000000019884624838656, \"neg\": -170141183460469231731687303715884105728,\n"
+    "{\"big\": 1000000000000000019884624838656, \"neg\": "
+    "-170141183460469231731687303715884105728,\n"
     "\t\"f\": [1e-05, 1.0, 0.1000000000000000055, 1E+5, -0.0, 5e-324, 1e999],\r\n"
     " \"n\": [NaN, Infinity, -Infinity],\"s\": \"NaN, \\\"Infinity\\\" \\u00e9 \\\\\",\n"
     "\"o\" : {\"q\": {\"x\": [1, {}]}, \"}\": \"]\"}  }\n\n";

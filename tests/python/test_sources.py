@@ -58,7 +58,12 @@ METHOD = {"quant_method": "fp8"}
 
 QUANTIZED = [
     (FP8, {"text_config": {"quantization_config": METHOD}}, {}, "text_config.quantization_config"),
-    ({}, {"thinker_config": {"text_config": {"quantization_config": METHOD}}}, {}, "thinker_config"),
+    (
+        {},
+        {"thinker_config": {"text_config": {"quantization_config": METHOD}}},
+        {},
+        "thinker_config",
+    ),
     (FP8, {"compression_config": METHOD}, {}, 'compression_config of method "fp8"'),
     (GPTQ, {}, {"quantize_config": "{}"}, 'has the file "quantize_config.json" of AutoGPTQ'),
     ({}, {}, {"hf_quant_config": "{}"}, 'has the file "hf_quant_config.json" of ModelOpt'),
