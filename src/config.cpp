@@ -21,7 +21,8 @@ std::string text_of(const T& value) {
 
 using Rule = std::pair<std::string, std::optional<LayerConfig>>;
 
-// The rule whose name fits a layer best: its own before a parent's, then the longest, then the first.
+// The rule whose name fits a layer best: its own before a parent's, then the longest, then the
+// first.
 const Rule* closest_rule(const std::vector<Rule>& rules, const std::string& layer_name,
                          const std::string& tag, NameFit least) {
   const Rule* closest = nullptr;

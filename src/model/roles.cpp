@@ -77,7 +77,8 @@ std::optional<LayerConfig> settings_of(const std::string& layer, Role role,
                                        const HqqConfig& config) {
   if (role == Role::kRouter) return std::nullopt;
   const std::vector<std::string>& skipped = config.skip_modules;
-  if (role != Role::kHead || std::find(skipped.begin(), skipped.end(), kHeadName) == skipped.end()) {
+  const bool heads_stay = std::find(skipped.begin(), skipped.end(), kHeadName) != skipped.end();
+  if (role != Role::kHead || !heads_stay) {
     return config.layer(layer, /*must_be_named=*/role == Role::kEmbedding);
   }
   HqqConfig rules = config;

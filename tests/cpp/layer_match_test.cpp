@@ -59,7 +59,8 @@ TEST(LayerRuleTest, NameBeatsSkipBeatsTagBeatsPatternBeatsDefaults) {
 }
 
 TEST(LayerRuleTest, NamesOfParentsCoverWhatIsBelow) {
-  const HqqConfig config = config_of(R"({"nbits": 8, "skip_modules": ["model.layers.3", "vision_tower"],
+  const HqqConfig config = config_of(R"({"nbits": 8,
+    "skip_modules": ["model.layers.3", "vision_tower"],
     "dynamic_config": {"*.k_proj": {"nbits": 1}, "self_attn": {"nbits": 2}, "mlp": {"nbits": 3},
       "model.layers.1": {"nbits": 4}, "mlp.down_proj": {"nbits": 6}, "up_proj": {"nbits": 5},
       "layers.2.mlp.up_proj": null}})");
@@ -135,13 +136,14 @@ TEST(LayerRuleTest, SkipMatchesNamesOfLayersAndParentsGlobsAndRegexes) {
     EXPECT_TRUE(skip_matches(entry, name, tag)) << entry;
   }
   for (const char* entry :
-       {"model.layers.1.mlp.down_proj", "model.layers.1", "proj", "ml", "mlp.", ".mlp", "layers.mlp",
-        "12.mlp", "12", "*.layers.1?", "re:down_proj", "re:model"}) {
+       {"model.layers.1.mlp.down_proj", "model.layers.1", "proj", "ml", "mlp.", ".mlp",
+        "layers.mlp", "12.mlp", "12", "*.layers.1?", "re:down_proj", "re:model"}) {
     EXPECT_FALSE(skip_matches(entry, name, tag)) << entry;
   }
   EXPECT_TRUE(skip_matches("1", "net.1", ""));
   EXPECT_FALSE(skip_matches("1", "net.1.0", ""));
-  EXPECT_TRUE(skip_matches("experts.down_proj", "mlp.experts.3.down_proj", "mlp.experts.down_proj"));
+  EXPECT_TRUE(
+      skip_matches("experts.down_proj", "mlp.experts.3.down_proj", "mlp.experts.down_proj"));
 }
 
 TEST(GlobTest, Matches) {

@@ -26,7 +26,8 @@ std::vector<std::string> sentences(const std::string& config,
 }
 
 TEST(UnmatchedNamesTest, NamesThatFitAreNotMentioned) {
-  EXPECT_THAT(sentences(R"({"skip_modules": ["lm_head", "norm", "mlp", "model.layers.0", "*.fc1", "q_proj.bias"],
+  EXPECT_THAT(sentences(R"({
+    "skip_modules": ["lm_head", "norm", "mlp", "model.layers.0", "*.fc1", "q_proj.bias"],
     "dynamic_config": {"embed_tokens": {"nbits": 8}, "mlp.gate": {"nbits": 8}, "re:.*q_proj": null,
       "experts": {"nbits": 3}, "model.layers.10.mlp.experts.down_proj": {"nbits": 3}}})",
                         {"model.layers.0.mlp.up_proj", "model.layers.10.mlp.gate"}),
@@ -36,7 +37,8 @@ TEST(UnmatchedNamesTest, NamesThatFitAreNotMentioned) {
 TEST(UnmatchedNamesTest, TheNearestIsNamed) {
   EXPECT_THAT(
       sentences(R"({"skip_modules": ["self_attn.q_prj", "vision", "model.layers.1"],
-    "dynamic_config": {"mlp.norm": {"nbits": 8}, "mlp.*": {"nbits": 3}, "re:.*\\.experts\\.dwn_proj": null,
+    "dynamic_config": {"mlp.norm": {"nbits": 8}, "mlp.*": {"nbits": 3},
+      "re:.*\\.experts\\.dwn_proj": null,
       "model.layers.0.mlp.upproj": {"nbits": 2}}})",
                 {"mlp.up_proj"}),
       ElementsAre("dynamic_config names no layer: 'mlp.norm'; nearest is 'mlp.gate'",

@@ -451,7 +451,8 @@ TEST(CudaQuantizeTest, SmallScalesAreReported) {
     EXPECT_EQ(on_gpu(stored(W, c), c).problems.first_small, 5u);
     EXPECT_NO_THROW(on_cpu(stored(W, c), c, nullptr));
     for (const auto& [meta_dtype, quant_scale] :
-         {std::pair(DType::kBF16, false), std::pair(DType::kF32, false), std::pair(DType::kF16, true)}) {
+         {std::pair(DType::kBF16, false), std::pair(DType::kF32, false),
+          std::pair(DType::kF16, true)}) {
       Case other = c;
       other.config.meta_dtype = meta_dtype;
       other.config.quant_scale = quant_scale;

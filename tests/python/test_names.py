@@ -1,5 +1,5 @@
-"""Names in a config that fit no layer are mentioned, with the nearest; a parent's name covers what is
-below it."""
+"""Names in a config that fit no layer are mentioned, with the nearest; a parent's name covers what
+is below it."""
 
 import logging
 import warnings
@@ -132,7 +132,11 @@ names = st.lists(components, min_size=1, max_size=5).map(".".join)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.dictionaries(names, st.sampled_from([2, 3, 8]), max_size=5), st.lists(names, max_size=2), names)
+@given(
+    st.dictionaries(names, st.sampled_from([2, 3, 8]), max_size=5),
+    st.lists(names, max_size=2),
+    names,
+)
 def test_which_rule_wins(rules, skip, layer):
     config = hqq_cpp.HqqConfig(
         nbits=4, dynamic_config={key: {"nbits": n} for key, n in rules.items()}, skip_modules=skip
