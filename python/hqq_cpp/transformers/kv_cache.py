@@ -59,6 +59,8 @@ class HqqCacheLayer(_Original):
     """
 
     replaces = _Original
+    # Packed tokens are not cut off again; older versions of Transformers would try.
+    is_croppable = False
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class HqqCacheLayer(_Original):
             )
         # Past the original's __init__, which asks for the package hqq.
         super(_Original, self).__init__(nbits, axis_key, axis_value, q_group_size, residual_length)
+        self._quantized_keys = self._quantized_values = None
         # Tokens are packed in multiples of this.
         self._unit = 1 if axis_key == axis_value == 1 else q_group_size
 
@@ -135,6 +138,14 @@ class HqqCacheLayer(_Original):
         # Copies: views would keep all keys and values in memory.
         self.keys, self.values = keys[..., end:, :].clone(), values[..., end:, :].clone()
         return keys, values
+
+    def reset(self) -> None:
+        """Forgets all tokens."""
+        # Older versions of Transformers would keep the packed ones.
+        self.keys = self.values = None
+        self.is_initialized = False
+        super().reset()
+        self._quantized_keys = self._quantized_values = None
 
     def _all(self, packed, recent, new):
         if packed is None:
