@@ -10,6 +10,7 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
+from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.embedding import HqqEmbedding
@@ -22,7 +23,7 @@ from . import legacy, saved, ties
 from ._versions import get_device
 from .experts import EXPERTS_FUNCTION
 from .gather import Gather
-from .load_ops import Plan, QuantizeOnLoad, SolverThread
+from .load_ops import Plan, QuantizeOnLoad, SolverThread, unread
 
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -105,9 +106,10 @@ class HqqQuantizer(HfQuantizer):
         self._solver = SolverThread()
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
-        if self.pre_quantized:
+        if param_name not in self._plans:
             return False
-        return param_name in self._plans
+        self._solver.expected.add(param_name)
+        return True
 
     def param_element_size(self, model, param_name: str, param: torch.Tensor) -> float:
         plan = self._plans.get(param_name)
@@ -168,6 +170,16 @@ class HqqQuantizer(HfQuantizer):
             self._solver.join()
             self._quantize_leftovers(model)
             self._solver = None
+            if not any(plan.done for plan in self._plans.values()):
+                raise ValueError(
+                    f"[quantize] the checkpoint has none of the {len(self._plans)} weights that the "
+                    f"settings quantize, such as {next(iter(self._plans), None)}"
+                )
+        elif lost := unread(model):
+            raise FormatError(
+                f"[from_pretrained] {len(lost)} packed tensors were not read, such as {lost[0]}: "
+                "what was given as state_dict lacks them, or holds them in another shape"
+            )
         if self.from_upstream:
             legacy.finish(model, self)
         finish(model, self.quantization_config)
@@ -175,10 +187,12 @@ class HqqQuantizer(HfQuantizer):
 
     def _quantize_leftovers(self, model) -> None:
         """Weights that came by a way that does not ask for quantization, such as one of several
-        results of a conversion."""
+        results of a conversion. What did not come was initialized, and is to be trained dense."""
         for plan in self._plans.values():
             weight = plan.layer.module._parameters.get(plan.layer.parameter.rpartition(".")[2])
             if weight is None or plan.done or weight.device.type == "meta":
+                continue
+            if not getattr(weight, "_is_hf_initialized", False):
                 continue
             store_quantized(model, plan.layer, plan.quantize(weight), weight.device)
 

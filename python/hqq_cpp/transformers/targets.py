@@ -22,6 +22,7 @@ from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
 from .key_map import KeyMap
+from .load_ops import leave_bias_to_model
 from .ties import tie_packed
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -137,10 +138,10 @@ def put_modules(
     put, reasons = [], {}
     for target in targets.values():
         layer = layers.get(target.parameter)
-        _check_complete(target, model)
+        _check_parameter(target, model)
         settings, reason = _settings_of(target, layer, model)
-        if settings is not None and layer.kind == "conv1d" and as_stored:
-            settings, reason = None, "it was packed transposed"
+        if layer is not None and layer.kind == "conv1d" and as_stored:
+            settings, reason = None, "it was packed as a Conv1D keeps it, [in, out]"
         if settings is not None and any(
             f"{tied}.weight" in targets or f"{tied}.weight" in dense for tied in layer.tied
         ):
@@ -178,8 +179,7 @@ def _empty(layer: nn_layers.Layer, settings: dict[str, Any], target: Target) -> 
             # hqq adds some where the architecture has none, when it calibrates.
             bias = layer.module.weight.new_empty(module.out_features, device="meta")
             module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
-        # A bias that the checkpoint lacks is initialized by the model, as that of a dense layer.
-        module._is_hf_initialized = module.bias is None
+        leave_bias_to_model(module)
     return module
 
 
@@ -194,15 +194,20 @@ def _warn_of_dense(reasons: dict[str, str], targets: int) -> None:
     )
 
 
-def _check_complete(target: Target, model: nn.Module) -> None:
-    """Refuses a merged parameter of which a layer is missing."""
-    converter = target.converter
+def _check_parameter(target: Target, model: nn.Module) -> None:
+    """Refuses a parameter that is no matrix, and a merged one of which a layer is missing."""
+    parameter, converter = model.get_parameter_or_buffer(target.parameter), target.converter
+    if parameter.ndim < 2:
+        raise FormatError(
+            f"[from_pretrained] {target.parameter} is quantized in the checkpoint, as "
+            f"{list(target.layers[0].shape)}, but in {type(model).__name__} it is "
+            f"{list(parameter.shape)}"
+        )
     if converter is None or not _stacks_experts(converter):
         return
     patterns = converter.source_patterns
     parts = target.parts + [[]] * (len(patterns) - len(target.parts))
-    experts = model.get_parameter(target.parameter).shape[0]
-    wanted = max(experts, *map(len, parts))
+    wanted = max(parameter.shape[0], *map(len, parts))
     if any(len(part) < wanted for part in parts):
         counts = ", ".join(f"{p}: {len(part)} of {wanted}" for p, part in zip(patterns, parts))
         raise FormatError(
