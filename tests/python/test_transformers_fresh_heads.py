@@ -292,7 +292,7 @@ def test_resizing_quantized_embeddings_is_refused(tmp_path, name, tie):
         return
     before = model(IDS).logits
     for arguments in ((72,), (60,), (None, 48)):
-        with pytest.raises(ValueError, match=f"{name} is quantized to 8 bits and has 64 rows"):
+        with pytest.raises(ValueError, match=f"{name} is quantized to 8 bits for 64 tokens"):
             model.resize_token_embeddings(*arguments)
     assert model.config.vocab_size == 64 and torch.equal(model(IDS).logits, before)
     # The same number is no change.
@@ -307,17 +307,18 @@ def test_resizing_dense_embeddings(folders):
     assert model(IDS).logits.shape[-1] == 72 and model.config.vocab_size == 72
 
 
-def test_resizing_that_begins_elsewhere_is_refused(tmp_path):
-    """MobileBERT changes another layer first."""
+@pytest.mark.parametrize("name", ["mobilebert.embeddings.word_embeddings", "cls.predictions.dense"])
+def test_resizing_that_begins_elsewhere_is_refused(tmp_path, name):
+    """MobileBERT changes cls.predictions.dense first."""
     config = transformers.MobileBertConfig(
         **TEXT, embedding_size=32, intra_bottleneck_size=32, num_feedforward_networks=1
     )
     transformers.MobileBertForMaskedLM(config).save_pretrained(tmp_path)
-    rules = {"word_embeddings": {"nbits": 8, "group_size": 32}}
+    config = hqq_cpp.HqqConfig(dynamic_only=True, dynamic_config={name: Q4})
     model = transformers.MobileBertForMaskedLM.from_pretrained(
-        tmp_path, quantization_config=hqq_cpp.HqqConfig(**Q4, dynamic_config=rules)
+        tmp_path, quantization_config=config
     )
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="word_embeddings is quantized"):
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=f"{name} is quantized to 4 bits for 64 tokens"):
         model.resize_token_embeddings(72)
-    assert shapes == {name: p.shape for name, p in model.named_parameters()}
+    assert shapes == {n: p.shape for n, p in model.named_parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -30,33 +30,39 @@ def _asking(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def asking(self, *args: Any, **kwargs: Any):
-        given = signature.bind(self, *args, **kwargs).arguments
-        _refuse_quantized(self, given.get("new_num_tokens"), given.get("pad_to_multiple_of"))
+        _refuse_quantized(self, signature.bind(self, *args, **kwargs).arguments)
         return method(self, *args, **kwargs)
 
     asking._asks_hqq_cpp = True
     return asking
 
 
-def _refuse_quantized(model: nn.Module, tokens: int | None, multiple: int | None) -> None:
+def _refuse_quantized(model: nn.Module, given: dict[str, Any]) -> None:
     """Refuses another number of tokens where input or output embeddings are quantized."""
-    for get in (model.get_input_embeddings, model.get_output_embeddings):
-        try:
-            module = get()
-        except (NotImplementedError, AttributeError):  # a model without
-            continue
+    tokens, multiple = given.get("new_num_tokens"), given.get("pad_to_multiple_of")
+    for module, dim in _embeddings(model, given):
         if not isinstance(module, QuantizedModule):
             continue
-        rows = wanted = module.dense_shape[0]
-        if tokens is not None:
-            wanted = tokens
+        rows = module.dense_shape[dim]
+        wanted = rows if tokens is None else tokens
         if isinstance(multiple, int) and multiple > 0:
             wanted = -(-wanted // multiple) * multiple
         if wanted != rows:
             name = next(name for name, other in model.named_modules() if other is module)
             raise ValueError(
-                f"[resize_token_embeddings] {name} is quantized to {module.nbits:g} bits and has "
-                f"{rows} rows, which cannot become {wanted}: leave it dense when you quantize "
+                f"[resize_token_embeddings] {name} is quantized to {module.nbits:g} bits for "
+                f"{rows} tokens, which cannot become {wanted}: leave it dense when you quantize "
                 "(skip_modules, or no rule in dynamic_config), or resize the dense model, save it "
                 "and quantize that"
             )
+
+
+def _embeddings(model: nn.Module, given: dict[str, Any]) -> Iterator[tuple[nn.Module, int]]:
+    """What would be resized, with the dimension of its tokens."""
+    for get in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            yield get(), 0
+        except (NotImplementedError, AttributeError):  # a model without
+            pass
+    module = given.get("old_embeddings", given.get("old_lm_head"))
+    yield module, 1 if given.get("transposed") else 0
