@@ -276,6 +276,46 @@ def test_modules_to_save_of_a_dense_head(folders):
     assert model.lm_head.modules_to_save["default"].weight.requires_grad
 
 
+@on_load_and_folder
+def test_peft_trains_a_head_of_the_checkpoint(folders, tmp_path, quantize):
+    """It is quantized; what peft trains whole is a dense copy of it."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    cls = LlamaForSequenceClassification
+    model = load(cls, folders / "classifier", quantize, num_labels=7)
+    assert isinstance(model.score, hqq_cpp.HqqLinear)
+    before = model(IDS).logits
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, modules_to_save=["embed_tokens"])
+    model = peft.get_peft_model(model, config)
+    head = model.base_model.model.score.modules_to_save["default"]
+    assert type(head) is nn.Linear and head.weight.requires_grad
+    assert torch.allclose(model(IDS).logits, before, atol=1e-4)
+    model(input_ids=IDS, labels=torch.ones(1).long()).loss.backward()
+    with torch.no_grad():
+        head.weight -= head.weight.grad
+    model.save_pretrained(tmp_path)
+    base = load(cls, folders / "classifier", quantize, num_labels=7)
+    again = peft.PeftModel.from_pretrained(base, tmp_path)
+    assert torch.allclose(again(IDS).logits, model(IDS).logits, atol=1e-5)
+    assert type(again.merge_and_unload().score) is nn.Linear
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "block"])
+def test_peft_trains_dense_copies(folders, name):
+    """Of an embedding, and of all that is below a module."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    config = hqq_cpp.HqqConfig(nbits=8, dynamic_config={"embed_tokens": {"nbits": 8}})
+    model = LlamaForCausalLM.from_pretrained(folders / "llama", quantization_config=config)
+    before = model(IDS).logits
+    names = [name if name == "embed_tokens" else "mlp"]
+    model = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=names)
+    )
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and "lora" not in n]
+    assert len(trained) == (1 if name == "embed_tokens" else 3)
+    assert torch.allclose(model(IDS).logits, before, atol=1e-3)
+    model(IDS).logits.sum().backward()
+
+
 # Another number of tokens.
 
 

@@ -27,7 +27,7 @@ from . import config as _config
 from . import saved
 from .gather import Assemble, Gather, slots_of
 from .key_map import KeyMap
-from .targets import Stored, Target, add_dense, find_targets, put_modules
+from .targets import Stored, Target, find_targets, put_modules
 from .upstream_folder import UpstreamSource, load_pickle
 
 
@@ -69,7 +69,7 @@ def replace_layers(
             f"as {next(iter(stored))}, is one of {type(model).__name__}"
         )
     others = (key for s in sources for key in s.keys if key.rpartition(".")[0] not in stored)
-    for target, module in put_modules(model, targets, add_dense(targets, others, key_map)):
+    for target, module in put_modules(model, targets, others, key_map):
         if isinstance(module, HqqExperts) and target.converter is not None:
             quantizer.add_merged(target)
     if isinstance(source, UpstreamSource) or quantizer.unread_config is not None:

@@ -30,7 +30,7 @@ from .headers import (
     stored_layers,
 )
 from .key_map import KeyMap, PackedNames
-from .targets import add_dense, find_targets, put_modules
+from .targets import find_targets, put_modules
 from .ties import tied_layers
 
 
@@ -61,7 +61,7 @@ def replace_layers(model, quantizer, files: list[str], conversions: list) -> lis
     check_described(headers, key_map)
     targets = find_targets(stored, key_map)
     packed = {f"{layer.name}.{key}" for layer in stored for key in layer.keys}
-    put = put_modules(model, targets, add_dense(targets, headers.keys - packed, key_map))
+    put = put_modules(model, targets, headers.keys - packed, key_map)
     for target, module in put:
         if target.converter is not None and isinstance(module, HqqExperts):
             quantizer.add_merged(target)
@@ -88,8 +88,7 @@ def _packed_names(put, headers: Headers, stored, key_map: KeyMap) -> dict[str, s
                 names[key_map.renamed(f"{layer.name}.{key}")] = f"{target.module}.{key}"
     there = {layer.name for layer in stored}
     for name, tensors in headers.packed.items():
-        dense = key_map.renamed(f"{name}.weight")
-        if name not in there and key_map.is_ignored(dense):
+        if name not in there and key_map.is_ignored(dense := key_map.renamed(f"{name}.weight")):
             names |= {key_map.renamed(f"{name}.{key}"): dense for key in tensors}
     return names
 

@@ -3,7 +3,7 @@ modules, which dense weights."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,17 +92,11 @@ def find_targets(stored: Iterable[Stored], key_map: KeyMap) -> dict[str, Target]
     return targets
 
 
-def add_dense(targets: dict[str, Target], keys: Iterable[str], key_map: KeyMap) -> set[str]:
-    """Adds what the checkpoint has dense to targets that are made of several layers.
-
-    Args:
-        targets: Those of the quantized layers.
-        keys: Names of all other tensors of the checkpoint.
-        key_map: Where they go.
-
-    Returns:
-        The parameters that the checkpoint has dense.
-    """
+def _add_dense(
+    targets: dict[str, Target], keys: Iterable[str], key_map: KeyMap
+) -> set[str]:
+    """Adds what the checkpoint has dense to targets that are made of several layers; returns the
+    other parameters that it has dense."""
     dense = set()
     for key in keys:
         place = key_map.place(key)
@@ -120,7 +114,7 @@ def add_dense(targets: dict[str, Target], keys: Iterable[str], key_map: KeyMap) 
 
 
 def put_modules(
-    model: nn.Module, targets: dict[str, Target], dense: Collection[str] = ()
+    model: nn.Module, targets: dict[str, Target], others: Iterable[str], key_map: KeyMap
 ) -> list[tuple[Target, nn.Module]]:
     """Puts empty quantized modules where they can hold what is stored, with one warning that
     names the other weights.
@@ -128,12 +122,16 @@ def put_modules(
     Args:
         model: The model, on device meta.
         targets: By parameter; their module and transposed are set.
-        dense: Parameters that the checkpoint has dense.
+        others: Names of all other tensors of the checkpoint.
+        key_map: Where they go.
 
     Raises:
         FormatError: If a part of a target is missing.
     """
     layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
+    merged = any(target.converter is not None for target in targets.values())
+    tied = any(layers[name].tied for name in targets if name in layers)
+    dense = _add_dense(targets, others, key_map) if merged or tied else set()
     as_stored = _has_conv1d_as_stored(targets, layers)
     put, reasons = [], {}
     for target in targets.values():
