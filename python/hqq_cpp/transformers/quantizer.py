@@ -145,9 +145,9 @@ class HqqQuantizer(HfQuantizer):
         (model, files), self._to_read = self._to_read, None
         if files is None and not isinstance(self.quantization_config, legacy.UpstreamSource):
             raise ValueError(
-                "[from_pretrained] a quantized checkpoint is read from its files, which say how its "
-                "layers are stored; state_dict alone does not: pass the folder, or build the model, "
-                "quantize_model_() it and use load_state_dict()"
+                "[from_pretrained] a quantized checkpoint is read from its files, which say how "
+                "its layers are stored; state_dict alone does not: pass the folder, or build the "
+                "model, quantize_model_() it and use load_state_dict()"
             )
         loader = legacy if self.from_upstream else saved
         conversions = loader.replace_layers(model, self, files or [], weight_conversions)
@@ -172,8 +172,8 @@ class HqqQuantizer(HfQuantizer):
             self._solver = None
             if not any(plan.done for plan in self._plans.values()):
                 raise ValueError(
-                    f"[quantize] the checkpoint has none of the {len(self._plans)} weights that the "
-                    f"settings quantize, such as {next(iter(self._plans), None)}"
+                    f"[quantize] the checkpoint has none of the {len(self._plans)} weights that "
+                    f"the settings quantize, such as {next(iter(self._plans), None)}"
                 )
         elif lost := unread(model):
             raise FormatError(

@@ -14,6 +14,7 @@ from transformers.core_model_loading import (
     WeightConverter,
     dot_natural_key,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..errors import FormatError
@@ -267,7 +268,7 @@ def _merges_rows(converter: WeightConverter, kind: str) -> bool:
 
 def _is_conv1d(model: nn.Module, parameter: str) -> bool:
     owner, _ = nn_layers.parent_of(model, parameter)
-    return nn_layers.kind_of(owner)[0] == "conv1d"
+    return isinstance(owner, Conv1D)
 
 
 def _has_conv1d_as_stored(
