@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from ..nn.experts import HqqExperts
+from ._versions import ConversionOps, WeightConverter
 from .key_map import KeyMap
 from .targets import Stored, Target
 

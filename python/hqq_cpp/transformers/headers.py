@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from transformers.core_model_loading import dot_natural_key
 
 from .. import _core
 from ..config import HqqConfig
@@ -19,6 +18,7 @@ from ..errors import FormatError
 from ..nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
+from ._versions import dot_natural_key
 from .key_map import KeyMap
 from .targets import Stored
 

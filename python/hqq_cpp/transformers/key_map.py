@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from ._versions import WeightConverter, WeightRenaming, apply_renamings, rename_source_key
 
 
 class Place(NamedTuple):
@@ -61,9 +62,7 @@ class KeyMap:
 
     def renamed(self, key: str) -> str:
         """`key` after all renamings: what conversions are asked for."""
-        for renaming in self._renamings:
-            key, _ = renaming.rename_source_key(key)
-        return key
+        return apply_renamings(key, self._renamings)
 
     def shape(self, place: Place) -> tuple[int, ...]:
         """Shape of one of the tensors that a merged parameter is made of, or of the parameter."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.core_model_loading import dot_natural_key
 
 from .. import _core
 from ..config import HqqConfig as _Settings
@@ -25,6 +24,7 @@ from ..nn.experts import HqqExperts
 from ..nn.take_over import config_of_layers
 from . import config as _config
 from . import saved
+from ._versions import dot_natural_key
 from .gather import Assemble, Gather, slots_of
 from .key_map import KeyMap
 from .targets import Stored, Target, find_targets, put_modules

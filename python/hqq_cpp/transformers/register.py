@@ -10,6 +10,7 @@ from .. import peft
 from .._transformers_hook import METHOD, recognize_folders
 from ..nn.report import hqq_report
 from . import config, kv_cache, legacy, resize
+from ._versions import ALL_EXPERTS_FUNCTIONS
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer, model_dtype
 

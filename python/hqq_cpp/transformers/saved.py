@@ -8,18 +8,19 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from transformers.core_model_loading import (
-    ConversionOps,
-    WeightConverter,
-    WeightRenaming,
-    apply_renamings,
-)
 
 from .. import _core
 from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES, dtype_name
 from ..nn.experts import HqqExperts
+from ._versions import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    copy_converter,
+)
 from .gather import Assemble, Gather, slots_of
 from .headers import (
     METADATA,
@@ -153,10 +154,11 @@ def update_conversions(quantizer, conversions, model):
             if name == "col_scale" and len(sources) > 1:
                 operations = [operations[0], StackParts()]
             added.append(
-                converter.copy(
+                copy_converter(
+                    converter,
                     [_packed_pattern(source, name) for source in sources],
                     [_packed_pattern(t, name) for t in converter._original_target_patterns],
-                    operations=operations,
+                    operations,
                 )
             )
     quantizer.packed_patterns = {p for c in added for p in c.source_patterns}

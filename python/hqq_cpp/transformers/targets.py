@@ -8,12 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    WeightConverter,
-    dot_natural_key,
-)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -22,6 +16,7 @@ from ..nn import layers as nn_layers
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ..nn.quantize_model import empty_module, put_module
+from ._versions import Concatenate, MergeModulelist, WeightConverter, dot_natural_key
 from .key_map import KeyMap
 from .load_ops import leave_bias_to_model
 from .ties import tie_packed
