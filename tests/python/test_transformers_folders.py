@@ -209,6 +209,101 @@ def test_base_model_of_experts(moe, tmp_path):
     assert not info["missing_keys"] and len(list(quantized_layers(base))) == 12
 
 
+# Linear layers that Transformers merges or cuts.
+
+
+class FusedConfig(PreTrainedConfig):
+    model_type = "hqq_cpp_fused"
+
+
+class FusedModel(PreTrainedModel):
+    """Has q, k and v in one layer; its files have three."""
+
+    config_class = FusedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.plain = nn.Linear(64, 64)
+        self.fused_qkv = nn.Linear(64, 192, bias=False)
+        self.post_init()
+
+    def forward(self, x):
+        return self.fused_qkv(self.plain(x))
+
+
+class CutConfig(PreTrainedConfig):
+    model_type = "hqq_cpp_cut"
+
+
+class CutModel(PreTrainedModel):
+    """The other way round."""
+
+    config_class = CutConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.plain = nn.Linear(64, 64)
+        for name in ("the_q", "the_k", "the_v"):
+            self.add_module(name, nn.Linear(64, 64, bias=False))
+        self.post_init()
+
+    def forward(self, x):
+        x = self.plain(x)
+        return torch.cat([self.the_q(x), self.the_k(x), self.the_v(x)], -1)
+
+
+@pytest.fixture(scope="module")
+def conversions():
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
+
+    three, one = ["the_q.weight", "the_k.weight", "the_v.weight"], ["fused_qkv.weight"]
+    merge = WeightConverter(list(three), list(one), [Concatenate(dim=0)])
+    cut = WeightConverter(list(one), list(three), [Chunk(dim=0)])
+    for name, conversion in (("hqq_cpp_fused", merge), ("hqq_cpp_cut", cut)):
+        register_checkpoint_conversion_mapping(name, [conversion], overwrite=True)
+
+
+@pytest.mark.parametrize("balance", ["none", "sinkhorn"])
+@pytest.mark.parametrize("cls", [FusedModel, CutModel])
+def test_linear_layers_that_are_merged_or_cut(conversions, tmp_path, log, cls, balance):
+    torch.manual_seed(0)
+    model = cls(cls.config_class()).eval()
+    model.save_pretrained(tmp_path / "dense")
+    from safetensors.torch import load_file, save_file
+
+    # As the files of such a model are.
+    tensors = load_file(tmp_path / "dense" / "model.safetensors")
+    state = model.state_dict()
+    qkv = ["the_q.weight", "the_k.weight", "the_v.weight"]
+    tensors = {key: tensor for key, tensor in tensors.items() if "plain" in key}
+    if cls is FusedModel:
+        names = qkv
+        parts = state["fused_qkv.weight"].chunk(3)
+        tensors |= {name: part.clone() for name, part in zip(names, parts)}
+    else:
+        names = ["fused_qkv.weight"]
+        tensors[names[0]] = torch.cat([state[name] for name in qkv])
+    save_file(tensors, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    x = torch.randn(2, 64)
+    assert torch.equal(outputs(cls.from_pretrained(tmp_path / "dense"), x), outputs(model, x))
+
+    layers = dict.fromkeys([*names, "plain.weight"], {"nbits": 8, "balance": balance})
+    folder = pack(tmp_path / "dense", tmp_path / "q", layers)
+    loaded, info = cls.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert (outputs(loaded, x) - outputs(model, x)).norm() < 0.02 * outputs(model, x).norm()
+    # Rows with groups of their own are put below each other as they are.
+    is_packed = cls is FusedModel and balance == "none"
+    assert isinstance(loaded.plain, hqq_cpp.HqqLinear)
+    assert len(list(quantized_layers(loaded))) == 1 + is_packed
+    assert len(warnings_of_dense(log)) == (not is_packed)
+    loaded.save_pretrained(tmp_path / "again")
+    again, info = cls.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(info.values()), info
+    assert torch.equal(outputs(again, x), outputs(loaded, x))
+
+
 # Layers that the model does not have.
 
 

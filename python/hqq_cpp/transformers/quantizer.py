@@ -170,15 +170,16 @@ class HqqQuantizer(HfQuantizer):
             self._solver.join()
             self._quantize_leftovers(model)
             self._solver = None
-            if not any(plan.done for plan in self._plans.values()):
+            if self._plans and not any(plan.done for plan in self._plans.values()):
                 raise ValueError(
                     f"[quantize] the checkpoint has none of the {len(self._plans)} weights that "
-                    f"the settings quantize, such as {next(iter(self._plans), None)}"
+                    f"the settings quantize, such as {next(iter(self._plans))}"
                 )
         elif lost := unread(model):
             raise FormatError(
                 f"[from_pretrained] {len(lost)} packed tensors were not read, such as {lost[0]}: "
-                "what was given as state_dict lacks them, or holds them in another shape"
+                "key_mapping gives them other names, or a conversion of the model makes others of "
+                "them"
             )
         if self.from_upstream:
             legacy.finish(model, self)
