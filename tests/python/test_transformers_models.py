@@ -236,17 +236,6 @@ def test_folders_of_the_command(tiny_moe, tmp_path, settings):
     assert (again.load(name).codes() == checkpoint.load(name).codes()).all()
 
 
-def test_experts_with_different_settings_cannot_be_merged(tiny_moe, tmp_path):
-    config = {
-        "nbits": 4,
-        "group_size": 32,
-        "dynamic_config": {"*.experts.2.gate_proj": {"nbits": 8}},
-    }
-    hqq_cpp.quantize_checkpoint(tiny_moe, tmp_path / "q", config)
-    with pytest.raises(hqq_cpp.FormatError, match="different settings .nbits"):
-        load(tmp_path / "q")
-
-
 def test_importance_of_single_experts(tiny_moe, tmp_path):
     """A file made for the folder serves the fused experts of the loaded model."""
     found = hqq_cpp.collect_importance_folder(tiny_moe, tmp_path / "importance.safetensors", n=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -10,8 +11,11 @@ from peft.tuners.lora import model as lora_model
 from peft.tuners.mixed import MixedModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import quantization_utils
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
 
 from ..nn.dequantize import TENSOR_NAMES
+from ..nn.embedding import HqqEmbedding
 from ..nn.linear import HqqLinear
 from ..nn.module import QuantizedModule
 from .backend import HqqBackend
@@ -28,6 +32,7 @@ def apply() -> None:
     for tuner in (BaseTuner, MixedModel):
         _replace(tuner, "_replace_module", _replace_module)
     _replace(BaseTuner, "_inject_parameters", _inject_parameters)
+    _replace(ModulesToSaveWrapper, "update", _update_dense)
 
 
 def _replace(home: Any, name: str, make: Any) -> None:
@@ -111,3 +116,30 @@ def _inject_parameters(original):
         return original(self, peft_config, model, *args, **kwargs)
 
     return _inject_parameters
+
+
+def _update_dense(original):
+    def update(self, adapter_name, tied_module=None, **kwargs):
+        # modules_to_save are trained whole, as a classifier's head: their copy is dense.
+        is_new = tied_module is None and adapter_name not in self.modules_to_save
+        if is_new and any(isinstance(m, QuantizedModule) for m in self.original_module.modules()):
+            self.modules_to_save[adapter_name] = _dense_copy(self.original_module)
+        return original(self, adapter_name, tied_module=tied_module, **kwargs)
+
+    return update
+
+
+def _dense_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(nn.ModuleDict({"module": module}))
+    for name, layer in list(copied.named_modules()):
+        if not isinstance(layer, (HqqLinear, HqqEmbedding)):
+            continue
+        weight = nn.Parameter(layer.dequantize(layer.compute_dtype))
+        if isinstance(layer, HqqEmbedding):
+            dense = layer.to_dense(weight)
+        else:
+            dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            dense.weight, dense.bias = weight, layer.bias
+        path, _, last = name.rpartition(".")
+        setattr(copied.get_submodule(path), last, dense)
+    return copied["module"]

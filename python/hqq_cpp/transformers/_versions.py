@@ -53,7 +53,6 @@ install 'transformers>=5.17,<5.25'
 
 check(transformers.__version__)
 try:
-    from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         Concatenate,
         ConversionOps,
@@ -82,7 +81,6 @@ __all__ = [
     "copy_converter",
     "dot_natural_key",
     "get_device",
-    "get_model_conversion_mapping",
     "rename_source_key",
 ]
 

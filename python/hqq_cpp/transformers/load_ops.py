@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..nn.dequantize import tensor_specs
-from ..nn.layers import Layer
+from ..nn.layers import Layer, quantized_layers
+from ..nn.module import QuantizedModule
 from ..nn.quantize_model import (
     ImportanceSource,
     Quantized,
@@ -38,6 +39,11 @@ class Plan:
         """Solves for the packed tensors."""
         self.done = True
         return quantize_layer(self.layer, weight, self.settings, self._importance.get(self.layer))
+
+    def fits(self, weight: torch.Tensor) -> bool:
+        """Whether a weight of the checkpoint has the shape of the model's."""
+        parameter = self.layer.module._parameters[self.layer.parameter.rpartition(".")[2]]
+        return parameter is not None and weight.shape == parameter.shape
 
     @property
     def bits_per_weight(self) -> float:
@@ -66,7 +72,8 @@ class SolverThread:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hqq-cpp-solver")
         self._pending: deque[tuple[Future, int]] = deque()
         self._error: Exception | None = None
-        self.expected = 0
+        # Names that the loader is going to convert.
+        self.expected: set[str] = set()
 
     def submit(self, work: Callable[[], None], nbytes: int) -> None:
         """Runs work(), which holds nbytes, in the thread."""
@@ -108,9 +115,6 @@ class QuantizeOnLoad(ConversionOps):
         self._plans = plans
         self._solver = solver
         self._is_offloaded = is_offloaded
-        # Transformers makes one operation per weight to quantize, all before the first is
-        # converted.
-        solver.expected += 1
 
     @torch.no_grad()
     def convert(self, input_dict, *, model=None, full_layer_name=None, missing_keys=None, **kwargs):
@@ -118,7 +122,8 @@ class QuantizeOnLoad(ConversionOps):
         for name, tensors in input_dict.items():
             tensor = tensors[0] if isinstance(tensors, list) else tensors
             plan = self._plans.get(name)
-            if plan is None:
+            if plan is None or not plan.fits(tensor):
+                self._leave_dense(plan)
                 dense[name] = tensors
                 continue
             missing_keys.discard(name)
@@ -127,15 +132,22 @@ class QuantizeOnLoad(ConversionOps):
                 continue
             missing_keys -= {f"{tied}.weight" for tied in plan.layer.tied}
             dense |= self._start(model, plan, tensor)
-        self._solver.expected -= 1
-        if self._solver.expected == 0:
+        self._solver.expected.discard(full_layer_name)
+        if not self._solver.expected:
             self._solver.wait()
         return dense
+
+    def _leave_dense(self, plan: Plan | None) -> None:
+        """Of a weight of another shape, which Transformers refuses, or initializes when it is to
+        ignore_mismatched_sizes."""
+        for name in [name for name, other in self._plans.items() if other is plan]:
+            del self._plans[name]
 
     def _start(self, model, plan: Plan, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         layer = plan.layer
         target = weight.device
         module = empty_module(layer, plan.settings)
+        leave_bias_to_model(module)
         put_module(model, layer, module)
         if layer.tied:
             tie_packed(model)
@@ -149,6 +161,7 @@ class QuantizeOnLoad(ConversionOps):
         def work():
             quantized = plan.quantize(weight)
             module.set_packed(quantized.tensors, target)
+            mark_read(module)
             share_parameters(model, layer, module)
             module.quantize_stats = quantized.stats
 
@@ -160,6 +173,32 @@ class QuantizeOnLoad(ConversionOps):
         else:
             self._solver.submit(work, weight.nbytes)
         return {}
+
+
+def leave_bias_to_model(module: QuantizedModule) -> None:
+    """Has Transformers initialize a bias that the checkpoint lacks, as that of a dense layer; it
+    leaves out weights that stand for packed ones."""
+    if module._parameters.get("bias") is not None:
+        module._is_hf_initialized = False
+
+
+def mark_read(module: QuantizedModule) -> None:
+    """Tells Transformers that the packed tensors are not to be initialized."""
+    for parameter in module.packed():
+        if parameter is not None:
+            parameter._is_hf_initialized = True
+
+
+def unread(model: torch.nn.Module) -> list[str]:
+    """Names of packed tensors that nothing set. Those on device meta are read when they are
+    used."""
+    return [
+        f"{name}.{key}"
+        for name, module in quantized_layers(model)
+        for key, tensor in module.packed()._asdict().items()
+        if tensor is not None and not tensor.is_meta
+        and not getattr(tensor, "_is_hf_initialized", False)
+    ]
 
 
 def _refuse_second(name: str, layer: Layer) -> None:

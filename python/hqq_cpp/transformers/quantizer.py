@@ -10,6 +10,7 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
+from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.embedding import HqqEmbedding
@@ -22,7 +23,8 @@ from . import config as _config
 from . import legacy, saved, ties
 from ._versions import get_device
 from .experts import EXPERTS_FUNCTION
-from .load_ops import Plan, QuantizeOnLoad, SolverThread
+from .gather import Gather
+from .load_ops import Plan, QuantizeOnLoad, SolverThread, unread
 
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -59,12 +61,12 @@ class HqqQuantizer(HfQuantizer):
         self._plans: dict[str, Plan] = {}
         self._packed_names: set[str] = set()
         self.packed_patterns: set[str] = set()
-        # Of a checkpoint with one matrix per expert: the conversions that merge them, and the
-        # layers as the files describe them.
+        # Of a checkpoint with one matrix per expert: the conversions that merge them, and what
+        # they make.
         self.merged: dict[int, Any] = {}
-        self.merged_layers: dict[str, dict] = {}
         self.merged_parameters: set[str] = set()
-        self.gather: legacy.Gather | None = None
+        # Of a quantized checkpoint, until its layers are in place.
+        self._to_read: tuple[Any, list[str]] | None = None
         self._solver: SolverThread | None = None
         self._device_map: Any = None
 
@@ -80,16 +82,8 @@ class HqqQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if self.pre_quantized:
-            if self.from_upstream:
-                legacy.replace_layers(model, self, checkpoint_files or [])
-                self.packed_patterns = set(self.gather.source_patterns)
-            else:
-                saved.replace_layers(model, self, checkpoint_files or [])
-            self._packed_names = {
-                f"{name}.{tensor}"
-                for name, _ in nn_layers.quantized_layers(model)
-                for tensor in TENSOR_NAMES
-            }
+            # Continued by update_weight_conversions(), which knows the caller's key_mapping.
+            self._to_read = model, checkpoint_files
             return
         check_dense_source(checkpoint_files or [], "from_pretrained")
         settings = self.quantization_config.config
@@ -114,9 +108,10 @@ class HqqQuantizer(HfQuantizer):
         self._solver = SolverThread()
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
-        if self.pre_quantized:
+        if param_name not in self._plans:
             return False
-        return param_name in self._plans
+        self._solver.expected.add(param_name)
+        return True
 
     def param_element_size(self, model, param_name: str, param: torch.Tensor) -> float:
         plan = self._plans.get(param_name)
@@ -131,6 +126,9 @@ class HqqQuantizer(HfQuantizer):
 
     def get_new_dtype(self, converter, param, dtype):
         # Rounding scale and zero to the type of the model would change the weights.
+        if isinstance(converter, Gather):
+            converter.set_dtype(dtype)
+            return None
         if self._reads_packed(converter):
             return None
         return super().get_new_dtype(converter, param, dtype)
@@ -144,11 +142,28 @@ class HqqQuantizer(HfQuantizer):
         return []
 
     def update_weight_conversions(self, weight_conversions, model=None):
-        if not self.pre_quantized:
+        if self._to_read is None:
             return weight_conversions
-        if self.gather is not None:
-            return [self.gather, *weight_conversions]
-        return saved.update_conversions(self, weight_conversions, model)
+        (model, files), self._to_read = self._to_read, None
+        if files is None and not isinstance(self.quantization_config, legacy.UpstreamSource):
+            raise ValueError(
+                "[from_pretrained] a quantized checkpoint is read from its files, which say how "
+                "its layers are stored; state_dict alone does not: pass the folder, or build the "
+                "model, quantize_model_() it and use load_state_dict()"
+            )
+        loader = legacy if self.from_upstream else saved
+        conversions = loader.replace_layers(model, self, files or [], weight_conversions)
+        self._packed_names = {
+            f"{name}.{tensor}"
+            for name, _ in nn_layers.quantized_layers(model)
+            for tensor in TENSOR_NAMES
+        }
+        return conversions
+
+    def add_merged(self, target) -> None:
+        """Experts that save_pretrained has to cut into layers again."""
+        self.merged[id(target.converter)] = target.converter
+        self.merged_parameters.add(target.module)
 
     # Afterwards.
 
@@ -157,17 +172,30 @@ class HqqQuantizer(HfQuantizer):
             self._solver.join()
             self._quantize_leftovers(model)
             self._solver = None
-        if self.gather is not None:
+            if self._plans and not any(plan.done for plan in self._plans.values()):
+                raise ValueError(
+                    f"[quantize] the checkpoint has none of the {len(self._plans)} weights that "
+                    f"the settings quantize, such as {next(iter(self._plans))}"
+                )
+        elif lost := unread(model):
+            raise FormatError(
+                f"[from_pretrained] {len(lost)} packed tensors were not read, such as {lost[0]}: "
+                "key_mapping gives them other names, or a conversion of the model makes others of "
+                "them"
+            )
+        if self.from_upstream:
             legacy.finish(model, self)
         finish(model, self.quantization_config)
         return model
 
     def _quantize_leftovers(self, model) -> None:
         """Weights that came by a way that does not ask for quantization, such as one of several
-        results of a conversion."""
+        results of a conversion. What did not come was initialized, and is to be trained dense."""
         for plan in self._plans.values():
             weight = plan.layer.module._parameters.get(plan.layer.parameter.rpartition(".")[2])
             if weight is None or plan.done or weight.device.type == "meta":
+                continue
+            if not getattr(weight, "_is_hf_initialized", False):
                 continue
             store_quantized(model, plan.layer, plan.quantize(weight), weight.device)
 

@@ -9,7 +9,7 @@ from transformers.utils.quantization_config import HqqConfig
 from .. import peft
 from .._transformers_hook import METHOD, recognize_folders
 from ..nn.report import hqq_report
-from . import config, kv_cache, legacy
+from . import config, kv_cache, legacy, resize
 from ._versions import ALL_EXPERTS_FUNCTIONS
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer, model_dtype
@@ -34,5 +34,6 @@ def register(hqq: bool = True) -> None:
         kv_cache.register()
     PreTrainedModel.hqq_report = hqq_report
     PreTrainedModel.dtype = property(model_dtype)
+    resize.register()
     peft.register()
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

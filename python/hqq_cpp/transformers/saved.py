@@ -4,165 +4,108 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from .. import _core
 from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES, dtype_name
 from ..nn.experts import HqqExperts
-from ..nn.linear import HqqLinear
-from ..nn.quantize_model import empty_module, put_module
 from ._versions import (
     ConversionOps,
     WeightConverter,
     WeightRenaming,
     apply_renamings,
     copy_converter,
-    get_model_conversion_mapping,
-    rename_source_key,
 )
-from .ties import tie_packed, tied_layers
+from .gather import Assemble, Gather, slots_of
+from .headers import (
+    METADATA,
+    Headers,
+    check_described,
+    empty_stored,
+    read_headers,
+    stored_layers,
+)
+from .key_map import KeyMap, PackedNames
+from .targets import find_targets, put_modules
+from .ties import tied_layers
 
-# Keys of a shard's metadata and of its descriptions; docs/format.md.
-_METADATA = "hqq_cpp"
-_NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
 
+def replace_layers(model, quantizer, files: list[str], conversions: list) -> list:
+    """Puts empty quantized modules where the files have quantized layers.
 
-class _Found(NamedTuple):
-    """A quantized layer of the files, for a parameter of the model."""
+    Args:
+        model: The model, on device meta.
+        quantizer: Gets what saving has to know.
+        files: Of the checkpoint.
+        conversions: How Transformers reads the dense model.
 
-    settings: dict[str, Any]
-    parts: int
-    has_bias: bool
+    Returns:
+        How it has to read this one.
 
-
-def replace_layers(model, quantizer, files: list[str]) -> None:
-    """Puts empty quantized modules where the files have quantized layers."""
-    keys, described = _read_headers(files)
-    found = _layers_in_model(model, quantizer, keys, described)
-    layers = {layer.parameter: layer for layer in nn_layers.find_layers(model)}
-    state = model.state_dict()
-    for parameter in [name for name in found if name not in layers]:
-        if parameter in state:
-            raise FormatError(
-                f"[from_pretrained] {parameter} is quantized in the checkpoint, but in "
-                f"{type(model).__name__} it is no linear layer that can be quantized"
-            )
-        # A layer of another head, say: Transformers reports its tensors as unexpected.
-        del found[parameter]
-    for parameter, (settings, parts, has_bias) in found.items():
-        layer = layers[parameter]
-        module = empty_module(layer, settings)
-        if parts > 1:
-            module = HqqExperts.empty(
-                settings, layer.shape, parts=parts, dtype=layer.dtype, device="meta"
-            )
-        if has_bias:
-            add_bias(module)
-        put_module(model, layer, module)
-    tie_packed(model)
-    if not found:
+    Raises:
+        FormatError: If there is no such layer, or one is broken or incomplete.
+    """
+    headers = read_headers(files)
+    key_map = KeyMap(model, conversions)
+    stored = stored_layers(headers, key_map, quantizer.quantization_config.config)
+    if not stored:
         raise FormatError(
             "[from_pretrained] config.json says that the checkpoint is quantized, but its files "
             f"hold no W_q of a layer of {type(model).__name__}: remove quantization_config from "
             "config.json, or quantize again"
         )
+    check_described(headers, key_map)
+    targets = find_targets(stored, key_map)
+    packed = {f"{layer.name}.{key}" for layer in stored for key in layer.keys}
+    put = put_modules(model, targets, headers.keys - packed, key_map)
+    for target, module in put:
+        if target.converter is not None and isinstance(module, HqqExperts):
+            quantizer.add_merged(target)
+    names = PackedNames(_packed_names(put, headers, stored, key_map))
+    conversions = [*update_conversions(quantizer, conversions, model), names]
+    read_as_they_are = {target.parameter for target, _ in put if target.converter is None}
+    read_as_they_are |= quantizer.merged_parameters
+    gathered = [t for t in targets.values() if t.parameter not in read_as_they_are]
+    if not gathered:
+        return conversions
+    return [Gather(slots_of(gathered, key_map), FromFormat1(gathered)), *conversions]
 
 
-def add_bias(module: HqqLinear | HqqExperts) -> None:
-    """A bias that is still to be read, for a layer whose architecture has none: hqq adds some
-    when it calibrates."""
-    if isinstance(module, HqqLinear) and module.bias is None:
-        bias = torch.empty(module.out_features, dtype=module.compute_dtype, device="meta")
-        module.register_parameter("bias", torch.nn.Parameter(bias, requires_grad=False))
+def _packed_names(put, headers: Headers, stored, key_map: KeyMap) -> dict[str, str]:
+    """Name of a packed tensor after the model's renamings -> the one it has in the model.
+
+    Tensors that the model ignores when they are dense get the name of the dense one.
+    """
+    names = {}
+    for target, _ in put:
+        if target.converter is None:
+            layer = target.layers[0]
+            for key in layer.keys:
+                names[key_map.renamed(f"{layer.name}.{key}")] = f"{target.module}.{key}"
+    there = {layer.name for layer in stored}
+    for name, tensors in headers.packed.items():
+        if name not in there and key_map.is_ignored(dense := key_map.renamed(f"{name}.weight")):
+            names |= {key_map.renamed(f"{name}.{key}"): dense for key in tensors}
+    return names
 
 
-def _read_headers(files: list[str]) -> tuple[set[str], dict[str, dict]]:
-    keys: set[str] = set()
-    described: dict[str, dict] = {}
-    for file in files:
-        if not file.endswith(".safetensors"):
-            raise FormatError(
-                f"[from_pretrained] {file} is no safetensors file; quantized checkpoints are "
-                "stored in those"
-            )
-        with safe_open(file, framework="pt") as opened:
-            keys |= set(opened.keys())
-            text = (opened.metadata() or {}).get(_METADATA)
-        if text is not None:
-            try:
-                described |= json.loads(text)["layers"]
-            except (ValueError, KeyError, TypeError):
-                raise FormatError(
-                    f"[from_pretrained] {file}: metadata hqq_cpp is no description of layers"
-                ) from None
-    return keys, described
+class FromFormat1(Assemble):
+    """Takes the tensors of format 1."""
 
+    def matrix(self, stored, tensors, dtype):
+        """W_r in the type of the model."""
+        module = empty_stored(stored.settings, stored.shape, stored.parts)
+        module.set_packed(tensors, "cpu")
+        return module.dequantize(dtype=dtype)
 
-def _layers_in_model(model, quantizer, keys, described) -> dict[str, _Found]:
-    """Parameter of the model -> what the files have for it."""
-    conversions = get_model_conversion_mapping(model, None, None)
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
-    state = model.state_dict()
-    config = quantizer.quantization_config.config
-    found: dict[str, _Found] = {}
-    quantizer.merged = {}
-    quantizer.merged_layers = {}
-    quantizer.merged_parameters = set()
-    for name in sorted(key.removesuffix(".W_q") for key in keys if key.endswith(".W_q")):
-        description = described.get(name)
-        dense = f"{name}.weight" if description is None else description["tensor"]
-        parameter, pattern = rename_source_key(
-            dense, renamings, converters, model.base_model_prefix, state
-        )
-        if parameter not in state and description is None:
-            # Experts are stored without ".weight".
-            parameter, pattern = rename_source_key(
-                name, renamings, converters, model.base_model_prefix, state
-            )
-        if description is None:
-            settings = config.layer(parameter.removesuffix(".weight")) or config.layer(name)
-            if settings is None:
-                raise FormatError(
-                    f"[from_pretrained] {name} is quantized in the files, but config.json leaves "
-                    "it unquantized"
-                )
-            balanced = f"{name}.col_scale" in keys
-            settings |= {"balance": "sinkhorn" if balanced else "none"}
-        else:
-            settings = _core.HqqConfig().layer("x") | {
-                k: v for k, v in description.items() if k not in _NOT_SETTINGS
-            }
-        parts = 1 if description is None else description.get("parts", 1)
-        if pattern is not None:
-            converter = next(c for c in converters if pattern in c.source_patterns)
-            parts = len(converter.source_patterns)
-            quantizer.merged[id(converter)] = converter
-            quantizer.merged_parameters.add(parameter)
-            *_, rows, cols = state[parameter].shape
-            quantizer.merged_layers[name] = description or (
-                settings
-                | {
-                    "tensor": dense,
-                    "shape": [rows // parts, cols],
-                    "dtype": dtype_name(state[parameter].dtype),
-                }
-            )
-        previous = found.get(parameter)
-        if previous is not None and previous.settings != settings:
-            differ = [k for k in settings if previous.settings[k] != settings[k]]
-            raise FormatError(
-                f"[from_pretrained] the experts of {parameter} are stored with different settings "
-                f"({differ[0]} {previous.settings[differ[0]]} and {settings[differ[0]]}); "
-                f"Transformers keeps them in one tensor, which needs the same for all"
-            )
-        found[parameter] = _Found(settings, parts, f"{name}.bias" in keys)
-    return found
+    def packed(self, stored, tensors):
+        """As they are."""
+        return tensors
 
 
 class StackParts(ConversionOps):
@@ -213,8 +156,8 @@ def update_conversions(quantizer, conversions, model):
             added.append(
                 copy_converter(
                     converter,
-                    [source.removesuffix(".weight") + f".{name}" for source in sources],
-                    [f"{target}.{name}" for target in converter._original_target_patterns],
+                    [_packed_pattern(source, name) for source in sources],
+                    [_packed_pattern(t, name) for t in converter._original_target_patterns],
                     operations,
                 )
             )
@@ -223,14 +166,16 @@ def update_conversions(quantizer, conversions, model):
 
 
 def drop_conversions(model) -> None:
-    """save_pretrained would undo the merging of experts on packed tensors of experts that were
-    merged dense."""
+    """Forgets what only loading needs. save_pretrained would also undo the merging of experts on
+    packed tensors of experts that were merged dense."""
     conversions = getattr(model, "_weight_conversions", None) or []
     quantized = [
         name for name, module in nn_layers.quantized_layers(model) if isinstance(module, HqqExperts)
     ]
 
     def touches(conversion) -> bool:
+        if isinstance(conversion, (Gather, PackedNames)):
+            return True
         if not isinstance(conversion, WeightConverter):
             return False
         if any(target.rpartition(".")[2] in TENSOR_NAMES for target in conversion.target_patterns):
@@ -257,20 +202,60 @@ def not_quantized(model) -> list[str]:
 
 def metadata(model) -> dict[str, str]:
     """What the shards of save_pretrained say about their layers, under the names in the files."""
-    layers = dict(model.hf_quantizer.merged_layers)
-    conversions = getattr(model, "_weight_conversions", None) or []
-    renamings = [c.reverse_transform() for c in conversions if isinstance(c, WeightRenaming)][::-1]
+    layers: dict[str, dict[str, Any]] = {}
+    conversions = [
+        conversion.reverse_transform()
+        for conversion in (getattr(model, "_weight_conversions", None) or [])[::-1]
+    ]
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
     tied = tied_layers(model)
     for name, module in nn_layers.quantized_layers(model):
         if name in tied:
             continue
-        fused = isinstance(module, HqqExperts)
+        dense, shape = name, module.dense_shape
+        if not isinstance(module, HqqExperts):
+            dense = f"{name}.weight"
+        saved = [(f"{name}.W_q", dense)]
         if name in model.hf_quantizer.merged_parameters:
-            continue  # save_pretrained cuts it into the layers of merged_layers again
-        tensor = apply_renamings(name if fused else f"{name}.weight", renamings)
-        layers[tensor.removesuffix(".weight")] = dict(module.layer_config) | {
-            "tensor": tensor,
-            "shape": list(module.dense_shape),
-            "dtype": dtype_name(module.compute_dtype),
-        }
-    return {_METADATA: json.dumps({"format_version": _core.FORMAT_VERSION, "layers": layers})}
+            merged = model.hf_quantizer.merged.values()
+            saved = list(_cut(name, module, conversions, merged))
+            shape = (module.out_features // module.parts, module.in_features)
+        for packed, tensor in saved:
+            layer = apply_renamings(packed, renamings).removesuffix(".W_q")
+            layers[layer] = dict(module.layer_config) | {
+                "tensor": apply_renamings(tensor, renamings),
+                "shape": list(shape),
+                "dtype": dtype_name(module.compute_dtype),
+            }
+    return {METADATA: json.dumps({"format_version": _core.FORMAT_VERSION, "layers": layers})}
+
+
+def _cut(
+    name: str, module: HqqExperts, conversions: list, merged: Iterable[WeightConverter]
+) -> Iterator[tuple[str, str]]:
+    """(W_q, dense weight) of the layers into which save_pretrained cuts merged experts, before
+    it renames them."""
+    for conversion in conversions:
+        if not isinstance(conversion, WeightConverter):
+            continue
+        renamed, pattern = conversion.rename_source_key(f"{name}.W_q")
+        if pattern is None:
+            continue
+        cut = conversion._original_target_patterns
+        suffix = next(
+            source.removeprefix(packed.removesuffix(".W_q"))
+            for converter in merged
+            for source, packed in zip(converter._original_source_patterns, cut)
+            if packed == _packed_pattern(source, "W_q")
+        )
+        for target in conversion.target_patterns:
+            part = renamed.replace(conversion.target_patterns[0], target)
+            for expert in range(module.num_experts):
+                packed = part.replace("*", str(expert))
+                yield packed, packed.removesuffix(".W_q") + suffix
+        return
+
+
+def _packed_pattern(pattern: str, tensor: str) -> str:
+    """Of a packed tensor, for the pattern of a dense weight."""
+    return f"{pattern.removesuffix('.weight')}.{tensor}"
