@@ -47,6 +47,11 @@ class HqqConfig(_core.HqqConfig):
     def from_dict(cls, config: Any) -> HqqConfig:
         if isinstance(config, cls):
             return config.__copy__()
+        if isinstance(config, type):
+            raise ValueError(
+                f"[config] the config is the class {config.__name__}; make an object of it: "
+                f"{config.__name__}(...)"
+            )
         importance = getattr(config, "importance", None)
         return cls(**_core.HqqConfig.from_dict(config).to_dict(), importance=importance)
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..nn import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
-from ..nn.embedding import HqqEmbedding
+from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
 from ..nn.module import QuantizedModule
 from ..nn.names import unmatched_names
@@ -176,33 +176,7 @@ class HqqQuantizer(HfQuantizer):
         return None, saved.metadata(model)
 
     def _dequantize(self, model, dtype=None):
-        ties.tie_dense(model)
-        weights: dict[int, torch.nn.Parameter] = {}
-        for name, module in list(nn_layers.quantized_layers(model)):
-            owner, last = nn_layers.parent_of(model, name)
-            weight = weights.get(id(module.W_q))
-            if weight is None:
-                dense = module.dequantize(dtype=dtype or module.compute_dtype)
-                weight = weights[id(module.W_q)] = torch.nn.Parameter(dense)
-            if isinstance(module, HqqExperts):
-                delattr(owner, last)
-                owner.register_parameter(last, weight)
-                owner.config._experts_implementation = "eager"
-                continue
-            if isinstance(module, HqqEmbedding):
-                setattr(owner, last, module.to_dense(weight))
-                continue
-            linear = torch.nn.Linear(
-                module.in_features,
-                module.out_features,
-                bias=False,
-                device="meta",
-                dtype=weight.dtype,
-            )
-            linear.weight = weight
-            linear.bias = None if module.bias is None else module.bias
-            setattr(owner, last, linear)
-        return model
+        return dequantize_model_(model, dtype)
 
     def is_serializable(self):
         return True
