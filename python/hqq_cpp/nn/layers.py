@@ -47,6 +47,11 @@ class Layer(NamedTuple):
     # Why it has to stay dense; empty if it can be quantized.
     obstacle: str = ""
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """All places but the first whose weight this is."""
+        return self.tied + self.aliases
+
 
 def find_layers(model: nn.Module) -> Iterator[Layer]:
     """All weights of a model that can be quantized, in its order.

@@ -125,7 +125,7 @@ class QuantizeOnLoad(ConversionOps):
             if name != plan.layer.parameter:
                 self._solver.run(partial(_refuse_second, name, plan.layer))
                 continue
-            missing_keys -= {f"{tied}.weight" for tied in plan.layer.tied}
+            missing_keys -= {f"{other}.weight" for other in plan.layer.others}
             dense |= self._start(model, plan, tensor)
         self._solver.expected -= 1
         if self._solver.expected == 0:
@@ -137,7 +137,7 @@ class QuantizeOnLoad(ConversionOps):
         target = weight.device
         module = empty_module(layer, plan.settings)
         put_module(model, layer, module)
-        if layer.tied:
+        if layer.others:
             tie_packed(model)
         if self._is_offloaded(layer.name):
             # The loader writes what it gets to disk.

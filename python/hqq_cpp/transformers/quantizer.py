@@ -11,6 +11,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
 from ..nn import layers as nn_layers
+from ..nn.dense_layers import stays_dense
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
@@ -96,13 +97,23 @@ class HqqQuantizer(HfQuantizer):
         if unmatched := unmatched_names(model, settings, names):
             logger.warning(f"[quantize] {unmatched}")
         kept = _keep_in_fp32(model)
-        for layer in nn_layers.find_layers(model):
+        dense = []
+        for layer in nn_layers.survey(model):
             chosen = settings_of(layer, settings)
-            if chosen is not None and not any(kept(part) for part in layer.name.split(".")):
-                plan = Plan(layer, chosen, importance)
-                self._plans[layer.parameter] = plan
-                # A checkpoint with tensors for these is refused.
-                self._plans |= {f"{tied}.weight": plan for tied in layer.tied}
+            if chosen is None or any(kept(part) for part in layer.name.split(".")):
+                continue
+            if layer.others and layer.kind != "embedding":
+                # Files may have it under any of its names, or several times.
+                layer = layer._replace(obstacle="its weight is shared: quantize_model_ can take it once it is loaded")
+            if layer.obstacle:
+                dense.append(layer)
+                continue
+            plan = Plan(layer, chosen, importance)
+            self._plans[layer.parameter] = plan
+            # A checkpoint with tensors for these is refused.
+            self._plans |= {f"{other}.weight": plan for other in layer.others}
+        if dense:
+            logger.warning(stays_dense(dense))
         if not self._plans:
             raise ValueError(
                 f"[quantize] the settings leave every layer of {type(model).__name__} unquantized: "
