@@ -100,8 +100,6 @@ def _put_experts(model: nn.Module, name: str, weight: nn.Parameter) -> None:
     owner, last = parent_of(model, name)
     delattr(owner, last)
     owner.register_parameter(last, weight)
-    # That of quantized experts needs this package.
-    owner.config._experts_implementation = "eager"
 
 
 def dense_module(module: HqqLinear | HqqEmbedding, weight: nn.Parameter) -> nn.Module:
@@ -133,10 +131,6 @@ def tell_peft(model: nn.Module) -> None:
 def _tell_transformers(model: nn.Module) -> None:
     """Models of Transformers are none that is quantized any more."""
     if "transformers" in sys.modules:
-        from transformers import PreTrainedModel
-
         from ..transformers.dequantized import forget
 
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel) and getattr(part, "hf_quantizer", None) is not None:
-                forget(part)
+        forget(model)
