@@ -26,7 +26,10 @@ def stays_dense(layers: Sequence[Layer]) -> str:
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         reasons.setdefault(layer.obstacle, []).append(layer.name)
-    parts = (f"{listed(names)} ({reason})" for reason, names in reasons.items())
+    parts = (
+        f"{listed(names)} ({reason}{f', {len(names)} layers' if len(names) > 1 else ''})"
+        for reason, names in reasons.items()
+    )
     stay = "1 layer stays as it is" if len(layers) == 1 else f"{len(layers)} layers stay as they are"
     return f"[quantize] {stay}: {'; '.join(parts)}"
 
