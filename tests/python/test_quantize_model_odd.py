@@ -542,6 +542,26 @@ def test_adapters_of_peft_stay_and_train(tmp_path):
     close(model(x), trained)
 
 
+@pytest.mark.parametrize("tuner, merges", [("VeraConfig", True), ("IA3Config", False)])
+def test_other_adapters_merge_as_on_a_model_that_was_quantized_first(tuner, merges):
+    peft = pytest.importorskip("peft", reason="adapters")
+    config = getattr(peft, tuner)(target_modules=["0", "1"])
+    if tuner == "IA3Config":
+        config.feedforward_modules = []
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model = quietly(peft.get_peft_model(model, config), EIGHT)
+    base, x = model.base_model.model[0].get_base_layer(), torch.randn(3, 64)
+    before, expected = base.dequantize(), model(x)
+    if not merges:
+        with pytest.raises(ValueError, match="cannot be merged into a quantized layer"):
+            model.merge_adapter()
+        return
+    model.merge_adapter()
+    close(model(x), expected)
+    model.unmerge_adapter()
+    assert torch.equal(base.dequantize(), before)
+
+
 def test_a_merged_adapter_keeps_its_layer_dense():
     peft = pytest.importorskip("peft", reason="adapters")
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.quantization_utils import resolve_quantization_backend
+from peft.utils import quantization_utils
 from torch import nn
 
 from ..nn.linear import HqqLinear
 from .backend import HqqBackend
 from .lora import HqqLoraLinear
+from .patches import apply
 
 
 def follow(model: nn.Module) -> None:
-    """Has every adapter merge into its base layer as its kind asks for.
+    """Has every adapter merge as the base layer that it has now asks for.
 
-    What LoRA knows of nn.Linear becomes HqqLoraLinear and back; others keep their class and change
-    their backend.
+    LoRA on nn.Linear becomes HqqLoraLinear and back; tuners with a backend get another one.
     """
-    for module in model.modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
+    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if tuners:
+        apply()
+    for module in tuners:
         is_quantized = isinstance(module.get_base_layer(), HqqLinear)
         if type(module) is Linear and is_quantized:
             # [out, in], also where it was a Conv1D.
             module.fan_in_fan_out = False
             module.__class__, module._before = HqqLoraLinear, None
+            module.quantization_backend = HqqBackend()
         elif type(module) is HqqLoraLinear and not is_quantized:
             module.__class__ = Linear
-        elif isinstance(module.quantization_backend, HqqBackend) == is_quantized:
-            continue
-        module.quantization_backend = resolve_quantization_backend(module.get_base_layer())
+            del module.quantization_backend
+        elif "quantization_backend" in vars(module):
+            if isinstance(module.quantization_backend, HqqBackend) != is_quantized:
+                base = module.get_base_layer()
+                module.quantization_backend = quantization_utils.resolve_quantization_backend(base)
