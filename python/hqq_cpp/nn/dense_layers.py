@@ -48,11 +48,16 @@ def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer]) -> str:
             "quantization_config quantizes while it loads)"
         )
     quantized = [path or "(the module itself)" for path, _ in quantized_layers(model)]
-    quantized += [layer.name for layer in dense if layer.kind == "upstream"]
+    upstream = [layer.name for layer in dense if layer.kind == "upstream"]
+    if upstream:
+        raise ValueError(
+            start + f"{listed(upstream)} {'is' if len(upstream) == 1 else 'are'} quantized already, by "
+            "the package hqq; hqq_cpp.take_over_ takes such layers over"
+        )
     if quantized:
         raise ValueError(
             start + f"{listed(quantized)} {'is' if len(quantized) == 1 else 'are'} quantized "
-            "already; start from the dense model (hqq_cpp.dequantize_model_ makes HqqLinear dense)"
+            "already; start from the dense model (hqq_cpp.dequantize_model_ makes it dense again)"
         )
     if dense:
         return start + stays_dense(dense).removeprefix("[quantize] ")

@@ -71,11 +71,14 @@ def check_single(module: nn.Module) -> None:
         raise ValueError(f"[quantize] this {name} cannot be replaced: {obstacle}")
 
 
+# The layer of the package hqq.
+UPSTREAM_LAYER = "hqq.core.quantize.HQQLinear"
+
 # Sorts that no module of is quantized.
 _NEVER = {
     "convolution": "convolution other than 1x1",
     "attention": "nn.MultiheadAttention multiplies with the weight itself",
-    "upstream": "quantized by the package hqq",
+    "upstream": "quantized by the package hqq: take_over_ takes it over",
 }
 
 
@@ -94,7 +97,7 @@ def _sort_of(module: nn.Module) -> tuple[str | None, type[nn.Module] | None]:
         name = f"{cls.__module__}.{cls.__qualname__}"
         if name == "transformers.pytorch_utils.Conv1D":
             return "conv1d", cls
-        if name == "hqq.core.quantize.HQQLinear":
+        if name == UPSTREAM_LAYER:
             return "upstream", None
     return None, None
 

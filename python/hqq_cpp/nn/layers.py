@@ -67,7 +67,7 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
 def survey(model: nn.Module) -> Iterator[Layer]:
     """As find_layers(), with the layers that cannot be quantized: they have an obstacle."""
     places = places_of(model)
-    roles = find_roles(model)
+    roles = find_roles(places)
     found: dict[_Slot, Layer] = {}
     for key, place in places.items():
         for last, layer in _layers_of(place):
@@ -93,12 +93,12 @@ def survey(model: nn.Module) -> Iterator[Layer]:
             yield layer._replace(obstacle=f"its weight is shared with {next(others)}")
 
 
-def find_roles(model: nn.Module) -> _core.Roles:
+def find_roles(places: dict[int, Place]) -> _core.Roles:
     """What the names, shapes and types of a model's parameters say that they are: the rule of
     hqq-cpp quantize."""
     return _core.Roles(
         (f"{path}.{last}" if path else last, tuple(parameter.shape), str(parameter.dtype))
-        for place in places_of(model).values()
+        for place in places.values()
         for path in place.paths
         for last, parameter in place.module._parameters.items()
         if parameter is not None and not nn.parameter.is_lazy(parameter)
