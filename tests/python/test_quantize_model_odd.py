@@ -318,6 +318,8 @@ def odd_layers():
     class Wrapped(nn.Parameter):
         pass
 
+    bias = nn.Linear(64, 64)
+    bias.bias = nn.Parameter(torch.ones(1))
     wrapped = nn.Linear(64, 64)
     wrapped.weight = Wrapped(wrapped.weight.data)
     with warnings.catch_warnings():
@@ -328,6 +330,7 @@ def odd_layers():
         "meta": nn.Linear(64, 64, device="meta"),
         "complex": nn.Linear(64, 64, dtype=torch.complex64),
         "fp8": fp8, "integer": integer, "flat": flat, "wrapped": wrapped,
+        "bias": bias,
     }  # fmt: skip
 
 
@@ -335,7 +338,7 @@ def odd_layers():
 def test_odd_weights_stay(name):
     odd = odd_layers()[name]
     model = nn.ModuleDict({"a": nn.Linear(64, 64), "odd": odd, "b": nn.Linear(64, 64)})
-    with pytest.warns(UserWarning, match=r"1 layer stays as it is: odd \(the weight "):
+    with pytest.warns(UserWarning, match=r"1 layer stays as it is: odd \(the (weight|bias) "):
         hqq_cpp.quantize_model_(model, EIGHT)
     assert names(model) == ["a", "b"] and model["odd"] is odd
 

@@ -48,7 +48,11 @@ def kind_of(module: nn.Module) -> Kind | None:
     if obstacle:
         return Kind(name, (), obstacle)
     shape = tuple(module._parameters["weight"].shape[:2])
-    return Kind(name, shape[::-1] if name == "conv1d" else shape)
+    shape = shape[::-1] if name == "conv1d" else shape
+    bias = module._parameters.get("bias")
+    if bias is not None and tuple(bias.shape) != shape[:1]:
+        return Kind(name, (), f"the bias has the shape {list(bias.shape)}")
+    return Kind(name, shape)
 
 
 def check_single(module: nn.Module) -> None:

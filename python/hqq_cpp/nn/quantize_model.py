@@ -365,8 +365,7 @@ def _check_all(
     for layer, settings in chosen:
         importance = source.get(layer)
         check_importance(layer.name, importance)
-        if layer.kind == "embedding":
-            empty_module(layer, settings)
+        empty_module(layer, settings)
         weight = layer.module._parameters[layer.parameter.rpartition(".")[2]].detach()
         least, most = weight.aminmax()
         largest = max(-float(least), float(most))
