@@ -7,8 +7,8 @@ import re
 
 from torch import nn
 
-# A module of peft's has the model, or the layer that it adapts, under one of these names. Everything
-# else below it is its own; so is the original of modules_to_save, of which it makes more copies.
+# A module of peft's has the model, or the layer that it adapts, under one of these names. All else
+# below it is its own; so is the original of modules_to_save, of which it makes more copies.
 _BASE_NAMES = {
     "base_model", "model", "lora_model", "base_layer", "token_adapter", "quant_linear_module",
 }  # fmt: skip

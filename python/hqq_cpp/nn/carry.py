@@ -45,7 +45,9 @@ def attribute_obstacle(module: nn.Module, base: type[nn.Module], quantized: type
     for name in sorted(attributes | module._buffers.keys() | parts):
         if name == "forward":
             return "its forward was replaced"
-        if name not in _standard(base) and (name in own_names(quantized) or hasattr(quantized, name)):
+        if name in _standard(base):
+            continue
+        if name in own_names(quantized) or hasattr(quantized, name):
             return f"its attribute '{name}' has a meaning in quantized layers"
     return ""
 

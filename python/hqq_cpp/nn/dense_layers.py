@@ -21,6 +21,10 @@ def listed(names: Sequence[str]) -> str:
     return text if more <= 0 else f"{text} and {more} more"
 
 
+def _are(names: Sequence[str]) -> str:
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+
+
 def stays_dense(layers: Sequence[Layer]) -> str:
     """One warning for all layers that the settings would quantize, but that cannot be."""
     reasons: dict[str, list[str]] = {}
@@ -30,8 +34,9 @@ def stays_dense(layers: Sequence[Layer]) -> str:
         f"{listed(names)} ({reason}{f', {len(names)} layers' if len(names) > 1 else ''})"
         for reason, names in reasons.items()
     )
-    stay = "1 layer stays as it is" if len(layers) == 1 else f"{len(layers)} layers stay as they are"
-    return f"[quantize] {stay}: {'; '.join(parts)}"
+    one = len(layers) == 1
+    start = "1 layer stays as it is" if one else f"{len(layers)} layers stay as they are"
+    return f"[quantize] {start}: {'; '.join(parts)}"
 
 
 def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer]) -> str:
@@ -51,13 +56,13 @@ def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer]) -> str:
     upstream = [layer.name for layer in dense if layer.kind == "upstream"]
     if upstream:
         raise ValueError(
-            start + f"{listed(upstream)} {'is' if len(upstream) == 1 else 'are'} quantized already, by "
-            "the package hqq; hqq_cpp.take_over_ takes such layers over"
+            start + f"{_are(upstream)} quantized already, by the package hqq; hqq_cpp.take_over_ "
+            "takes such layers over"
         )
     if quantized:
         raise ValueError(
-            start + f"{listed(quantized)} {'is' if len(quantized) == 1 else 'are'} quantized "
-            "already; start from the dense model (hqq_cpp.dequantize_model_ makes it dense again)"
+            start + f"{_are(quantized)} quantized already; start from the dense model "
+            "(hqq_cpp.dequantize_model_ makes it dense again)"
         )
     if dense:
         return start + stays_dense(dense).removeprefix("[quantize] ")

@@ -11,7 +11,7 @@ from .carry import carry_over
 from .dense_layers import listed
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
-from .layers import dense_weight, parent_of, places_of
+from .layers import dense_weight, parent_of, places_of, quantized_layers
 from .linear import HqqLinear
 from .module import QuantizedModule, Replaced, parse_dtype
 
@@ -21,8 +21,8 @@ _PLAIN = Replaced("linear", nn.Linear, True)
 def dequantize_model_(model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
     """Makes the quantized layers of a model dense again, in place.
 
-    Every layer becomes the kind of module that it was: nn.Linear and subclasses of it, Transformers'
-    Conv1D, 1x1 convolutions, embeddings, experts. Hooks, attributes, the training flag and
+    Every layer becomes the kind of module that it was: nn.Linear and subclasses of it, Conv1D of
+    Transformers, 1x1 convolutions, embeddings, experts. Hooks, attributes, the training flag and
     requires_grad of weight and bias are kept; layers that shared a weight share it again. A model
     of Transformers can be saved and loaded without this package afterwards.
 
@@ -60,9 +60,7 @@ def _check(model: nn.Module) -> None:
         raise ValueError(
             f"[dequantize] {name} is a single layer; layer.dequantize() gives its weight"
         )
-    modules = {
-        path: module for path, module in model.named_modules() if isinstance(module, QuantizedModule)
-    }
+    modules = dict(quantized_layers(model))
     if not modules:
         raise ValueError(f"[dequantize] there is no quantized layer below {name}")
     on_meta = [path for path, module in modules.items() if module.W_q.is_meta]

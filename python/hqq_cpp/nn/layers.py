@@ -111,7 +111,9 @@ def _role_of(layer: Layer, roles: _core.Roles) -> str:
     given = {roles.role(f"{name}{suffix}" if name else "weight") for name in layer.names}
     if "router" in given:
         return "router"
-    return "head" if layer.kind == "linear" and "head" in given else _ROLES.get(layer.kind, "linear")
+    if layer.kind == "linear" and "head" in given:
+        return "head"
+    return _ROLES.get(layer.kind, "linear")
 
 
 # A parameter by the id of its module and its name there.

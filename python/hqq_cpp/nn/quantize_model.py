@@ -320,7 +320,8 @@ def quantize_model_(
         device = model.get_parameter(layer.parameter).device
         quantized = solved.pop(layer.name, None)
         if quantized is None:
-            quantized = _solve_next(layer, settings, source, [one.name for one, _ in chosen[: number - 1]])
+            before = [one.name for one, _ in chosen[: number - 1]]
+            quantized = _solve_next(layer, settings, source, before)
         store_quantized(model, layer, quantized, device)
         if progress is not None:
             progress(layer.name, number, len(chosen))
