@@ -47,6 +47,7 @@ class HqqConfig(_core.HqqConfig):
     def from_dict(cls, config: Any) -> HqqConfig:
         if isinstance(config, cls):
             return config.__copy__()
+        refuse_class(config)
         importance = getattr(config, "importance", None)
         return cls(**_core.HqqConfig.from_dict(config).to_dict(), importance=importance)
 
@@ -67,8 +68,16 @@ def _unpickle(settings: dict, importance: Any) -> HqqConfig:
     return HqqConfig(**settings, importance=importance)
 
 
+def refuse_class(config: Any) -> None:
+    """Raises ValueError for HqqConfig itself where an object is meant."""
+    if isinstance(config, type):
+        name = config.__name__
+        raise ValueError(f"[config] the config is the class {name}; make an object of it: {name}()")
+
+
 def importance_of(config: Any, name: str) -> Any:
     """The importance that a config brings for one layer, or None."""
+    refuse_class(config)
     source = getattr(config, "importance", None)
     if source is None:
         return None

@@ -108,8 +108,10 @@ def quantize_linear(
     is_torch = False
     if torch is not None:
         if isinstance(weight, torch.nn.Module):
+            from .nn.kinds import check_single
+
             _refuse_quantized(weight)
-        if isinstance(weight, torch.nn.Linear):
+            check_single(weight)
             bias = weight.bias if bias is None else bias
             weight = weight.weight
         is_torch = isinstance(weight, torch.Tensor)

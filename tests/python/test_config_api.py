@@ -160,3 +160,14 @@ def test_config_of_transformers():
     theirs = transformers.HqqConfig(nbits=2, group_size=16, skip_modules=["lm_head", "a"])
     ours = hqq_cpp.HqqConfig.from_dict(theirs)
     assert (ours.nbits, ours.group_size, ours.skip_modules) == (2, 16, ("lm_head", "a"))
+
+
+def test_the_class_is_no_config():
+    W = np.eye(64, dtype=np.float32)
+    for call in (
+        lambda: hqq_cpp.HqqConfig.from_dict(hqq_cpp.HqqConfig),
+        lambda: hqq_cpp.quantize(W, hqq_cpp.HqqConfig),
+        lambda: hqq_cpp.quantize_linear(W, hqq_cpp.HqqConfig),
+    ):
+        with pytest.raises(ValueError, match=r"the class HqqConfig; make an object of it: HqqConf"):
+            call()

@@ -358,9 +358,10 @@ def net():
 def test_quantize_model():
     model, source = net(), net()
     seen = []
-    out = hqq_cpp.quantize_model_(
-        model, {"nbits": 8, "group_size": 32}, progress=lambda *a: seen.append(a)
-    )
+    with pytest.warns(UserWarning, match=r"2 layers stay as they are: wide .*; attention.out_proj"):
+        out = hqq_cpp.quantize_model_(
+            model, {"nbits": 8, "group_size": 32}, progress=lambda *a: seen.append(a)
+        )
     assert out is model
     assert seen == [("a", 1, 3), ("conv", 2, 3), ("inner.1", 3, 3)]
     assert [name for name, _ in quantized_layers(model)] == ["a", "conv", "inner.1"]
@@ -400,9 +401,11 @@ def test_quantize_model_takes_importance():
     assert model["inner"][1].col_scale is not None
 
 
-def test_shared_weights_stay():
+def test_shared_weights_are_one_layer():
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 32), "b": torch.nn.Linear(64, 32)})
+    assert [layer.name for layer in find_layers(model)] == ["a", "b"]
     model["b"].weight = model["a"].weight
+    (layer,) = find_layers(model)
+    assert (layer.name, layer.tied) == ("a", ("b",))
+    model["b"].other = model["a"].weight  # somebody else's
     assert list(find_layers(model)) == []
-    model["c"] = torch.nn.Linear(64, 32)
-    assert [layer.name for layer in find_layers(model)] == ["c"]

@@ -1,6 +1,7 @@
 """Quantized layers for torch. Importing it imports torch, but not Transformers."""
 
 from .backend import get_backend, set_backend
+from .dequantize_model import dequantize_model_
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .importance import collect_importance
@@ -18,6 +19,7 @@ __all__ = [
     "ReportRow",
     "collect_importance",
     "collect_importance_folder",
+    "dequantize_model_",
     "from_upstream",
     "get_backend",
     "hqq_report",

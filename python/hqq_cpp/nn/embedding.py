@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from .._core import QuantizedTensor
 from . import ops
+from .carry import carry_over
 from .dequantize import weight_of
 from .linear import HqqLinear
 from .module import QuantizedModule, parse_dtype
@@ -111,7 +111,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     @classmethod
     def empty_like(cls, module: nn.Embedding, config: dict[str, Any]) -> HqqEmbedding:
-        """An empty table on device meta that takes the place of `module`.
+        """An empty table on device meta for the place of `module`, without what carry_over() gives.
 
         Raises:
             ValueError: If a lookup in `module` does more than look up.
@@ -123,15 +123,13 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
                     f"[embedding] {name} is {value}, but the weight of a quantized embedding does "
                     f"not change; leave this layer dense or set {name} to {getattr(cls, name)}"
                 )
-        table = class_for(type(module)).empty(
+        return class_for(type(module)).empty(
             config,
             *module.weight.shape,
             module.padding_idx,
             dtype=module.weight.dtype,
             device="meta",
         )
-        _copy_extras(module, table, vars(table).keys())
-        return table
 
     weight = HqqLinear.weight
     dequantize = HqqLinear.dequantize
@@ -152,8 +150,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
         dense = self._dense_class.__new__(self._dense_class)
         nn.Embedding.__init__(dense, *self.dense_shape, self.padding_idx, device="meta")
         dense.weight = weight
-        plain = HqqEmbedding.empty(self.layer_config, *self.dense_shape, device="meta")
-        _copy_extras(self, dense, {*vars(plain), "quantize_stats"})
+        carry_over(self, dense)
         return dense
 
     def reset_parameters(self) -> None:
@@ -178,16 +175,6 @@ def class_for(dense_class: type[nn.Embedding]) -> type[HqqEmbedding]:
     # Buffers of the subclass are still to be initialized by Transformers.
     namespace = {"_dense_class": dense_class, "_is_hf_initialized": False}
     return type(f"Hqq{dense_class.__name__}", (dense_class, HqqEmbedding), namespace)
-
-
-def _copy_extras(source: nn.Module, target: nn.Module, known: Collection[str]) -> None:
-    """What a subclass of nn.Embedding has beyond it: attributes that are not `known`, and buffers."""
-    for name, value in vars(source).items():
-        # Hooks and replaced methods know the other module.
-        if name not in known and not callable(value):
-            setattr(target, name, value)
-    target._buffers.update(source._buffers)
-    target._non_persistent_buffers_set |= source._non_persistent_buffers_set
 
 
 def _allocate(dense_class: type[nn.Embedding]) -> HqqEmbedding:

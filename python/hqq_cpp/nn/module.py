@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +25,16 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
+# Types that weights can have.
+WEIGHT_DTYPES = tuple(_DTYPES.values())
+
+
+class Replaced(NamedTuple):
+    """What a quantized module took the place of, for the way back."""
+
+    kind: str  # as Layer.kind
+    cls: type[nn.Module]
+    requires_grad: bool  # of its weight
 
 
 def parse_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:
@@ -52,6 +62,9 @@ class QuantizedModule(nn.Module):
     # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a
     # file.
     quantize_stats: Any = None
+
+    # None if it was not made from a layer of a model.
+    replaced: Replaced | None = None
 
     # Transformers initializes what lacks this mark; there is nothing to initialize here.
     _is_hf_initialized = True

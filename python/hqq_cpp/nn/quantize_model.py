@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,14 +15,20 @@ from torch import nn
 from .. import _core, api
 from ..config import HqqConfig
 from . import cuda
+from .carry import carry_over
+from .dense_layers import ON_META, check_importance, listed, nothing_to_quantize, stays_dense
 from .dequantize import TENSOR_NAMES
+from .dequantize_model import tell_peft
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
-from .layers import Layer, dense_matrix, find_layers, kind_of, parent_of
+from .kinds import kind_of
+from .layers import Layer, dense_matrix, find_layers, parent_of, survey
 from .linear import HqqLinear
+from .module import Replaced
 from .names import unmatched_names
 from .pointwise import HqqPointwiseConv2d
 from .solve import quantize_tensor
+from .subclasses import class_for
 
 
 # Projections of a single expert that have the input of a fused one.
@@ -34,8 +41,23 @@ _SINGLE_NAMES = {
 
 
 def settings_of(layer: Layer, config: HqqConfig) -> dict[str, Any] | None:
-    """The settings of a layer, or None if it stays dense. An embedding does unless a rule names
-    it."""
+    """The settings of a layer, or None if it stays dense.
+
+    An embedding does unless a rule names it. A layer with several names stays dense if one of them
+    does, and gets the settings of the first that a rule names.
+    """
+    names = layer.names or (layer.name,)
+    if len(names) == 1:
+        return _core.settings_of(config, layer.name, layer.role)
+    every, ruled = config.__copy__(), config.__copy__()
+    every.dynamic_only, ruled.dynamic_only = False, True
+    role = "linear" if layer.role == "embedding" else layer.role
+    if any(_core.settings_of(every, name, role) is None for name in names):
+        return None
+    for name in names:
+        chosen = _core.settings_of(ruled, name, role)
+        if chosen is not None:
+            return chosen
     return _core.settings_of(config, layer.name, layer.role)
 
 
@@ -67,7 +89,8 @@ class ImportanceSource:
         Raises:
             ValueError: If it does not fit the layer.
         """
-        vector = self._vectors.get(layer.name)
+        names = layer.names or (layer.name,)
+        vector = next((self._vectors[name] for name in names if name in self._vectors), None)
         if vector is None and layer.kind == "experts":
             vector = self._of_single_experts(layer)
         if vector is None:
@@ -162,35 +185,57 @@ def _config_of(settings: tuple[tuple[str, Any], ...]) -> HqqConfig:
 
 def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbedding | HqqExperts:
     """The quantized module for a layer, on device meta, with the layer's bias."""
+    module = _empty_module(layer, settings)
+    weight = layer.module._parameters[layer.parameter.rpartition(".")[2]]
+    module.replaced = Replaced(layer.kind, type(layer.module), weight.requires_grad)
+    return module
+
+
+def _empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbedding | HqqExperts:
     if layer.kind == "experts":
         return HqqExperts.empty(settings, layer.shape, dtype=layer.dtype, device="meta")
     if layer.kind == "embedding":
         return HqqEmbedding.empty_like(layer.module, settings)
     bias = layer.module._parameters.get("bias")
-    cls = HqqPointwiseConv2d if layer.kind == "conv2d" else HqqLinear
+    if layer.kind == "linear":
+        cls = class_for(HqqLinear, type(layer.module))
+    else:
+        cls = HqqPointwiseConv2d if layer.kind == "conv2d" else HqqLinear
     return cls.empty(
         settings, *layer.shape, False if bias is None else bias, dtype=layer.dtype, device="meta"
     )
 
 
 def put_module(model: nn.Module, layer: Layer, module: nn.Module) -> None:
-    """Puts the quantized module where the layer was, and layers that share its parameters where
-    those tied to it were."""
+    """Puts the quantized module wherever the layer was, and layers that share its parameters
+    wherever those tied to it were. They get the hooks and attributes of the old ones."""
     owner, last = parent_of(model, layer.name)
     if layer.kind == "experts":
         del owner._parameters[last]
-    module.train(layer.module.training)
-    setattr(owner, last, module)
+        module.train(layer.module.training)
+        setattr(owner, last, module)
+        return
+    taken = {id(layer.module): _take_place(owner, last, layer.module, module)}
     for name in layer.tied:
-        old = model.get_submodule(name)
-        kind, shape = kind_of(old)
+        owner, last = parent_of(model, name)
+        old = owner._modules[last]
+        kind, shape, _ = kind_of(old)
         tied = Layer(name, f"{name}.weight", old, kind, shape, old.weight.dtype)
-        put_module(model, tied, empty_module(tied, module.layer_config))
+        taken[id(old)] = _take_place(owner, last, old, empty_module(tied, module.layer_config))
+    for name in layer.aliases:
+        owner, last = parent_of(model, name)
+        owner._modules[last] = taken.get(id(owner._modules[last]), owner._modules[last])
     share_parameters(model, layer, module)
 
 
+def _take_place(owner: nn.Module, name: str, old: nn.Module, module: nn.Module) -> nn.Module:
+    carry_over(old, module)
+    setattr(owner, name, module)
+    return module
+
+
 def share_parameters(model: nn.Module, layer: Layer, module: nn.Module) -> None:
-    """Gives the layers tied to an embedding its packed tensors."""
+    """Gives the layers tied to another its packed tensors."""
     for name in layer.tied:
         tied = model.get_submodule(name)
         tied._parameters.update({key: module._parameters[key] for key in TENSOR_NAMES})
@@ -217,9 +262,13 @@ def quantize_model_(
 ) -> nn.Module:
     """Quantizes the linear layers of any torch model in place, one after the other.
 
-    nn.Linear, Transformers' Conv1D, convolutions 1x1 and fused experts; embeddings that a rule of
-    config names, together with the layers that are tied to them. Other layers that share their
-    weight, other embeddings and routers stay as they are.
+    nn.Linear and subclasses that compute the same, Transformers' Conv1D, convolutions 1x1 and fused
+    experts; embeddings that a rule of config names, together with the layers that are tied to them.
+    A module at several places, and modules with one weight, are one layer. Hooks, attributes and
+    the training flag of a layer go to the one that takes its place. Routers, adapters of peft and
+    other embeddings stay as they are, and so do layers that cannot be quantized (a forward of their
+    own, other convolutions, weights that are empty, not initialized, on device meta, computed, or
+    of a type without a solver): one warning names them.
 
     Args:
         model: Any module with linear layers below it.
@@ -236,8 +285,10 @@ def quantize_model_(
         The same model.
 
     Raises:
-        ValueError: If nothing is left to quantize, or a layer cannot be quantized as asked. Layers
-            before it are quantized already.
+        ValueError: If nothing is left to quantize, or a layer cannot be quantized as asked: weights
+            that are NaN or Inf or outside of what meta_dtype holds, importance that does not fit.
+            All layers are checked before the first is changed; where a check cannot see it, the
+            message says which layers are quantized already.
 
     Example:
         >>> import torch
@@ -249,20 +300,12 @@ def quantize_model_(
         )
     """
     config = HqqConfig.from_dict(config)
-    chosen = [
-        (layer, settings)
-        for layer in find_layers(model)
-        if layer.name
-        and (settings := settings_of(layer, config)) is not None
-        and (filter is None or filter(layer.name, layer.module))
-    ]
+    chosen, dense = choose_layers(model, config, filter)
     if not chosen:
-        raise ValueError(
-            f"[quantize] there is nothing to quantize below {type(model).__name__}: its layers are "
-            f"{', '.join(layer.name or '(the module itself)' for layer in find_layers(model)) or 'none'}, "
-            f"and the config or the filter leaves them out (quantize_linear takes a single layer). "
-            f"{unmatched_names(model, config)}".rstrip(". ")
-        )
+        warnings.warn(nothing_to_quantize(model, dense, config), stacklevel=2)
+        return model
+    if dense:
+        warnings.warn(stays_dense(dense), stacklevel=2)
     importance = config.importance if importance is None else importance
     if isinstance(importance, str) and importance == "random":
         from .importance import collect_importance
@@ -271,21 +314,83 @@ def quantize_model_(
     source = ImportanceSource(config, importance or {})
     if unmatched := unmatched_names(model, config, source.names(find_layers(model))):
         warnings.warn(f"[quantize] {unmatched}", stacklevel=2)
+    chosen = [(layer, source.resolve(layer, settings)) for layer, settings in chosen]
+    solved = _check_all(chosen, source)
     for number, (layer, settings) in enumerate(chosen, 1):
-        parameter = model.get_parameter(layer.parameter)
-        settings = source.resolve(layer, settings)
-        quantized = quantize_layer(layer, parameter, settings, source.get(layer))
-        store_quantized(model, layer, quantized, parameter.device)
+        device = model.get_parameter(layer.parameter).device
+        quantized = solved.pop(layer.name, None)
+        if quantized is None:
+            before = [one.name for one, _ in chosen[: number - 1]]
+            quantized = _solve_next(layer, settings, source, before)
+        store_quantized(model, layer, quantized, device)
         if progress is not None:
             progress(layer.name, number, len(chosen))
+    tell_peft(model)
     _tell_transformers(model, config)
     return model
 
 
+def choose_layers(
+    model: nn.Module, config: HqqConfig, filter: Callable[[str, nn.Module], bool] | None = None
+) -> tuple[list[tuple[Layer, dict[str, Any]]], list[Layer]]:
+    """(layer, settings) of what is to be quantized, and the layers that would be, but cannot."""
+    chosen, dense = [], []
+    for layer in survey(model):
+        settings = settings_of(layer, config) if layer.name else None
+        if settings is None:
+            continue
+        # Filters look at in_features and the like.
+        asked = filter is not None and layer.kind not in ("convolution", "upstream")
+        if asked and not filter(layer.name, layer.module):
+            continue
+        weight = layer.module._parameters.get(layer.parameter.rpartition(".")[2])
+        if not layer.obstacle and weight.is_meta:
+            layer = layer._replace(obstacle=ON_META)
+        if layer.obstacle:
+            dense.append(layer)
+        else:
+            chosen.append((layer, settings))
+    return chosen, dense
+
+
+# Outside of these a scale may not fit float16, and the solver has the last word.
+_PLAIN_WEIGHTS = (1e-3, 1e4)
+
+
+def _check_all(
+    chosen: list[tuple[Layer, dict[str, Any]]], source: ImportanceSource
+) -> dict[str, Quantized]:
+    """Refuses what the solver would refuse, before anything is changed. Layers whose weights are
+    not finite, or very large or small, are solved here; this is the result."""
+    solved = {}
+    for layer, settings in chosen:
+        importance = source.get(layer)
+        check_importance(layer.name, importance)
+        empty_module(layer, settings)
+        weight = layer.module._parameters[layer.parameter.rpartition(".")[2]].detach()
+        least, most = weight.aminmax()
+        largest = max(-float(least), float(most))
+        if not _PLAIN_WEIGHTS[0] <= largest <= _PLAIN_WEIGHTS[1] and largest != 0:
+            solved[layer.name] = quantize_layer(layer, weight, settings, importance)
+    return solved
+
+
+def _solve_next(
+    layer: Layer, settings: dict[str, Any], source: ImportanceSource, before: list[str]
+) -> Quantized:
+    weight = layer.module._parameters[layer.parameter.rpartition(".")[2]]
+    try:
+        return quantize_layer(layer, weight, settings, source.get(layer))
+    except ValueError as error:
+        if not before:
+            raise
+        raise ValueError(
+            f"{error} ({len(before)} layers are quantized already: {listed(before)})"
+        ) from error
+
+
 def _tell_transformers(model: nn.Module, config: HqqConfig) -> None:
     """A model of Transformers can be saved, and runs its quantized experts."""
-    import sys
-
     if "transformers" in sys.modules:
         from transformers import PreTrainedModel
 

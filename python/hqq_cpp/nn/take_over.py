@@ -14,12 +14,11 @@ from .. import _core
 from ..config import HqqConfig
 from ..errors import FormatError
 from . import upstream
+from .kinds import UPSTREAM_LAYER
 from .layers import parent_of
 from .linear import HqqLinear
 from .quantize_model import _tell_transformers
 
-# By name, so that hqq is not imported for a model that has none of it.
-_LAYER = "hqq.core.quantize.HQQLinear"
 # What prepare_for_inference() of hqq makes of a layer: codes in the order of another library.
 _PREPARED = (
     "hqq.backends.torchao.HQQLinearTorchWeightOnlynt4",
@@ -32,7 +31,7 @@ _REPLACED_METHODS = ("to", "cuda", "float", "half", "quantize_model", "save_quan
 
 def is_upstream_layer(module: Any) -> bool:
     """Whether an object is an HQQLinear of upstream's package."""
-    return _LAYER in _class_names(module)
+    return UPSTREAM_LAYER in _class_names(module)
 
 
 def from_upstream(layer: nn.Module) -> HqqLinear:

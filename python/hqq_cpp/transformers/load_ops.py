@@ -130,7 +130,7 @@ class QuantizeOnLoad(ConversionOps):
             if name != plan.layer.parameter:
                 self._solver.run(partial(_refuse_second, name, plan.layer))
                 continue
-            missing_keys -= {f"{tied}.weight" for tied in plan.layer.tied}
+            missing_keys -= {f"{other}.weight" for other in plan.layer.others}
             dense |= self._start(model, plan, tensor)
         self._solver.expected.discard(full_layer_name)
         if not self._solver.expected:
@@ -149,7 +149,7 @@ class QuantizeOnLoad(ConversionOps):
         module = empty_module(layer, plan.settings)
         leave_bias_to_model(module)
         put_module(model, layer, module)
-        if layer.tied:
+        if layer.others:
             tie_packed(model)
         if self._is_offloaded(layer.name):
             # The loader writes what it gets to disk.

@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from ..errors import FormatError
 from ..nn import layers as nn_layers
+from ..nn.dense_layers import stays_dense
 from ..nn.dequantize import TENSOR_NAMES
-from ..nn.embedding import HqqEmbedding
+from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
 from ..nn.module import QuantizedModule
 from ..nn.names import unmatched_names
@@ -92,13 +93,23 @@ class HqqQuantizer(HfQuantizer):
         if unmatched := unmatched_names(model, settings, names):
             logger.warning(f"[quantize] {unmatched}")
         kept = _keep_in_fp32(model)
-        for layer in nn_layers.find_layers(model):
+        dense = []
+        for layer in nn_layers.survey(model):
             chosen = settings_of(layer, settings)
-            if chosen is not None and not any(kept(part) for part in layer.name.split(".")):
-                plan = Plan(layer, chosen, importance)
-                self._plans[layer.parameter] = plan
-                # A checkpoint with tensors for these is refused.
-                self._plans |= {f"{tied}.weight": plan for tied in layer.tied}
+            if chosen is None or any(kept(part) for part in layer.name.split(".")):
+                continue
+            if layer.others and layer.kind != "embedding":
+                # Files may have it under any of its names, or several times.
+                layer = layer._replace(obstacle="its weight is shared: quantize_model_ can take it once it is loaded")
+            if layer.obstacle:
+                dense.append(layer)
+                continue
+            plan = Plan(layer, chosen, importance)
+            self._plans[layer.parameter] = plan
+            # A checkpoint with tensors for these is refused.
+            self._plans |= {f"{other}.weight": plan for other in layer.others}
+        if dense:
+            logger.warning(stays_dense(dense))
         if not self._plans:
             raise ValueError(
                 f"[quantize] the settings leave every layer of {type(model).__name__} unquantized: "
@@ -206,33 +217,7 @@ class HqqQuantizer(HfQuantizer):
         return None, saved.metadata(model)
 
     def _dequantize(self, model, dtype=None):
-        ties.tie_dense(model)
-        weights: dict[int, torch.nn.Parameter] = {}
-        for name, module in list(nn_layers.quantized_layers(model)):
-            owner, last = nn_layers.parent_of(model, name)
-            weight = weights.get(id(module.W_q))
-            if weight is None:
-                dense = module.dequantize(dtype=dtype or module.compute_dtype)
-                weight = weights[id(module.W_q)] = torch.nn.Parameter(dense)
-            if isinstance(module, HqqExperts):
-                delattr(owner, last)
-                owner.register_parameter(last, weight)
-                owner.config._experts_implementation = "eager"
-                continue
-            if isinstance(module, HqqEmbedding):
-                setattr(owner, last, module.to_dense(weight))
-                continue
-            linear = torch.nn.Linear(
-                module.in_features,
-                module.out_features,
-                bias=False,
-                device="meta",
-                dtype=weight.dtype,
-            )
-            linear.weight = weight
-            linear.bias = None if module.bias is None else module.bias
-            setattr(owner, last, linear)
-        return model
+        return dequantize_model_(model, dtype)
 
     def is_serializable(self):
         return True

@@ -1,0 +1,87 @@
+"""Sentences about layers that stay dense, and checks before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .layers import Layer, quantized_layers, survey
+
+ON_META = "the weight is on device meta"
+# Names that a message lists before it counts.
+_MOST_NAMES = 4
+
+
+def listed(names: Sequence[str]) -> str:
+    """'a, b and 3 more'."""
+    text = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return text if more <= 0 else f"{text} and {more} more"
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def stays_dense(layers: Sequence[Layer]) -> str:
+    """One warning for all layers that the settings would quantize, but that cannot be."""
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        reasons.setdefault(layer.obstacle, []).append(layer.name)
+    parts = (
+        f"{listed(names)} ({reason}{f', {len(names)} layers' if len(names) > 1 else ''})"
+        for reason, names in reasons.items()
+    )
+    one = len(layers) == 1
+    start = "1 layer stays as it is" if one else f"{len(layers)} layers stay as they are"
+    return f"[quantize] {start}: {'; '.join(parts)}"
+
+
+def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer]) -> str:
+    """What to say if quantize_model_ finds nothing to do.
+
+    Raises:
+        ValueError: Unless each of the layers that would be quantized has a reason of its own not to
+            be.
+    """
+    start = f"[quantize] there is nothing to quantize below {type(model).__name__}: "
+    if any(layer.obstacle == ON_META for layer in dense):
+        raise ValueError(
+            start + "the weights are on device meta; load them first (from_pretrained with a "
+            "quantization_config quantizes while it loads)"
+        )
+    quantized = [path or "(the module itself)" for path, _ in quantized_layers(model)]
+    upstream = [layer.name for layer in dense if layer.kind == "upstream"]
+    if upstream:
+        raise ValueError(
+            start + f"{_are(upstream)} quantized already, by the package hqq; hqq_cpp.take_over_ "
+            "takes such layers over"
+        )
+    if quantized:
+        raise ValueError(
+            start + f"{_are(quantized)} quantized already; start from the dense model "
+            "(hqq_cpp.dequantize_model_ makes it dense again)"
+        )
+    if dense:
+        return start + stays_dense(dense).removeprefix("[quantize] ")
+    found = [layer.name or "(the module itself)" for layer in survey(model)]
+    raise ValueError(
+        start + f"its layers are {listed(found) or 'none'}, and the config or the filter leaves "
+        "them out (quantize_linear takes a single layer)"
+    )
+
+
+def check_importance(name: str, importance: torch.Tensor | None) -> None:
+    """Refuses what the solver would refuse of an importance of the right shape.
+
+    Raises:
+        ValueError: If it is negative, NaN or Inf somewhere, or zero everywhere.
+    """
+    if importance is None:
+        return
+    if not (torch.isfinite(importance) & (importance >= 0)).all():
+        raise ValueError(f"[{name}] importance must be finite and >= 0 everywhere")
+    if not importance.any(-1).all():
+        raise ValueError(f"[{name}] importance is all zeros; at least one value must be > 0")
