@@ -15,6 +15,8 @@ from torch import nn
 from .. import api
 from .importance_experts import blend, recorded_experts
 from .importance_inputs import run_random
+from .layers import find_roles, kind_of
+from .linear import HqqLinear
 from .pointwise import HqqPointwiseConv2d
 
 # Experts that are modules of their own: "model.layers.0.mlp.experts.3.down_proj".
@@ -47,9 +49,12 @@ class Recorder:
         self._stack = ExitStack()
 
     def __enter__(self) -> Recorder:
+        roles = find_roles(self._model)
         for name, module in self._model.named_modules():
             channels_dim = input_channels_dim(module)
-            if channels_dim is not None:
+            # Routers are never quantized.
+            is_router = roles.role(f"{name}.weight" if name else "weight") == "router"
+            if channels_dim is not None and not is_router:
                 self._names.append(name)
                 hook = self._hook(name, channels_dim)
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -163,9 +168,10 @@ def collect_importance(
     spectrogram or waveform for models that take these. Towers of multimodal models run on noise of
     their own.
 
-    Layers are nn.Linear and what derives from it, Transformers' Conv1D, convolutions 1x1, and fused
-    experts of Transformers, where every expert gets the mean over the tokens routed to it, drawn to
-    that of all experts when these are few. Works on any device, and with accelerate's offload.
+    Layers are those that quantize_model_ takes: nn.Linear, Transformers' Conv1D, convolutions 1x1,
+    and fused experts of Transformers, where every expert gets the mean over the tokens routed to
+    it, drawn to that of all experts when these are few. Works on any device, and with accelerate's
+    offload.
 
     Args:
         model: A model of Transformers, or a module that contains one; with `batches` any torch
@@ -272,13 +278,9 @@ def input_channels_dim(module: nn.Module) -> int | None:
     """The dimension of its input that a linear layer contracts; None for other modules."""
     if isinstance(module, HqqPointwiseConv2d):
         return -3
-    if isinstance(module, nn.Linear):
+    if isinstance(module, HqqLinear):
         return -1
-    if isinstance(module, nn.Conv2d):
-        return -3 if module.kernel_size == (1, 1) and module.groups == 1 else None
-    # By its name, so that Transformers is not imported for a model that is none of its.
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
-    return -1 if "transformers.pytorch_utils.Conv1D" in names else None
+    return {"linear": -1, "conv1d": -1, "conv2d": -3}.get(kind_of(module)[0])
 
 
 def logits_layer(model: nn.Module) -> nn.Module | None:

@@ -16,6 +16,7 @@ from .. import api
 from ..source_check import check_dense_source
 from .importance import Recorder, check_arguments, eval_mode, logits_layer, save_importance
 from .importance_inputs import run_random
+from .layers import kind_of
 
 
 def collect_importance_folder(
@@ -138,7 +139,7 @@ class LayeredCheckpoint:
 
     def _fits(self, target: str, shape: tuple[int, ...], vector: torch.Tensor) -> bool:
         module = self.model.get_submodule(target.rpartition(".")[0])
-        transposed = type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False)
+        transposed = kind_of(module)[0] == "conv1d" or getattr(module, "is_transposed", False)
         return not transposed and shape[1 if len(shape) == 4 else -1] == vector.shape[-1]
 
     def _read_targets(self) -> dict[str, tuple[str, str]]:
