@@ -105,6 +105,11 @@ bool is_head_name(const std::string& layer) {
 
 bool may_be_head_name(const std::string& layer) { return layer == "head" || layer == "output"; }
 
+bool is_own_product_name(const std::string& last) {
+  return last == "objective" ||  // a loss, of models that tell speakers apart
+         last == "wo_a";         // DeepSeek-V4: a product for each group of heads
+}
+
 bool is_conv1d_name(const std::string& last) {
   static const Names kNames = {"c_attn", "c_proj", "c_fc", "q_attn"};
   return has(kNames, last);

@@ -25,7 +25,9 @@ bool is_experts_name(const std::string& layer);
 bool is_head_name(const std::string& layer);
 // "head": of the vocabulary or of classes.
 bool may_be_head_name(const std::string& layer);
-// The last component of a layer.
+// Last components.
+// Of modules that look like linear layers, and multiply in another way.
+bool is_own_product_name(const std::string& last);
 bool is_conv1d_name(const std::string& last);
 
 // Values of "model_type": models with Transformers' Conv1D, and those whose experts do not run

@@ -205,8 +205,8 @@ bool Roles::is_used_elsewhere(const std::string& layer) const {
   if (last == "out_proj") {
     return has("in_proj_weight") || has("in_proj_bias") || has("q_proj_weight");
   }
-  if (last == "objective") return true;  // a loss, of models for speaker verification
-  return find(layer + ".weight_integer") != nullptr;  // I-BERT rounds its weights itself
+  return is_own_product_name(last) ||
+         find(layer + ".weight_integer") != nullptr;  // I-BERT rounds its weights itself
 }
 
 }  // namespace hqq

@@ -103,7 +103,8 @@ TEST(Role, NoWeights) {
   EXPECT_EQ(role_of({{"a.weight", {8, 16}, DType::kI32}}), Role::kNone);
   EXPECT_EQ(role_of({{"a.weight", {8, 16}, DType::kF8E4M3}}), Role::kNone);
   EXPECT_EQ(role_of({{"a.weight", {0, 16}}}), Role::kNone);
-  EXPECT_EQ(role_of({{"objective.weight", {8, 16}}}), Role::kNone);
+  EXPECT_EQ(role_of("objective"), Role::kNone);
+  EXPECT_EQ(role_of("layers.0.attn.wo_a"), Role::kNone);
   EXPECT_EQ(roles_of({{"a.weight", {8, 16}}}).role("b.weight"), Role::kNone);
 }
 
