@@ -1,12 +1,14 @@
 // Roles: src/model/roles.hpp, and what of src/model else Python needs.
 #include "python/bindings/common.hpp"
 #include "src/model/balance.hpp"
+#include "src/model/role_names.hpp"
 #include "src/model/roles.hpp"
 
 namespace hqq::python {
 namespace {
 
-constexpr const char* kRolesDoc = R"doc(What the tensors of a model are: linear weights, embeddings, ...
+constexpr const char* kRolesDoc =
+    R"doc(What the tensors of a model are: linear weights, embeddings, ...
 
 The rule of hqq-cpp quantize, which looks at names, shapes, types, tensors beside each other and the
 model types in config.json.
@@ -82,6 +84,8 @@ void bind_roles(py::module_& m) {
           py::arg("tensor"), kRoleDoc);
   m.def("settings_of", &settings, py::arg("config"), py::arg("layer"), py::arg("role"),
         kSettingsDoc);
+  m.def("is_adapter_name", &is_adapter_name, py::arg("component"),
+        "Whether a component of a name is what peft calls a part of an adapter: 'lora_A'.");
   m.def(
       "resolve_balance",
       [](const std::string& balance, bool has_importance) {

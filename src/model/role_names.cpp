@@ -63,8 +63,8 @@ bool is_embedding_name(const std::string& layer) {
                                // Of relative positions.
                                "relative_attention_bias", "bias_values", "pe_k",
                                // Learned queries of detectors.
-                               "query_feat", "queries_features", "reference_points", "query_768_resolution",
-                               "query_1024_resolution"};
+                               "query_feat", "queries_features", "reference_points",
+                               "query_768_resolution", "query_1024_resolution"};
   std::string name = layer;
   // Lists of tables: embed_tokens.0.
   while (is_number(last_component(name))) name = parent_of(name);
@@ -75,22 +75,44 @@ bool is_embedding_name(const std::string& layer) {
   return !words.empty() && !is_patch_projection(words) && are_embedding_words(words);
 }
 
+bool is_norm_name(const std::string& layer) {
+  std::vector<std::string> words = words_of(last_component(layer));
+  if (words.empty()) return false;
+  for (std::string& word : words) word.erase(word.find_last_not_of("0123456789") + 1);
+  return words.back().ends_with("norm") || (words.front() == "ln" && words.size() <= 2);
+}
+
+bool is_adapter_name(const std::string& component) {
+  static const Names kKinds = {"lora",      "hada",  "lokr",   "oft",    "boft",
+                               "vera",      "pvera", "ia3",    "vblora", "randlora",
+                               "fourierft", "shira", "delora", "gralora"};
+  const std::size_t end = component.find('_');
+  if (end == std::string::npos || end + 1 == component.size()) return false;
+  return has(kKinds, std::string_view(component).substr(0, end));
+}
+
+bool is_below_adapter(const std::string& layer) {
+  const std::vector<std::string> parts = split(layer, '.');
+  return std::any_of(parts.begin(), parts.end(), is_adapter_name);
+}
+
 bool is_router_name(const std::string& layer) {
-  static const Names kBlocks = {"mlp", "block_sparse_moe", "feed_forward", "moe", "ffn", "mixer"};
+  static const Names kBlocks = {"mlp", "feed_forward", "moe", "ffn", "mixer"};
   static const Names kNames = {"shared_expert_gate", "shared_experts_gate"};
   const std::vector<std::string> parts = split(layer, '.');
   if (has(kNames, parts.back())) return true;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (parts[i] == "router") return true;
     if (i == 0 || parts[i] != "gate") continue;
-    if (has(kBlocks, parts[i - 1]) || parts[i - 1].ends_with("_moe")) return true;
+    const std::string& block = parts[i - 1];
+    if (has(kBlocks, block) || block.ends_with("_moe") || block.starts_with("moe_")) return true;
   }
   return false;
 }
 
 bool is_experts_name(const std::string& layer) {
-  static const Names kNames = {"gate_up_proj", "down_proj",  "gate_proj", "up_proj", "fc1",
-                               "fc2",          "w13_weight", "w2_weight"};
+  static const Names kNames = {"gate_up_proj", "down_proj", "gate_proj",  "up_proj",
+                               "fc1",          "fc2",       "w13_weight", "w2_weight"};
   const std::string last = last_component(layer);
   const std::string parent = last_component(parent_of(layer));
   if (parent == "experts") return has(kNames, last);
@@ -116,8 +138,8 @@ bool is_conv1d_name(const std::string& last) {
 }
 
 const std::set<std::string_view>& conv1d_model_types() {
-  static const Names kTypes = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp",
-                               "clvp_decoder"};
+  static const Names kTypes = {"gpt2", "openai-gpt",  "imagegpt", "decision_transformer",
+                               "clvp", "clvp_decoder"};
   return kTypes;
 }
 

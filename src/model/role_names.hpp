@@ -16,6 +16,12 @@ bool is_number(std::string_view component);
 
 // Whole names of layers: "transformer.wte", "model.decoder.embed_tokens.0".
 bool is_embedding_name(const std::string& layer);
+// "q_norm": a product of elements, for each head where it has two dimensions.
+bool is_norm_name(const std::string& layer);
+// "lora_A", "lora_embedding_B", "hada_w1_a": what peft calls the parts of adapters.
+bool is_adapter_name(const std::string& component);
+// Whether a component of the name is one.
+bool is_below_adapter(const std::string& layer);
 // "model.layers.0.mlp.gate", and whatever is below a router.
 bool is_router_name(const std::string& layer);
 // "model.layers.0.mlp.experts.gate_up_proj".

@@ -111,6 +111,7 @@ Role Roles::role(const std::string& tensor) const {
   const std::vector<std::int64_t>& shape = entry->shape;
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return Role::kNone;
   const std::string layer = layer_name(tensor);
+  if (is_below_adapter(layer)) return Role::kNone;
   // A router's weight may be a parameter of any name.
   if (shape.size() == 2 && is_router(layer, *entry)) return Role::kRouter;
   if (is_dense_expert(layer)) return Role::kNone;
@@ -122,7 +123,7 @@ Role Roles::role(const std::string& tensor) const {
 }
 
 Role Roles::matrix_role(const std::string& layer, const Entry& weight) const {
-  if (is_used_elsewhere(layer)) return Role::kNone;
+  if (is_used_elsewhere(layer) || is_norm_name(layer)) return Role::kNone;
   if (is_transposed(layer, weight)) return Role::kConv1d;
   if (is_head_name(layer)) return Role::kHead;
   if (may_be_head_name(layer) && tables_.contains(weight.shape)) return Role::kHead;

@@ -58,14 +58,23 @@ constexpr const char* kEmbeddings[] = {"model.embed_tokens",
                                        "char_embeddings.HashBucketCodepointEmbedder_7",
                                        "embedder.position_embedding_table"};
 
-constexpr const char* kRouters[] = {
-    "model.layers.0.mlp.gate", "model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.router",
-    "mlp.router.classifier", "model.layers.0.feed_forward.router",
-    "model.layers.0.mlp.shared_expert_gate", "backbone.layers.1.mixer.gate",
-    "model.layers.0.mlp.text_moe.gate", "model.layers.0.mlp.vision_moe.gate",
-    "transformer.blocks.0.ffn.router.layer", "model.layers.0.mlp.router.gate",
-    "model.layers.0.mlp.router.router_mlp.fc1", "model.layers.0.mlp.gate.wg", "router",
-    "mlp.gate"};
+constexpr const char* kRouters[] = {"model.layers.0.mlp.gate",
+                                    "model.layers.0.block_sparse_moe.gate",
+                                    "model.layers.0.mlp.router",
+                                    "mlp.router.classifier",
+                                    "model.layers.0.feed_forward.router",
+                                    "model.layers.0.mlp.shared_expert_gate",
+                                    "backbone.layers.1.mixer.gate",
+                                    "model.layers.0.mlp.text_moe.gate",
+                                    "model.layers.0.mlp.vision_moe.gate",
+                                    "transformer.blocks.0.ffn.router.layer",
+                                    "model.layers.0.mlp.router.gate",
+                                    "model.layers.0.mlp.router.router_mlp.fc1",
+                                    "model.layers.0.mlp.gate.wg",
+                                    "router",
+                                    "mlp.gate",
+                                    "layers.0.moe_layer.gate",
+                                    "layers.0.sparse_moe.gate"};
 
 HqqConfig without_skips() {
   HqqConfig config;
@@ -103,9 +112,23 @@ TEST(Role, NoWeights) {
   EXPECT_EQ(role_of({{"a.weight", {8, 16}, DType::kI32}}), Role::kNone);
   EXPECT_EQ(role_of({{"a.weight", {8, 16}, DType::kF8E4M3}}), Role::kNone);
   EXPECT_EQ(role_of({{"a.weight", {0, 16}}}), Role::kNone);
+  for (const char* norm : {"self_attn.q_norm", "layer_norm1", "ln_f", "LayerNorm", "norm"}) {
+    EXPECT_EQ(role_of(norm), Role::kNone) << norm;
+  }
+  EXPECT_EQ(role_of("adaln_proj"), Role::kLinear);
   EXPECT_EQ(role_of("objective"), Role::kNone);
   EXPECT_EQ(role_of("layers.0.attn.wo_a"), Role::kNone);
   EXPECT_EQ(roles_of({{"a.weight", {8, 16}}}).role("b.weight"), Role::kNone);
+}
+
+TEST(Role, Adapters) {
+  for (const char* name : {"q_proj.lora_A.default", "q_proj.lora_A", "wte.lora_embedding_B",
+                           "q_proj.hada_w1_a", "lora_B.default", "mlp.gate.lora_A.default"}) {
+    EXPECT_EQ(role_of(name), Role::kNone) << name;
+  }
+  for (const char* name : {"q_proj.base_layer", "lora_", "lora", "flora_A", "explora_b"}) {
+    EXPECT_EQ(role_of(name), Role::kLinear) << name;
+  }
 }
 
 TEST(Role, PointwiseConvolutions) {

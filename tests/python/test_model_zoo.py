@@ -1,5 +1,5 @@
-"""The rule for roles (src/model) against the modules of every model of Transformers: the command and
-from_pretrained quantize the same layers."""
+"""The rule for roles (src/model) against the modules of every model of Transformers, so that the
+command and from_pretrained quantize the same layers."""
 
 import os
 import re
@@ -8,9 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the models are those of Transformers")
-
-import hqq_cpp  # noqa: E402
-from hqq_cpp import _core  # noqa: E402
 
 from model_zoo import Difference, build, differences, model_classes  # noqa: E402
 
@@ -34,7 +31,7 @@ ZayaForCausalLM
 REASONS = {
     ("linear", "router", r".*\.shared_expert_gate\.weight"):
         "It weighs the shared expert, as a router weighs the others, and is one row.",
-    ("linear of its own", "linear", r".*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)\.weight"):
+    ("linear of its own", "linear", r".*\.(query_key_value|dense|dense_\w+)\.weight"):
         "FalconLinear writes the product of nn.Linear in another way, and is quantized as one.",
     ("linear of its own", "head", r"lm_head\.weight"):
         "Idefics' and Dory's heads add to what nn.Linear does; skip_modules has lm_head.",
@@ -46,7 +43,7 @@ REASONS = {
         "Files have no X.weight, so a packed weight would have no name that Transformers knows.",
     ("missing", "linear", r".*\.swin\..*|.*\.encoder\.model\.encoder\..*"):
         "Transformers writes names for this backbone that it does not read.",
-    ("linear", "embedding", r".*\.(embed|embedder|video_embedder|quantize\.embedding|single_to_token)\.weight"):
+    ("linear", "embedding", r".*\.(embed|\w*embedder|quantize\.embedding|single_to_token)\.weight"):
         "A linear layer without bias under the name of a table: it stays dense in files, unless a "
         "rule names it.",
 }  # fmt: skip
@@ -77,6 +74,18 @@ def test_the_rule_agrees_with_the_model(name):
     if cls is None:
         pytest.skip(f"this version of Transformers has no {name}")
     assert unexplained(build(cls)) == []
+
+
+def test_differences_are_found():
+    model = build(transformers.LlamaForCausalLM)
+    model.model.lookup = torch.nn.Embedding(8, 8, device="meta")
+    model.model.layers[0].mlp.router = torch.nn.Linear(8, 8, device="meta")
+    router = "model.layers.0.mlp.router.weight"
+    assert unexplained(model) == [
+        ("linear", "router", router, "Linear"),
+        ("embedding", "linear", "model.lookup.weight", "Embedding"),
+        ("linear", "router", router, "Linear"),
+    ]
 
 
 @pytest.mark.skipif(not IS_LONG, reason="HQQ_LONG_TESTS=1 builds every model of Transformers")

@@ -35,6 +35,10 @@ def test_refusals():
         _core.resolve_balance("some", False)
 
 
+def test_names_of_adapters():
+    assert _core.is_adapter_name("lora_A") and not _core.is_adapter_name("base_layer")
+
+
 def test_balance_auto():
     assert _core.resolve_balance("auto", False) == "sinkhorn"
     assert _core.resolve_balance("auto", True) == "none"
@@ -102,7 +106,7 @@ def nemotron_h(transformers):
         num_key_value_heads=2, head_dim=16, mamba_num_heads=4, mamba_head_dim=32, ssm_state_size=16,
         n_groups=2, conv_kernel=4, n_routed_experts=4, moe_intermediate_size=64,
         moe_shared_expert_intermediate_size=64, num_experts_per_tok=2,
-        layers_block_type=["mamba", "moe"],
+        layers_block_type=["mamba", "moe", "attention"],
     )  # fmt: skip
     return transformers.NemotronHForCausalLM(config)
 
