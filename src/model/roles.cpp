@@ -36,7 +36,7 @@ std::size_t experts_at(const std::string& name) {
   return at;
 }
 
-void collect_model_types(const nlohmann::json& json, std::set<std::string>& types) {
+void collect_model_types(const nlohmann::ordered_json& json, std::set<std::string>& types) {
   if (json.is_object()) {
     const auto type = json.find("model_type");
     if (type != json.end() && type->is_string()) types.insert(type->get<std::string>());

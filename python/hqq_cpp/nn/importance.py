@@ -15,7 +15,8 @@ from torch import nn
 from .. import api
 from .importance_experts import blend, recorded_experts
 from .importance_inputs import run_random
-from .layers import find_roles, kind_of
+from .kinds import kind_of
+from .layers import find_roles, places_of
 from .linear import HqqLinear
 from .pointwise import HqqPointwiseConv2d
 
@@ -49,7 +50,7 @@ class Recorder:
         self._stack = ExitStack()
 
     def __enter__(self) -> Recorder:
-        roles = find_roles(self._model)
+        roles = find_roles(places_of(self._model))
         for name, module in self._model.named_modules():
             channels_dim = input_channels_dim(module)
             # Routers are never quantized.
@@ -280,7 +281,10 @@ def input_channels_dim(module: nn.Module) -> int | None:
         return -3
     if isinstance(module, HqqLinear):
         return -1
-    return {"linear": -1, "conv1d": -1, "conv2d": -3}.get(kind_of(module)[0])
+    kind = kind_of(module)
+    if kind is None or kind.obstacle:
+        return None
+    return {"linear": -1, "conv1d": -1, "conv2d": -3}.get(kind.name)
 
 
 def logits_layer(model: nn.Module) -> nn.Module | None:

@@ -16,7 +16,7 @@ from .. import api
 from ..source_check import check_dense_source
 from .importance import Recorder, check_arguments, eval_mode, logits_layer, save_importance
 from .importance_inputs import run_random
-from .layers import kind_of
+from .kinds import kind_of
 
 
 def collect_importance_folder(
@@ -139,7 +139,9 @@ class LayeredCheckpoint:
 
     def _fits(self, target: str, shape: tuple[int, ...], vector: torch.Tensor) -> bool:
         module = self.model.get_submodule(target.rpartition(".")[0])
-        transposed = kind_of(module)[0] == "conv1d" or getattr(module, "is_transposed", False)
+        kind = kind_of(module)
+        is_conv1d = kind is not None and kind.name == "conv1d"
+        transposed = is_conv1d or getattr(module, "is_transposed", False)
         return not transposed and shape[1 if len(shape) == 4 else -1] == vector.shape[-1]
 
     def _read_targets(self) -> dict[str, tuple[str, str]]:
