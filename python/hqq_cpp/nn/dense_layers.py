@@ -12,6 +12,8 @@ from .layers import Layer, quantized_layers, survey
 from .names import unmatched_names
 
 ON_META = "the weight is on device meta"
+# While loading: files may have the weight under any of its names, or several times.
+SHARED = "the weight is shared: quantize_model_ can take it once it is loaded"
 # Names that a message lists before it counts.
 _MOST_NAMES = 4
 
