@@ -127,7 +127,9 @@ TEXT = dict(
     pad_token_id=0,
 )  # fmt: skip
 BERT = {name: value for name, value in TEXT.items() if name != "num_key_value_heads"}
-GPT2 = dict(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)
+GPT2 = dict(
+    vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2
+)  # fmt: skip
 # name -> (class, config class, config, rules)
 MODELS = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2, {"*.wte": EIGHT}),

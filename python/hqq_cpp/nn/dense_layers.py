@@ -7,9 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..config import HqqConfig
 from .layers import Layer, quantized_layers, survey
+from .names import unmatched_names
 
 ON_META = "the weight is on device meta"
+# While loading: files may have the weight under any of its names, or several times.
+SHARED = "the weight is shared: quantize_model_ can take it once it is loaded"
 # Names that a message lists before it counts.
 _MOST_NAMES = 4
 
@@ -39,7 +43,7 @@ def stays_dense(layers: Sequence[Layer]) -> str:
     return f"[quantize] {start}: {'; '.join(parts)}"
 
 
-def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer]) -> str:
+def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer], config: HqqConfig) -> str:
     """What to say if quantize_model_ finds nothing to do.
 
     Raises:
@@ -67,9 +71,10 @@ def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer]) -> str:
     if dense:
         return start + stays_dense(dense).removeprefix("[quantize] ")
     found = [layer.name or "(the module itself)" for layer in survey(model)]
+    unmatched = unmatched_names(model, config)
     raise ValueError(
         start + f"its layers are {listed(found) or 'none'}, and the config or the filter leaves "
-        "them out (quantize_linear takes a single layer)"
+        "them out (quantize_linear takes a single layer)" + (f". {unmatched}" if unmatched else "")
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..config import HqqConfig
+from .layers import places_of
 from .module import QuantizedModule
 
 
@@ -18,16 +19,16 @@ def layer_names(model: nn.Module) -> tuple[list[str], list[str]]:
     """
     layers: list[str] = []
     others: list[str] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantizedModule):
-            layers.append(name)
+    for place in places_of(model).values():
+        if isinstance(place.module, QuantizedModule):
+            layers += place.paths
             continue
-        for key, parameter in module._parameters.items():
+        for key, parameter in place.module._parameters.items():
             if parameter is None:
                 continue
             kind = layers if is_lazy(parameter) or parameter.ndim >= 2 else others
-            path = f"{name}.{key}" if name else key
-            kind.append(path.removesuffix(".weight"))
+            paths = (f"{path}.{key}" if path else key for path in place.paths)
+            kind += (path.removesuffix(".weight") for path in paths)
     return layers, others
 
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..errors import FormatError
 from ..nn import layers as nn_layers
-from ..nn.dense_layers import stays_dense
+from ..nn.dense_layers import SHARED, stays_dense
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
@@ -99,8 +99,7 @@ class HqqQuantizer(HfQuantizer):
             if chosen is None or any(kept(part) for part in layer.name.split(".")):
                 continue
             if layer.others and layer.kind != "embedding":
-                # Files may have it under any of its names, or several times.
-                layer = layer._replace(obstacle="its weight is shared: quantize_model_ can take it once it is loaded")
+                layer = layer._replace(obstacle=SHARED)
             if layer.obstacle:
                 dense.append(layer)
                 continue
