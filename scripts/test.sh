@@ -3,7 +3,8 @@
 #
 #   scripts/test.sh            everything (about half an hour on two cores from nothing)
 #   scripts/test.sh --quick    without sanitizers, fuzzing and the consumer projects
-#   scripts/test.sh --long     ten minutes of fuzzing, HQQ_LONG_TESTS=1 for the tests, CUDA also for sm_75
+#   scripts/test.sh --long     ten minutes of fuzzing, HQQ_LONG_TESTS=1 for the tests, CUDA also for sm_75,
+#                              the oldest and the newest Transformers
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -117,3 +118,7 @@ done
 begin "Python: tests and the examples in docstrings"
 cd "$root"
 HQQ_RUN=$build/examples/hqq-run/hqq-run HQQ_CUDA_SIMT=$build/cuda/libhqq_cuda_simt.so PATH=$venv/bin:$PATH "$python" -m pytest tests/python
+if $long; then
+  begin "Python: the oldest and the newest Transformers"
+  bash "$root/scripts/test-versions.sh"
+fi

@@ -4,12 +4,22 @@ loaders."""
 import copy
 import json
 
+import pytest
 import torch
 import transformers
 from hqq.core import quantize as upstream
 from safetensors.torch import save_file
 
 import hqq_cpp
+from hqq_cpp.transformers import _versions
+
+# For layers with view_as_float.
+needs_float_codes = pytest.mark.xfail(
+    not _versions.KEEPS_FLOAT_CODES,
+    raises=hqq_cpp.FormatError,
+    strict=True,
+    reason="Transformers before 5.21 rounds the codes: loading refuses",
+)
 
 BASE = {
     "hidden_size": 64,

@@ -29,14 +29,6 @@ def check(installed: str) -> None:
 
     Raises:
         ImportError: For one that is too old. One that is newer than tested is a warning.
-
-    Example:
-        >>> from hqq_cpp.transformers import _versions
-        >>> _versions.check("5.20.1")
-        >>> _versions.check("5.10.0")
-        Traceback (most recent call last):
-        ImportError: hqq_cpp.transformers needs Transformers 5.17 to 5.24; 5.10.0 is installed: pip \
-install 'transformers>=5.17,<5.25'
     """
     numbers = re.match(r"(\d+)\.(\d+)", installed)
     version = (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
@@ -57,6 +49,7 @@ try:
         Concatenate,
         ConversionOps,
         MergeModulelist,
+        SplitModulelist,
         WeightConverter,
         WeightRenaming,
         dot_natural_key,
@@ -64,6 +57,7 @@ try:
     )
     from transformers.integrations.accelerate import get_device
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.quantizers.base import HfQuantizer
 except ImportError as error:
     raise ImportError(
         f"hqq_cpp.transformers works with {_range()}; {transformers.__version__} is installed and "
@@ -74,7 +68,9 @@ __all__ = [
     "ALL_EXPERTS_FUNCTIONS",
     "Concatenate",
     "ConversionOps",
+    "KEEPS_FLOAT_CODES",
     "MergeModulelist",
+    "SplitModulelist",
     "WeightConverter",
     "WeightRenaming",
     "apply_renamings",
@@ -83,6 +79,11 @@ __all__ = [
     "get_device",
     "rename_source_key",
 ]
+
+
+# Before 5.21 the loader gives W_q the type of our parameter, uint8, before we see it; codes of upstream
+# that are stored as float16 (view_as_float) would be rounded.
+KEEPS_FLOAT_CODES = hasattr(HfQuantizer, "get_new_dtype")
 
 
 def apply_renamings(name: str, renamings: list[WeightRenaming]) -> str:

@@ -24,7 +24,7 @@ from ..nn.experts import HqqExperts
 from ..nn.take_over import config_of_layers
 from . import config as _config
 from . import saved
-from ._versions import dot_natural_key
+from ._versions import KEEPS_FLOAT_CODES, dot_natural_key
 from .gather import Assemble, Gather, slots_of
 from .key_map import KeyMap
 from .targets import Stored, Target, find_targets, put_modules
@@ -61,6 +61,13 @@ def replace_layers(
             "[from_pretrained] config.json says that the checkpoint is quantized by hqq, but its "
             "files hold no W_q: remove quantization_config from config.json, or quantize again"
         )
+    for name, layer in stored.items():
+        if layer.small["W_q"].is_floating_point() and not KEEPS_FLOAT_CODES:
+            raise FormatError(
+                f"[from_pretrained] {name} is stored with view_as_float, and Transformers before "
+                "5.21 would round its codes: take a newer one, or convert the folder "
+                "(hqq-cpp convert --to hqq_cpp)"
+            )
     key_map = KeyMap(model, conversions)
     targets = find_targets(stored.values(), key_map)
     if not targets:

@@ -16,6 +16,8 @@ from ..nn.dequantize import TENSOR_NAMES, dtype_name
 from ..nn.experts import HqqExperts
 from ._versions import (
     ConversionOps,
+    MergeModulelist,
+    SplitModulelist,
     WeightConverter,
     WeightRenaming,
     apply_renamings,
@@ -108,6 +110,32 @@ class FromFormat1(Assemble):
         return tensors
 
 
+class MergePacked(MergeModulelist):
+    """Packed tensors of single experts to one of all experts."""
+
+    @property
+    def reverse_op(self):
+        return SplitPacked(self.dim)
+
+
+class SplitPacked(SplitModulelist):
+    """The way back. Transformers' own drops all dimensions of size 1 before 5.23, as scale has."""
+
+    @torch.no_grad()
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        experts = {}
+        for source, tensors in input_dict.items():
+            tensor = tensors[0] if isinstance(tensors, list) else tensors
+            count = tensor.size(self.dim)
+            names = self.get_target_patterns(input_dict, source, target_patterns, count)
+            experts.update(zip(names, tensor.unbind(self.dim)))
+        return experts
+
+    @property
+    def reverse_op(self):
+        return MergePacked(self.dim)
+
+
 class StackParts(ConversionOps):
     """col_scale of the parts of merged experts: several [experts, in] to one [experts, parts,
     in]."""
@@ -150,7 +178,10 @@ def update_conversions(quantizer, conversions, model):
             continue
         # The first pattern that is found in a name wins: "scale_step" before "scale".
         for name in sorted(TENSOR_NAMES, key=len, reverse=True):
-            operations = list(converter.operations)
+            operations = [
+                MergePacked(op.dim) if type(op) is MergeModulelist else op
+                for op in converter.operations
+            ]
             if name == "col_scale" and len(sources) > 1:
                 operations = [operations[0], StackParts()]
             added.append(
