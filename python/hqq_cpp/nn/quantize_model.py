@@ -239,6 +239,7 @@ def share_parameters(model: nn.Module, layer: Layer, module: nn.Module) -> None:
     for name in layer.tied:
         tied = model.get_submodule(name)
         tied._parameters.update({key: module._parameters[key] for key in TENSOR_NAMES})
+        tied.place_marker()
 
 
 def store_quantized(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from ..nn.dense_layers import stays_dense
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
-from ..nn.module import QuantizedModule
 from ..nn.names import unmatched_names
 from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
 from ..source_check import check_dense_source
@@ -234,6 +232,7 @@ class HqqQuantizer(HfQuantizer):
 def finish(model, quantization_config: _config.HqqConfig) -> None:
     """What a model needs once its layers are quantized."""
     for name, module in nn_layers.quantized_layers(model):
+        module.place_marker()
         # Transformers makes parameters of what it loads, with gradients where they are floats.
         for parameter in module.packed():
             if parameter is not None:
@@ -269,20 +268,6 @@ def _warn_of_dense_experts(model) -> None:
             f"[quantize] {len(stayed)} tensors of experts ({100 * share:.0f} % of the parameters) "
             f"stay dense: {owner} does not run through Transformers' experts interface"
         )
-
-
-def model_dtype(model: torch.nn.Module) -> torch.dtype:
-    """For PreTrainedModel.dtype: that of the first weight, not of its scale where it is packed."""
-    return next(_dtypes(model))
-
-
-def _dtypes(model: torch.nn.Module) -> Iterator[torch.dtype]:
-    for module in model.modules():
-        if isinstance(module, QuantizedModule):
-            yield module.compute_dtype
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.is_floating_point():
-                yield parameter.dtype
 
 
 def attach(model, config: Any) -> None:
