@@ -327,7 +327,7 @@ def quantize_model_(
         if progress is not None:
             progress(layer.name, number, len(chosen))
     tell_peft(model)
-    _tell_transformers(model, config)
+    tell_transformers(model, config)
     return model
 
 
@@ -390,12 +390,10 @@ def _solve_next(
         ) from error
 
 
-def _tell_transformers(model: nn.Module, config: HqqConfig) -> None:
-    """A model of Transformers can be saved, and runs its quantized experts."""
+def tell_transformers(model: nn.Module, config: HqqConfig) -> None:
+    """Models of Transformers, at the top or inside of others, can be saved, and run their quantized
+    experts."""
     if "transformers" in sys.modules:
-        from transformers import PreTrainedModel
+        from ..transformers.quantizer import attach_all
 
-        if isinstance(model, PreTrainedModel):
-            from ..transformers.quantizer import attach
-
-            attach(model, config)
+        attach_all(model, config)
