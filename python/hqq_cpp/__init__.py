@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _transformers_hook
+from . import _diffusers_hook, _transformers_hook
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
@@ -150,3 +150,4 @@ def __dir__() -> list[str]:
 
 
 _transformers_hook.install()
+_diffusers_hook.install()

@@ -61,6 +61,15 @@ def is_transposed(module: QuantizedModule) -> bool:
     return module.replaced is not None and module.replaced.kind == "conv1d"
 
 
+def describe_all(layers: dict[str, QuantizedModule]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(name -> description, transposed layers) for files that have the names of the model."""
+    descriptions = {
+        name: describe(module, name if isinstance(module, HqqExperts) else f"{name}.weight")
+        for name, module in layers.items()
+    }
+    return descriptions, [name for name, module in layers.items() if is_transposed(module)]
+
+
 def metadata_of(layers: dict[str, dict[str, Any]], transposed: list[str]) -> dict[str, str]:
     """The metadata of a shard.
 
@@ -102,7 +111,7 @@ def read_descriptions(files: Iterable[Path]) -> tuple[dict[str, Description], se
                 )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(
-                f"[load_model] {file}: metadata hqq_cpp is no description of layers ({error})"
+                f"[load] {file}: metadata hqq_cpp is no description of layers ({error})"
             ) from None
     return layers, transposed
 

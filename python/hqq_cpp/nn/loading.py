@@ -22,7 +22,7 @@ from .experts import HqqExperts
 from .layers import Layer, find_layers, parent_of, quantized_layers
 from .linear import HqqLinear
 from .module import QuantizedModule, parse_dtype
-from .quantize_model import empty_module, put_module, tell_transformers
+from .quantize_model import empty_module, put_module, tell_libraries
 
 INDEX = "model.safetensors.index.json"
 
@@ -74,14 +74,14 @@ def load_model(
             "a dense model, and 'hqq-cpp convert --to hqq_cpp' what the package hqq wrote"
         )
     tensors = {name: tensor for file in files for name, tensor in _core.load_safetensors(file).items()}
-    plan = _plan(model, described, transposed, tensors)
-    plan.check(folder, type(model).__name__)
+    plan = plan_loading(model, described, transposed, tensors)
+    plan.check("load_model", folder, model)
     _put_quantized(model, plan, tensors, device)
     for stored, names in plan.dense.items():
         _put(model, names, _torch(tensors[stored]).clone(), device)
     tell_peft(model)
     if plan.modules:
-        tell_transformers(model, config_of(model))
+        tell_libraries(model, config_of(model))
     return model
 
 
@@ -116,7 +116,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 @dataclass
-class _Plan:
+class Plan:
     """What becomes of every tensor, and what does not fit."""
 
     # Stored name of a quantized layer -> the layer and the module for it.
@@ -129,7 +129,7 @@ class _Plan:
     unexpected: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def check(self, folder: Path, model: str) -> None:
+    def check(self, where: str, folder: Path, model: nn.Module) -> None:
         """Refuses what does not fit, in one sentence."""
         problems = [
             (self.missing, "missing in the files"),
@@ -138,16 +138,17 @@ class _Plan:
         ]
         parts = [f"{len(names)} {what} ({listed(names)})" for names, what in problems if names]
         if parts:
-            raise ValueError(f"[load_model] {folder} does not fit {model}: {'; '.join(parts)}")
+            name = type(model).__name__
+            raise ValueError(f"[{where}] {folder} does not fit {name}: {'; '.join(parts)}")
 
 
-def _plan(
+def plan_loading(
     model: nn.Module,
     described: dict[str, Description],
     transposed: set[str],
     tensors: dict[str, _core.Tensor],
-) -> _Plan:
-    plan = _Plan()
+) -> Plan:
+    plan = Plan()
     layers = {name: layer for layer in find_layers(model) for name in _parameters_of(layer)}
     as_stored = _conv1d_as_stored(described, transposed, layers)
     state = dict(model.state_dict(keep_vars=True))
@@ -215,7 +216,7 @@ def _conv1d_as_stored(
     telling = [(shape, of) for shape, of in found.values() if of[0] != of[1]]
     if unclear and not telling:
         raise ValueError(
-            f"[load_model] {listed(unclear)}: weights of Conv1D are stored transposed, and nothing "
+            f"[load] {listed(unclear)}: weights of Conv1D are stored transposed, and nothing "
             "says whether these square ones were before they were quantized; quantize the model with "
             "quantize_model_ and save it with save_model"
         )
@@ -235,7 +236,7 @@ def _stored_module(description: Description, name: str) -> QuantizedModule:
             description.settings, out_features, in_features, dtype=dtype, device="meta"
         )
     except ValueError as error:
-        raise FormatError(f"[load_model] the description of {name} is wrong: {error}") from None
+        raise FormatError(f"[load] the description of {name} is wrong: {error}") from None
 
 
 def _module_for(layer: Layer, description: Description) -> QuantizedModule:
@@ -245,7 +246,7 @@ def _module_for(layer: Layer, description: Description) -> QuantizedModule:
 
 
 def _compare_packed(
-    plan: _Plan, name: str, module: QuantizedModule, tensors: dict[str, _core.Tensor]
+    plan: Plan, name: str, module: QuantizedModule, tensors: dict[str, _core.Tensor]
 ) -> None:
     for key, (shape, dtype) in module._specs().items():
         stored = tensors.get(f"{name}.{key}")
@@ -259,7 +260,7 @@ def _compare_packed(
 
 
 def _compare(
-    plan: _Plan, name: str, state: dict[str, object], shape: Iterable[int], is_float: bool
+    plan: Plan, name: str, state: dict[str, object], shape: Iterable[int], is_float: bool
 ) -> None:
     """Of one dense tensor."""
     target, shape = state[name], list(shape)
@@ -273,7 +274,7 @@ def _compare(
 
 
 def _plan_dense(
-    plan: _Plan,
+    plan: Plan,
     state: dict[str, object],
     names: dict[str, list[str]],
     replaced: set[str],
@@ -307,7 +308,7 @@ def _torch(tensor: _core.Tensor) -> torch.Tensor:
 
 
 def _put_quantized(
-    model: nn.Module, plan: _Plan, tensors: dict[str, _core.Tensor], device: torch.device | None
+    model: nn.Module, plan: Plan, tensors: dict[str, _core.Tensor], device: torch.device | None
 ) -> None:
     def read(name: str, module: QuantizedModule, target: torch.device) -> None:
         stored = {key: _torch(tensors[f"{name}.{key}"]).clone() for key in module._specs()}

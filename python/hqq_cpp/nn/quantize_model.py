@@ -327,7 +327,7 @@ def quantize_model_(
         if progress is not None:
             progress(layer.name, number, len(chosen))
     tell_peft(model)
-    tell_transformers(model, config)
+    tell_libraries(model, config)
     return model
 
 
@@ -390,10 +390,14 @@ def _solve_next(
         ) from error
 
 
-def tell_transformers(model: nn.Module, config: HqqConfig) -> None:
-    """Models of Transformers, at the top or inside of others, can be saved, and run their quantized
-    experts."""
+def tell_libraries(model: nn.Module, config: HqqConfig) -> None:
+    """Models of Transformers and diffusers, at the top or inside of others, can be saved, and run
+    their quantized experts."""
     if "transformers" in sys.modules:
         from ..transformers.quantizer import attach_all
 
         attach_all(model, config)
+    if "diffusers.models.modeling_utils" in sys.modules:
+        from ..diffusers.quantizer import attach_all
+
+        attach_all(model)

@@ -18,8 +18,7 @@ from ..api import save_safetensors
 from .dense_layers import listed
 from .described import (
     config_of,
-    describe,
-    is_transposed,
+    describe_all,
     metadata_of,
     not_quantized,
     quantization_config,
@@ -179,20 +178,12 @@ def _write_shards(
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         there = {name: module for name, module in layers.items() if f"{name}.W_q" in shard}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
-        save_safetensors(folder / file, tensors, {"format": "pt", **_metadata(there)})
+        save_safetensors(folder / file, tensors, {"format": "pt", **metadata_of(*describe_all(there))})
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _metadata(layers: dict[str, QuantizedModule]) -> dict[str, str]:
-    descriptions = {
-        name: describe(module, name if isinstance(module, HqqExperts) else f"{name}.weight")
-        for name, module in layers.items()
-    }
-    return metadata_of(descriptions, [n for n, m in layers.items() if is_transposed(m)])
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
