@@ -207,6 +207,16 @@ def test_what_cannot_work(tmp_path, quantized):
         )
 
 
+def test_adapters_are_saved_apart(tmp_path, quantized):
+    peft = pytest.importorskip("peft")
+    quantized.add_adapter(peft.LoraConfig(target_modules=["to_q"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="have adapters, .* save_lora_adapter"):
+        quantized.save_pretrained(tmp_path)
+    quantized.unload_lora()
+    quantized.save_pretrained(tmp_path)
+    same(quantized, type(quantized).from_pretrained(tmp_path))
+
+
 LOAD = """
 import sys
 {imports}

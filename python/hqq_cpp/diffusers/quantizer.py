@@ -171,6 +171,13 @@ class HqqQuantizer(DiffusersQuantizer):
                 "safe_serialization=True"
             )
         layers = dict(quantized_layers(self.model))
+        adapted = [name for name in layers if name.endswith(".base_layer")]
+        if adapted:
+            raise ValueError(
+                f"[save_pretrained] {listed(adapted)} have adapters, with which diffusers does not load "
+                "a model: save those with save_lora_adapter, and the model after unload_lora or before "
+                "add_adapter"
+            )
         return state_dict, described.metadata_of(*described.describe_all(layers))
 
     def dequantize(self, model):
