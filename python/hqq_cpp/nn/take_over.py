@@ -17,7 +17,7 @@ from . import upstream
 from .kinds import UPSTREAM_LAYER
 from .layers import parent_of
 from .linear import HqqLinear
-from .quantize_model import _tell_transformers
+from .quantize_model import tell_libraries
 
 # What prepare_for_inference() of hqq makes of a layer: codes in the order of another library.
 _PREPARED = (
@@ -139,7 +139,7 @@ def take_over_(model: nn.Module) -> nn.Module:
         )
     for method in (*_REPLACED_METHODS, "base_class", "hqq_quantized"):
         vars(model).pop(method, None)
-    _tell_transformers(model, config_of_layers(settings))
+    tell_libraries(model, config_of_layers(settings))
     return model
 
 
