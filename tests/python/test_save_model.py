@@ -149,19 +149,35 @@ def test_the_command_reads_it(net, saved, tmp_path):
     np.testing.assert_array_equal(dense["b.weight"].numpy(), net.b.dequantize().numpy())
 
 
+class Doubled(nn.Linear):
+    """Has a forward of its own, which no file tells."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_what_the_command_wrote(tmp_path):
     """`hqq-cpp quantize` of the plain weights; what torch cannot hold quantized becomes dense."""
+
+    def build():
+        net = Net().eval()
+        net.doubled = Doubled(64, 32)
+        net.shared = net.doubled
+        return net
+
     torch.manual_seed(0)
-    net = Net().eval()
-    state = {k: v.detach() for k, v in net.state_dict().items() if not k.startswith(("again", "head", "d.w", "f.w"))}
+    net = build()
+    once = ("again", "head", "d.w", "f.w", "shared")
+    state = {k: v.detach() for k, v in net.state_dict().items() if not k.startswith(once)}
     hqq_cpp.save_safetensors(tmp_path / "model.safetensors", state)
     hqq_cpp.quantize_checkpoint(tmp_path / "model.safetensors", tmp_path / "small", {"nbits": 8})
-    with pytest.warns(UserWarning, match=r"1 of 5 quantized weights become dense.*attention.out_proj"):
-        loaded = hqq_cpp.load_model(Net().eval(), tmp_path / "small")
+    with pytest.warns(UserWarning, match=r"1 of \d quantized weights become dense.*: doubled.weight"):
+        loaded = hqq_cpp.load_model(build(), tmp_path / "small")
     assert isinstance(loaded.b, hqq_cpp.HqqLinear) and loaded.again is loaded.b
-    stored = hqq_cpp.Checkpoint(tmp_path / "small").load("attention.out_proj")
-    weight = loaded.attention.out_proj.weight
-    assert torch.equal(weight, torch.from_dlpack(hqq_cpp.Tensor(hqq_cpp.dequantize(stored))))
+    stored = hqq_cpp.Checkpoint(tmp_path / "small").load("doubled")
+    weight = torch.from_dlpack(hqq_cpp.Tensor(hqq_cpp.dequantize(stored)))
+    assert type(loaded.doubled) is Doubled and torch.equal(loaded.doubled.weight, weight)
+    assert loaded.shared.weight is loaded.doubled.weight
     ids = torch.tensor([[1, 5, 39]])
     with torch.no_grad():
         for x, y in zip(loaded(ids), net(ids)):
@@ -312,23 +328,29 @@ def test_whole_or_nothing(net, saved, copy, tmp_path, monkeypatch):
 def test_conv1d(tmp_path, width):
     """Stored transposed: a square one tells by the mark of its writer only."""
     Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
-    net = hqq_cpp.quantize_model_(nn.Sequential(Conv1D(64, width)), {"nbits": 4})
-    hqq_cpp.save_model(net, tmp_path / "net")
-    loaded = hqq_cpp.load_model(nn.Sequential(Conv1D(64, width)), tmp_path / "net")
-    same(net, loaded)
-    assert isinstance(hqq_cpp.dequantize_model_(loaded)[0], Conv1D)
 
-    dense = Conv1D(64, width)
-    weights = {"0.weight": dense.weight.detach(), "0.bias": dense.bias.detach()}
-    hqq_cpp.save_safetensors(tmp_path / "model.safetensors", weights)
+    def build():
+        return nn.ModuleDict({"proj": Conv1D(64, width)})
+
+    net = hqq_cpp.quantize_model_(build(), {"nbits": 4})
+    hqq_cpp.save_model(net, tmp_path / "net")
+    loaded = hqq_cpp.load_model(build(), tmp_path / "net")
+    same(net, loaded)
+    assert isinstance(hqq_cpp.dequantize_model_(loaded)["proj"], Conv1D)
+
+    dense = build().requires_grad_(False)
+    # The bias would have told the command, which packed such weights as they are once.
+    hqq_cpp.save_safetensors(tmp_path / "model.safetensors", {"proj.weight": dense["proj"].weight})
     hqq_cpp.quantize_checkpoint(tmp_path / "model.safetensors", tmp_path / "small", {"nbits": 8})
+    edit(tmp_path / "small", lambda tensors: tensors.update({"proj.bias": dense["proj"].bias}))
     if width == 64:
         with pytest.raises(ValueError, match="nothing says whether these square ones"):
-            hqq_cpp.load_model(nn.Sequential(Conv1D(64, width)), tmp_path / "small")
+            hqq_cpp.load_model(build(), tmp_path / "small")
         return
     with pytest.warns(UserWarning, match="1 of 1 quantized weights become dense"):
-        loaded = hqq_cpp.load_model(nn.Sequential(Conv1D(64, width)), tmp_path / "small")
-    assert (loaded[0].weight - dense.weight).norm() < 0.02 * dense.weight.norm()
+        loaded = hqq_cpp.load_model(build(), tmp_path / "small")
+    weight = dense["proj"].weight
+    assert (loaded["proj"].weight - weight).norm() < 0.02 * weight.norm()
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "GPT2"])

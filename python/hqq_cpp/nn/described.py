@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,16 +131,27 @@ def not_quantized(model: nn.Module) -> list[str]:
 def config_of(model: nn.Module) -> HqqConfig:
     """A config that gives every layer of a model the settings it has, by the names it has here."""
     layers = dict(quantized_layers(model))
-    settings = {name: tuple(module.layer_config.items()) for name, module in layers.items()}
-    ((most, _),) = Counter(settings.values()).most_common(1)
+    settings = {name: module.layer_config for name, module in layers.items()}
     # Embeddings are quantized only where a rule names them.
-    rules = {
-        name: dict(own)
-        for name, own in settings.items()
-        if own != most or isinstance(layers[name], nn.Embedding)
-    }
+    ruled = [name for name, module in layers.items() if isinstance(module, nn.Embedding)]
     dense = [layer.name for layer in find_layers(model) if layer.kind != "embedding"]
-    return HqqConfig(**dict(most), dynamic_config=rules or None, skip_modules=dense)
+    return config_of_layers(settings, dense, ruled)
+
+
+def config_of_layers(
+    settings: dict[str, dict[str, Any]],
+    skip_modules: list[str] | None = None,
+    ruled: Collection[str] = (),
+) -> HqqConfig:
+    """A config that gives every layer (name -> settings) its settings: those most have, and rules
+    for the others and for those in `ruled`."""
+    skip = ["lm_head"] if skip_modules is None else skip_modules
+    if not settings:
+        return HqqConfig(skip_modules=skip)
+    most, _ = Counter(json.dumps(one) for one in settings.values()).most_common(1)[0]
+    common = json.loads(most)
+    others = {name: one for name, one in settings.items() if one != common or name in ruled}
+    return HqqConfig(**common, dynamic_config=others, skip_modules=skip)
 
 
 def quantization_config(config: HqqConfig, dense: list[str] | None) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections import Counter
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from .. import _core
 from ..config import HqqConfig
 from ..errors import FormatError
 from . import upstream
+from .described import config_of_layers
 from .kinds import UPSTREAM_LAYER
 from .layers import parent_of
 from .linear import HqqLinear
@@ -141,19 +140,6 @@ def take_over_(model: nn.Module) -> nn.Module:
         vars(model).pop(method, None)
     tell_libraries(model, config_of_layers(settings))
     return model
-
-
-def config_of_layers(
-    settings: dict[str, dict[str, Any]], skip_modules: list[str] | None = None
-) -> HqqConfig:
-    """A config that gives every layer (name -> settings) its settings: those most have, and rules."""
-    skip = ["lm_head"] if skip_modules is None else skip_modules
-    if not settings:
-        return HqqConfig(skip_modules=skip)
-    most, _ = Counter(json.dumps(one) for one in settings.values()).most_common(1)[0]
-    common = json.loads(most)
-    others = {name: one for name, one in settings.items() if one != common}
-    return HqqConfig(**common, dynamic_config=others, skip_modules=skip)
 
 
 def _dense_linear(layer: nn.Module) -> nn.Linear:
