@@ -1,9 +1,12 @@
-"""Run by hqq_cpp.pth whenever Python starts; imports hqq_cpp once Transformers looks for quantizers.
+"""Run by hqq_cpp.pth whenever Python starts; imports hqq_cpp once Transformers or diffusers
+looks for quantizers.
 
 docs/transformers.md says what for, and how to switch it off.
 """
 
 import sys
+
+_WANTED = ("transformers.quantizers", "diffusers.quantizers")
 
 
 class _ImportBefore:
@@ -11,7 +14,7 @@ class _ImportBefore:
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        if fullname != "transformers.quantizers":
+        if fullname not in _WANTED:
             return
         try:
             sys.meta_path.remove(cls)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _transformers_hook
+from . import _diffusers_hook, _transformers_hook
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
@@ -86,12 +86,14 @@ __all__ = [
     "hqq_report",
     "layer_tag",
     "linear",
+    "load_model",
     "load_safetensors",
     "quantize",
     "quantize_checkpoint",
     "quantize_linear",
     "quantize_model_",
     "safetensors_metadata",
+    "save_model",
     "save_safetensors",
     "set_backend",
     "take_over_",
@@ -110,7 +112,9 @@ if TYPE_CHECKING:
         from_upstream,
         get_backend,
         hqq_report,
+        load_model,
         quantize_model_,
+        save_model,
         set_backend,
         take_over_,
     )
@@ -126,7 +130,9 @@ else:
         "from_upstream": "take_over",
         "get_backend": "backend",
         "hqq_report": "report",
+        "load_model": "loading",
         "quantize_model_": "quantize_model",
+        "save_model": "saving",
         "set_backend": "backend",
         "take_over_": "take_over",
     }
@@ -144,3 +150,4 @@ def __dir__() -> list[str]:
 
 
 _transformers_hook.install()
+_diffusers_hook.install()

@@ -50,7 +50,7 @@ def dequantize_model_(model: nn.Module, dtype: torch.dtype | str | None = None) 
     _check(model)
     make_dense(model, dtype)
     tell_peft(model)
-    _tell_transformers(model)
+    _tell_libraries(model)
     return model
 
 
@@ -126,9 +126,13 @@ def tell_peft(model: nn.Module) -> None:
         follow(model)
 
 
-def _tell_transformers(model: nn.Module) -> None:
-    """Models of Transformers are none that is quantized any more."""
+def _tell_libraries(model: nn.Module) -> None:
+    """Models of Transformers and diffusers are none that is quantized any more."""
     if "transformers" in sys.modules:
         from ..transformers.dequantized import forget
 
         forget(model)
+    if "diffusers.models.modeling_utils" in sys.modules:
+        from ..diffusers.quantizer import forget_all
+
+        forget_all(model)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # Two threads may run a model for the first time.
 _tiling = threading.RLock()
 
+# A parameter without elements, the first of a module: code that asks the first parameter of a model
+# for its dtype, or the first that is floating, gets the type the model computes in, and not that of
+# packed bytes or of scales. It is in no state_dict.
+DTYPE_MARKER = "dtype_marker"
+
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -56,7 +61,7 @@ class QuantizedModule(nn.Module):
 
     The tensors are parameters without gradient: state_dict has the keys of a checkpoint, and
     whatever moves parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and
-    change ``compute_dtype``.
+    change ``compute_dtype``, which is the type of the marker.
     """
 
     # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a
@@ -77,8 +82,34 @@ class QuantizedModule(nn.Module):
         self.layer_config = dict(config)
         self.dense_shape = tuple(shape)
         self.out_features, self.in_features = shape[-2:]
-        self.compute_dtype = compute_dtype
         self._layout: Layout = layout_of(config, *shape[-2:])
+        marker = torch.empty(0, dtype=compute_dtype, device="cpu")
+        self.register_parameter(DTYPE_MARKER, nn.Parameter(marker, requires_grad=False))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the dense weight."""
+        return self._parameters[DTYPE_MARKER].dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        marker = self._parameters[DTYPE_MARKER]
+        marker.data = torch.empty(0, dtype=dtype, device=marker.device)
+
+    def place_marker(self) -> None:
+        """Takes the marker to where the tensors are: loaders that set them do not know it."""
+        marker, device = self._parameters[DTYPE_MARKER], self._parameters["W_q"].device
+        # Never to meta: nobody would have a value for it.
+        if device.type != "meta" and marker.device != device:
+            empty = torch.empty(0, dtype=marker.dtype, device=device)
+            self._parameters[DTYPE_MARKER] = nn.Parameter(empty, requires_grad=False)
+
+    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+        """Without the marker if recurse is False: so ask hooks that offload or shard what a module
+        owns, and they look every name up in a state_dict."""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if recurse or name.rpartition(".")[2] != DTYPE_MARKER:
+                yield name, parameter
 
     def _register_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         for name in TENSOR_NAMES:
@@ -86,6 +117,7 @@ class QuantizedModule(nn.Module):
             if tensor is not None and not isinstance(tensor, nn.Parameter):
                 tensor = nn.Parameter(tensor, requires_grad=False)
             self.register_parameter(name, tensor)
+        self.place_marker()
 
     def _specs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of every tensor this module has."""
@@ -114,6 +146,7 @@ class QuantizedModule(nn.Module):
                     f"it must be {dtype_name(dtype)} {list(shape)}"
                 )
             self._parameters[name] = nn.Parameter(tensor.to(device), requires_grad=False)
+        self.place_marker()
 
     def packed(self) -> Weight:
         """The stored tensors, tiled or in format 1."""
@@ -172,6 +205,7 @@ class QuantizedModule(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + DTYPE_MARKER, None)
         if self.is_tiled:
             for name, tensor in self._untiled()._asdict().items():
                 if tensor is not None:
@@ -209,8 +243,6 @@ class QuantizedModule(nn.Module):
             parameter = self._parameters[name]
             if parameter.dtype != value.dtype:
                 parameter.data = value.to(parameter.device)
-        # fn is what .to(), .half() and the like do to a tensor.
-        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
     def _load_from_state_dict(
@@ -246,6 +278,9 @@ class QuantizedModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if prefix + DTYPE_MARKER in missing_keys:
+            missing_keys.remove(prefix + DTYPE_MARKER)
+        self.place_marker()
         self.refresh_copies()
 
     def _repr_settings(self) -> str:

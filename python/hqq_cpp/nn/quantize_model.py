@@ -239,6 +239,7 @@ def share_parameters(model: nn.Module, layer: Layer, module: nn.Module) -> None:
     for name in layer.tied:
         tied = model.get_submodule(name)
         tied._parameters.update({key: module._parameters[key] for key in TENSOR_NAMES})
+        tied.place_marker()
 
 
 def store_quantized(
@@ -326,7 +327,7 @@ def quantize_model_(
         if progress is not None:
             progress(layer.name, number, len(chosen))
     tell_peft(model)
-    _tell_transformers(model, config)
+    tell_libraries(model, config)
     return model
 
 
@@ -389,12 +390,14 @@ def _solve_next(
         ) from error
 
 
-def _tell_transformers(model: nn.Module, config: HqqConfig) -> None:
-    """A model of Transformers can be saved, and runs its quantized experts."""
+def tell_libraries(model: nn.Module, config: HqqConfig) -> None:
+    """Models of Transformers and diffusers, at the top or inside of others, can be saved, and run
+    their quantized experts."""
     if "transformers" in sys.modules:
-        from transformers import PreTrainedModel
+        from ..transformers.quantizer import attach_all
 
-        if isinstance(model, PreTrainedModel):
-            from ..transformers.quantizer import attach
+        attach_all(model, config)
+    if "diffusers.models.modeling_utils" in sys.modules:
+        from ..diffusers.quantizer import attach_all
 
-            attach(model, config)
+        attach_all(model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections import Counter
 from typing import Any
 
 import torch
@@ -14,10 +12,11 @@ from .. import _core
 from ..config import HqqConfig
 from ..errors import FormatError
 from . import upstream
+from .described import config_of_layers
 from .kinds import UPSTREAM_LAYER
 from .layers import parent_of
 from .linear import HqqLinear
-from .quantize_model import _tell_transformers
+from .quantize_model import tell_libraries
 
 # What prepare_for_inference() of hqq makes of a layer: codes in the order of another library.
 _PREPARED = (
@@ -139,21 +138,8 @@ def take_over_(model: nn.Module) -> nn.Module:
         )
     for method in (*_REPLACED_METHODS, "base_class", "hqq_quantized"):
         vars(model).pop(method, None)
-    _tell_transformers(model, config_of_layers(settings))
+    tell_libraries(model, config_of_layers(settings))
     return model
-
-
-def config_of_layers(
-    settings: dict[str, dict[str, Any]], skip_modules: list[str] | None = None
-) -> HqqConfig:
-    """A config that gives every layer (name -> settings) its settings: those most have, and rules."""
-    skip = ["lm_head"] if skip_modules is None else skip_modules
-    if not settings:
-        return HqqConfig(skip_modules=skip)
-    most, _ = Counter(json.dumps(one) for one in settings.values()).most_common(1)[0]
-    common = json.loads(most)
-    others = {name: one for name, one in settings.items() if one != common}
-    return HqqConfig(**common, dynamic_config=others, skip_modules=skip)
 
 
 def _dense_linear(layer: nn.Module) -> nn.Linear:

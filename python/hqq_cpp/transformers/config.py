@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 from .. import _core
 from .. import config as _config
 from .._transformers_hook import METHOD
+from ..nn import described
 
 
 class HqqConfig(QuantizationConfigMixin):
@@ -34,12 +35,7 @@ class HqqConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets."""
-        # No quant_method: without us, Transformers is to refuse the folder.
-        settings = {"quantizer": METHOD, "format_version": _core.FORMAT_VERSION}
-        settings |= self.config.to_dict()
-        if self.not_quantized is not None:
-            settings["not_quantized"] = self.not_quantized
-        return settings
+        return described.quantization_config(self.config, self.not_quantized)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As to_dict(): a reader must not depend on our defaults."""

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from .. import _core
 from ..config import HqqConfig
 from ..errors import FormatError
+from ..nn.described import METADATA
 from ..nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
@@ -22,7 +23,6 @@ from ._versions import dot_natural_key
 from .key_map import KeyMap
 from .targets import Stored
 
-METADATA = "hqq_cpp"
 _NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
 _DTYPES = {
     "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,

@@ -21,7 +21,7 @@ from ..errors import FormatError
 from ..nn import upstream
 from ..nn.dequantize import weight_of
 from ..nn.experts import HqqExperts
-from ..nn.take_over import config_of_layers
+from ..nn.described import config_of_layers
 from . import config as _config
 from . import saved
 from ._versions import KEEPS_FLOAT_CODES, dot_natural_key

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
 from ..errors import FormatError
+from ..nn import described
 from ..nn import layers as nn_layers
 from ..nn.dense_layers import SHARED, stays_dense
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
-from ..nn.module import QuantizedModule
 from ..nn.names import unmatched_names
 from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
 from ..source_check import check_dense_source
@@ -233,6 +234,7 @@ class HqqQuantizer(HfQuantizer):
 def finish(model, quantization_config: _config.HqqConfig) -> None:
     """What a model needs once its layers are quantized."""
     for name, module in nn_layers.quantized_layers(model):
+        module.place_marker()
         # Transformers makes parameters of what it loads, with gradients where they are floats.
         for parameter in module.packed():
             if parameter is not None:
@@ -243,7 +245,8 @@ def finish(model, quantization_config: _config.HqqConfig) -> None:
     _warn_of_dense_experts(model)
     ties.tie_packed(model)
     saved.drop_conversions(model)
-    quantization_config.not_quantized = saved.not_quantized(model)
+    quantization_config.not_quantized = described.not_quantized(model)
+    _attach_inner(model)
     # What peft's prepare_model_for_kbit_training asks for.
     model.hqq_quantized = True
 
@@ -270,20 +273,6 @@ def _warn_of_dense_experts(model) -> None:
         )
 
 
-def model_dtype(model: torch.nn.Module) -> torch.dtype:
-    """For PreTrainedModel.dtype: that of the first weight, not of its scale where it is packed."""
-    return next(_dtypes(model))
-
-
-def _dtypes(model: torch.nn.Module) -> Iterator[torch.dtype]:
-    for module in model.modules():
-        if isinstance(module, QuantizedModule):
-            yield module.compute_dtype
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.is_floating_point():
-                yield parameter.dtype
-
-
 def attach(model, config: Any) -> None:
     """Makes a model whose layers were quantized in place one that save_pretrained can save."""
     quantization_config = _config.HqqConfig(config)
@@ -292,6 +281,51 @@ def attach(model, config: Any) -> None:
     model.quantization_method = quantization_config.quant_method
     model.config.quantization_config = quantization_config
     finish(model, quantization_config)
+
+
+def attach_all(model: torch.nn.Module, config: Any) -> None:
+    """attach() for the model, or else for every model of Transformers inside of it, whose settings
+    are then read off its layers: rules for the whole name them differently."""
+    for part in _outermost(model):
+        if part is model:
+            attach(part, config)
+        elif any(nn_layers.quantized_layers(part)):
+            attach(part, described.config_of(part))
+
+
+def _outermost(module: torch.nn.Module) -> Iterator[PreTrainedModel]:
+    """Models of Transformers that are in no other, each once."""
+    seen: set[int] = set()
+    waiting = [module]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        if isinstance(module, PreTrainedModel):
+            yield module
+        else:
+            waiting += module.children()
+
+
+def _attach_inner(model: torch.nn.Module) -> None:
+    """Models inside of a model of Transformers can be saved alone, as dense ones can."""
+    for part in model.modules():
+        if part is not model and isinstance(part, PreTrainedModel):
+            if any(nn_layers.quantized_layers(part)):
+                part.hf_quantizer = _InnerQuantizer(_config.HqqConfig(), pre_quantized=True)
+
+
+class _InnerQuantizer(HqqQuantizer):
+    """For a model inside of another. Its config gets the settings when it is saved alone: that of
+    the whole has them for all its parts."""
+
+    def get_state_dict_and_metadata(self, model):
+        if getattr(model.config, "quantization_config", None) is None:
+            settings = _config.HqqConfig(described.config_of(model))
+            settings.not_quantized = described.not_quantized(model)
+            model.config.quantization_config = settings
+        return super().get_state_dict_and_metadata(model)
 
 
 def _keep_in_fp32(model):

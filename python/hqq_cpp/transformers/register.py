@@ -12,7 +12,7 @@ from ..nn.report import hqq_report
 from . import config, kv_cache, legacy, resize
 from ._versions import ALL_EXPERTS_FUNCTIONS
 from .experts import EXPERTS_FUNCTION, experts_forward
-from .quantizer import HqqQuantizer, model_dtype
+from .quantizer import HqqQuantizer
 
 
 def register(hqq: bool = True) -> None:
@@ -33,7 +33,6 @@ def register(hqq: bool = True) -> None:
         HqqConfig.from_dict = classmethod(legacy.read_config)
         kv_cache.register()
     PreTrainedModel.hqq_report = hqq_report
-    PreTrainedModel.dtype = property(model_dtype)
     resize.register()
     peft.register()
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, experts_forward)

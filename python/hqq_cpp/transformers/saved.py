@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-from .. import _core
 from ..errors import FormatError
+from ..nn import described
 from ..nn import layers as nn_layers
-from ..nn.dequantize import TENSOR_NAMES, dtype_name
+from ..nn.dequantize import TENSOR_NAMES
 from ..nn.experts import HqqExperts
 from ._versions import (
     ConversionOps,
@@ -25,7 +24,6 @@ from ._versions import (
 )
 from .gather import Assemble, Gather, slots_of
 from .headers import (
-    METADATA,
     Headers,
     check_described,
     empty_stored,
@@ -217,23 +215,10 @@ def drop_conversions(model) -> None:
     model._weight_conversions = [c for c in conversions if not touches(c)]
 
 
-def not_quantized(model) -> list[str]:
-    """Names of the weights of two and more dimensions that stayed dense."""
-    packed = {
-        f"{name}.{tensor}"
-        for name, _ in nn_layers.quantized_layers(model)
-        for tensor in TENSOR_NAMES
-    }
-    return [
-        name.removesuffix(".weight")
-        for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and name not in packed
-    ]
-
-
 def metadata(model) -> dict[str, str]:
     """What the shards of save_pretrained say about their layers, under the names in the files."""
     layers: dict[str, dict[str, Any]] = {}
+    transposed: list[str] = []
     conversions = [
         conversion.reverse_transform()
         for conversion in (getattr(model, "_weight_conversions", None) or [])[::-1]
@@ -253,12 +238,10 @@ def metadata(model) -> dict[str, str]:
             shape = (module.out_features // module.parts, module.in_features)
         for packed, tensor in saved:
             layer = apply_renamings(packed, renamings).removesuffix(".W_q")
-            layers[layer] = dict(module.layer_config) | {
-                "tensor": apply_renamings(tensor, renamings),
-                "shape": list(shape),
-                "dtype": dtype_name(module.compute_dtype),
-            }
-    return {METADATA: json.dumps({"format_version": _core.FORMAT_VERSION, "layers": layers})}
+            layers[layer] = described.describe(module, apply_renamings(tensor, renamings), shape)
+            if described.is_transposed(module):
+                transposed.append(layer)
+    return described.metadata_of(layers, transposed)
 
 
 def _cut(
