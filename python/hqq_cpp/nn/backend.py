@@ -20,6 +20,7 @@ from . import fused as fused_kernels
 from .dequantize import Layout, Weight, config_of, stored_of, weight_of
 from .dequantize import dequantize as torch_dequantize
 from .dequantize import dequantize_rows as torch_dequantize_rows
+from .watched import is_ordinary
 
 _BACKENDS = ("auto", "torch", "native")
 _backend = "auto"
@@ -112,22 +113,25 @@ def tiles() -> bool:
     return _backend != "torch" and not torch.compiler.is_compiling()
 
 
-def is_plain(x: torch.Tensor) -> bool:
+def is_plain(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether nothing but the product itself is asked of a layer in CPU memory: no gradient, no
-    autocast, no other backend."""
+    autocast, no other backend. What torch has to see is asked before (watched.is_watched)."""
     return (
         _backend != "torch"
-        and type(x) is torch.Tensor
         and x.is_cpu
         and x.dtype in _FAST_DTYPES
-        and not (torch.is_grad_enabled() and x.requires_grad)
+        and is_ordinary(x)
+        and not (
+            torch.is_grad_enabled()
+            and (x.requires_grad or (bias is not None and bias.requires_grad))
+        )
         and not torch.is_autocast_enabled("cpu")
     )
 
 
 def is_plain_on_gpu(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> bool:
     """The same of a layer whose tensors are on a GPU."""
-    if _backend == "torch" or type(x) is not torch.Tensor or x.device != weight.W_q.device:
+    if _backend == "torch" or not is_ordinary(x) or x.device != weight.W_q.device:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
@@ -170,7 +174,7 @@ def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tens
         weight = untile(weight, layout) if is_tiled(weight) else weight
         return torch_dequantize(weight, layout, dtype)
     weight = _contiguous(weight)
-    out = torch.empty(layout.out_features, layout.in_features, dtype=dtype)
+    out = torch.empty(layout.out_features, layout.in_features, dtype=dtype, device="cpu")
     native_layer(weight, layout).dequantize(
         _addresses(weight), out.data_ptr(), _dtype_code(dtype), _threads()
     )
@@ -187,7 +191,7 @@ def embedding(
     if native:
         _check_ids(ids, layout)
         weight, rows = _contiguous(weight), ids.to(torch.int64).contiguous()
-        out = torch.empty(*ids.shape, layout.in_features, dtype=dtype)
+        out = torch.empty(*ids.shape, layout.in_features, dtype=dtype, device="cpu")
         native_layer(weight, layout).dequantize_rows(
             _addresses(weight), rows.data_ptr(), rows.numel(), out.data_ptr(), _dtype_code(dtype)
         )
@@ -230,9 +234,14 @@ def _check_ids(ids: torch.Tensor, layout: Layout) -> None:
 
 
 def linear(
-    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: Weight,
+    layout: Layout,
+    bias: torch.Tensor | None,
+    exact: bool = False,
 ) -> torch.Tensor:
-    """x [..., in_features] W_r^T + bias, in the dtype of x."""
+    """x [..., in_features] W_r^T + bias, in the dtype of x. `exact`: a derivative is asked for, so
+    that mode "auto" is exact."""
     native = uses_native(weight, x)
     if native and cuda.is_native(weight.W_q):
         weight = _untiled_on_gpu(weight, layout)
@@ -242,7 +251,7 @@ def linear(
     # The kernels sum in float32.
     elif native and x.dtype != torch.float64:
         weight = _contiguous(weight)
-        return native_linear(native_layer(weight, layout), x, weight, layout, bias)
+        return native_linear(native_layer(weight, layout), x, weight, layout, bias, exact)
     return _dense_linear(x, weight, layout, bias)
 
 
@@ -317,6 +326,7 @@ def experts_linear(
     parts: int,
     transposed: bool,
     bias: torch.Tensor | None,
+    exact: bool = False,
 ) -> torch.Tensor:
     """Every row of x times the matrix of its expert.
 
@@ -325,6 +335,7 @@ def experts_linear(
         counts: int64 [experts]: rows each expert has; rows after them get zeros.
         transposed: The matrices are stored [in, out].
         bias: [experts, out], or None.
+        exact: See linear().
     """
     features = layout.in_features if transposed else layout.out_features
     is_tiled_stack = weight.W_q.dim() == 4
@@ -337,13 +348,13 @@ def experts_linear(
     y = x.new_zeros(x.shape[0], features)
     if is_tiled_stack and not on_gpu and not transposed and x.dtype in _FAST_DTYPES:
         if uses_native(weight, x):
-            _native_experts(x, counts.tolist(), weight, layout, parts, y)
+            _native_experts(x, counts.tolist(), weight, layout, parts, y, exact)
             if bias is not None:
-                experts = torch.arange(len(bias)).repeat_interleave(counts)
+                experts = torch.arange(len(bias), device="cpu").repeat_interleave(counts)
                 y[: experts.numel()] += bias[experts].to(y.dtype)
             return y
     # A fused kernel for a single expert would keep a copy of its own.
-    multiply = _dense_linear if on_gpu else linear
+    multiply = _dense_linear if on_gpu else functools.partial(linear, exact=exact)
     for expert, rows in expert_rows(counts):
         if transposed:
             y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)
@@ -384,6 +395,7 @@ def native_linear(
     weight: Weight,
     layout: Layout,
     bias: torch.Tensor | None,
+    exact: bool = False,
 ) -> torch.Tensor:
     """linear() by the C++ kernels, for contiguous tensors in CPU memory. `native`: native_layer()."""
     in_features = layout.in_features
@@ -392,20 +404,26 @@ def native_linear(
     if rows.stride(1) != 1 or stride < in_features:
         rows = rows.contiguous()
         stride = in_features
-    y = torch.empty(x.shape[:-1] + (layout.out_features,), dtype=x.dtype)
+    y = x.new_empty(x.shape[:-1] + (layout.out_features,))
     bias_address = 0
     if bias is not None:
         bias = bias.float().contiguous()
         bias_address = bias.data_ptr()
     native.linear(
         _addresses(weight), rows.data_ptr(), count, stride, _dtype_code(x.dtype), bias_address,
-        y.data_ptr(), _mode_code_for(x), torch.get_num_threads(),
+        y.data_ptr(), _mode_code_for(x, exact), torch.get_num_threads(),
     )  # fmt: skip
     return y
 
 
 def _native_experts(
-    x: torch.Tensor, counts: list[int], weight: Weight, layout: Layout, parts: int, y: torch.Tensor
+    x: torch.Tensor,
+    counts: list[int],
+    weight: Weight,
+    layout: Layout,
+    parts: int,
+    y: torch.Tensor,
+    exact: bool,
 ) -> None:
     """experts_linear() into y by the C++ kernels, all experts at once, for tiled weights."""
     if min(counts, default=0) < 0 or sum(counts) > x.shape[0]:
@@ -421,7 +439,7 @@ def _native_experts(
     native = _make_native_layer(piece, *stored_of(weight), True)
     native.experts_linear(
         _addresses(weight), steps, parts, counts, x.data_ptr(), x.stride(0), _dtype_code(x.dtype),
-        y.data_ptr(), _mode_code_for(x), _threads(),
+        y.data_ptr(), _mode_code_for(x, exact), _threads(),
     )  # fmt: skip
 
 
@@ -470,6 +488,6 @@ def _mode_code(mode: str) -> int:
     return _core.linear_mode_code(mode)
 
 
-def _mode_code_for(x: torch.Tensor) -> int:
+def _mode_code_for(x: torch.Tensor, exact: bool) -> int:
     # The gradient that autograd records is that of the exact product.
-    return _mode_code("exact" if _mode == "auto" and x.requires_grad else _mode)
+    return _mode_code("exact" if _mode == "auto" and (exact or x.requires_grad) else _mode)
