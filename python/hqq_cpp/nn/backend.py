@@ -118,9 +118,9 @@ def is_plain(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     autocast, no other backend. What torch has to see is asked before (watched.is_watched)."""
     return (
         _backend != "torch"
+        and is_ordinary(x)
         and x.is_cpu
         and x.dtype in _FAST_DTYPES
-        and is_ordinary(x)
         and not (
             torch.is_grad_enabled()
             and (x.requires_grad or (bias is not None and bias.requires_grad))
@@ -165,12 +165,18 @@ def _untiled_on_gpu(weight: Weight, layout: Layout) -> Weight:
     return untile(weight, layout) if is_tiled(weight) else weight
 
 
+def dequantizes_native(weight: Weight, dtype: torch.dtype) -> bool:
+    """Whether dequantize() calls kernels, and not torch's operations."""
+    there = weight.W_q.device.type == "cpu" or cuda.is_native(weight.W_q)
+    return _backend != "torch" and dtype in _NATIVE_DTYPES and there
+
+
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype, on the device of the weight."""
-    native = _backend != "torch" and dtype in _NATIVE_DTYPES
+    native = dequantizes_native(weight, dtype)
     if native and cuda.is_native(weight.W_q):
         return cuda.dequantize(_untiled_on_gpu(weight, layout), layout, dtype)
-    if not native or weight.W_q.device.type != "cpu":
+    if not native:
         weight = untile(weight, layout) if is_tiled(weight) else weight
         return torch_dequantize(weight, layout, dtype)
     weight = _contiguous(weight)

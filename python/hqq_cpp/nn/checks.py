@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .dequantize import Weight, dtype_name
+from .watched import sees_operators
 
 _Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -57,8 +58,8 @@ def _check_kind(name: str, tensor: torch.Tensor) -> None:
             f"layer computes with whole tensors: call the module that fully_shard() was given (docs/"
             f"training.md), unshard() it, or leave the layer out of the tensor-parallel plan"
         )
-    ordinary = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu"
-    if ordinary and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+    real = type(tensor) in (torch.Tensor, nn.Parameter) and not sees_operators()
+    if real and tensor.is_cpu and tensor.numel() > 0 and tensor.data_ptr() == 0:
         raise ValueError(
             f"[module] {name} has no memory: it was freed, as FSDP and offloading do between calls"
         )

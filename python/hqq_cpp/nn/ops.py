@@ -150,7 +150,7 @@ def linear(
         )
         # Compiled code without native kernels and gradients is left to the compiler, which fuses
         # it.
-        if not wants_grad:
+        if not wants_grad and not backend.is_tiled(weight):
             _check_x(x, layout)
             return backend.linear(x, weight, layout, bias)
     return _OPS.linear(x, *weight, bias, *layout)
@@ -300,7 +300,11 @@ def embedding(
 
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype."""
-    if not torch.compiler.is_compiling() and sees_operators():
+    if torch.compiler.is_compiling():
+        seen = backend.is_tiled(weight) or backend.dequantizes_native(weight, dtype)
+    else:
+        seen = sees_operators()
+    if seen:
         return _OPS.dequantize(*weight, *layout, dtype)
     return backend.dequantize(weight, layout, dtype)
 

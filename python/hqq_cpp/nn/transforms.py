@@ -62,10 +62,14 @@ def _function(
         def forward(keyset, *inputs):
             # A gradient is that of the exact product.
             inputs = (*inputs[:-1], True) if rounds else inputs
-            return _below_autograd(operator, keyset, inputs)
+            # The outer transforms of torch.func want their derivatives of this one, too.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return _below_autograd(operator, keyset, inputs)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
+            # Zeros would be multiplied, and look like a derivative that is wanted.
+            ctx.set_materialize_grads(False)
             inputs = list(inputs[1:])
             if bias is not None and inputs[bias] is not None:
                 ctx.bias_dtype, ctx.bias_shape = inputs[bias].dtype, inputs[bias].shape
@@ -84,6 +88,8 @@ def _function(
             if torch._C._are_functorch_transforms_active():
                 _refuse_weights(operator, [i for i, n in enumerate(needed) if n], bias)
             grads = [None] * len(inputs)
+            if grad is None:
+                return None, *grads
             if needed[0]:
                 grads[0] = linearity.adjoint(grad, inputs)
             if bias is not None and needed[bias]:
