@@ -92,6 +92,12 @@ class QuantizedModule(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As in nn.Module; setattr() comes here, too."""
+        if name == "weight":
+            raise ValueError(
+                "[module] the weight of a quantized layer is packed and cannot be set: quantize_(W) "
+                "quantizes another one; leave the layer out of tensor-parallel plans, "
+                "parametrizations and pruning"
+            )
         super().register_parameter(name, param)
         if name in TENSOR_NAMES:
             self._own(name)
@@ -102,6 +108,12 @@ class QuantizedModule(nn.Module):
         if not recurse:
             self._give()
         return super().named_parameters(prefix, recurse, remove_duplicate)
+
+    def _replicate_for_data_parallel(self):
+        raise ValueError(
+            "[module] torch.nn.DataParallel copies parameters that have gradients, not packed "
+            "weights; use torch.nn.parallel.DistributedDataParallel, one process a GPU"
+        )
 
     def _setup(
         self, config: dict[str, Any], shape: tuple[int, ...], compute_dtype: torch.dtype
@@ -209,6 +221,7 @@ class QuantizedModule(nn.Module):
         own: sharded, offloaded, or in memory that processes share. Only the order in memory
         changes: state_dict(), moving to another device and everything else gives format 1 again.
         """
+        self.checked()
         self._own()
         self._tile_if_possible()
         return self
