@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._core import QuantizedTensor
-from . import backend, cuda, ops
+from . import backend, cpu, cuda, ops
 from .dequantize import TENSOR_NAMES, Weight, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
 from .watched import is_watched
@@ -182,10 +182,10 @@ class HqqExperts(QuantizedModule):
         )
 
     def _tiled(self) -> Weight:
-        return self._reordered(backend.tile)
+        return self._reordered(cpu.tile)
 
     def _untiled(self) -> Weight:
-        return self._reordered(backend.untile)
+        return self._reordered(cpu.untile)
 
     def _reordered(self, reorder) -> Weight:
         """Every part of every expert in another order; col_scale, which has none, stays."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from .._core import NativeLayer, QuantizedTensor, Tensor
 from ..config import HqqConfig
-from . import backend, cuda, fused, ops
+from . import backend, cpu, cuda, fused, ops
 from .dequantize import weight_of
 from .module import QuantizedModule, parse_dtype
 from .solve import quantize_tensor
@@ -167,13 +167,15 @@ class HqqLinear(QuantizedModule, nn.Linear):
         # The layers of a small model take less time than the general way through torch.
         if (
             self.is_ready(weight)
-            and backend.is_tiled(weight)
+            and cpu.is_tiled(weight)
             and weight.W_q.is_cpu
             and not is_watched()
             and backend.is_plain(x, bias)
             and x.shape[-1] == self.in_features
         ):
-            return backend.native_linear(self._native(), x, weight, self._layout, bias)
+            return cpu.linear(
+                self._native(), x, weight, self._layout, bias, backend.mode_code(x)
+            )
         weight = self.checked()
         if not is_watched():
             if cuda.is_native(weight.W_q):
@@ -197,7 +199,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
     def _native(self) -> NativeLayer:
         """Of the tiled weight, made once."""
         if self._native_layer is None:
-            self._native_layer = backend.native_layer(self.packed(), self._layout)
+            self._native_layer = cpu.layer_of(self.packed(), self._layout)
         return self._native_layer
 
     def reset_parameters(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from . import backend, fused
+from . import backend, cpu, fused
 from .checks import check_tensors
 from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
 
@@ -249,10 +249,10 @@ class QuantizedModule(nn.Module):
         return backend.can_tile(self.packed(), self._layout)
 
     def _tiled(self) -> Weight:
-        return backend.tile(self.packed(), self._layout)
+        return cpu.tile(self.packed(), self._layout)
 
     def _untiled(self) -> Weight:
-        return backend.untile(self.packed(), self._layout)
+        return cpu.untile(self.packed(), self._layout)
 
     def _set_data(self, weight: Weight) -> None:
         # The parameters stay the same objects: modules that share them see the new order. The codes

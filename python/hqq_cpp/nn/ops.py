@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from . import backend
+from . import backend, cpu
 from .dequantize import Layout, Weight
 from .transforms import Linearity, register_batching, register_derivatives, register_flops
 from .watched import is_ordinary, is_watched, sees_operators
@@ -150,7 +150,7 @@ def linear(
         )
         # Compiled code without native kernels and gradients is left to the compiler, which fuses
         # it.
-        if not wants_grad and not backend.is_tiled(weight):
+        if not wants_grad and not cpu.is_tiled(weight):
             _check_x(x, layout)
             return backend.linear(x, weight, layout, bias)
     return _OPS.linear(x, *weight, bias, *layout)
@@ -301,7 +301,7 @@ def embedding(
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype."""
     if torch.compiler.is_compiling():
-        seen = backend.is_tiled(weight) or backend.dequantizes_native(weight, dtype)
+        seen = cpu.is_tiled(weight) or backend.dequantizes_native(weight, dtype)
     else:
         seen = sees_operators()
     if seen:
