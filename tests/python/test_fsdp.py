@@ -67,4 +67,5 @@ def test_state_dict_is_in_format_1(result):
     ],
 )
 def test_refusals(result, what, text):
-    assert result["refused"][what].startswith("ValueError: ") and text in result["refused"][what]
+    assert result["refused"][what].startswith(("ValueError: ", "AttributeError: "))
+    assert text in result["refused"][what]

@@ -93,7 +93,7 @@ class QuantizedModule(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As in nn.Module; setattr() comes here, too."""
         if name == "weight":
-            raise ValueError(
+            raise AttributeError(
                 "[module] the weight of a quantized layer is packed and cannot be set: quantize_(W) "
                 "quantizes another one; leave the layer out of tensor-parallel plans, "
                 "parametrizations and pruning"
@@ -180,12 +180,15 @@ class QuantizedModule(nn.Module):
     def _owns(self, weight: Weight) -> bool:
         """Whether the tensors are the module's for good, and no other process sees their memory."""
         owned = [self._registered.get(name, _nobody)() for name in TENSOR_NAMES]
-        return all(map(operator.is_, owned, weight)) and not weight.W_q.is_shared()
+        # torch says of all memory of a GPU that it can be shared.
+        is_shared = weight.W_q.is_cpu and weight.W_q.is_shared()
+        return all(map(operator.is_, owned, weight)) and not is_shared
 
     def _give(self) -> None:
         """Format 1 for code that takes tensors of this module away."""
-        if self.is_tiled and self._owns(self.packed()):
-            self.untile_()
+        if self._parameters.get("W_q") is not None and self.is_tiled:
+            if self._owns(self.packed()):
+                self.untile_()
         self._ready = None
 
     def checked(self) -> Weight:
