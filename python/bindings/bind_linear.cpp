@@ -118,12 +118,16 @@ class NativeLayer {
   }
 
  private:
-  // Points the tensors of a matrix to address(i), in the order of the file.
+  // Points the tensors of a matrix to address(i), in the order of the file. Memory that somebody
+  // freed has the address 0, as in a sharded model between calls.
   template <class Q, class Address>
   static void place(Q& q, Address address) {
     std::size_t i = 0;
     for (auto& [name, tensor] : q.fields()) {
-      if (*tensor) tensor->buffer.data = reinterpret_cast<std::byte*>(address(i));
+      if (*tensor) {
+        tensor->buffer.data = reinterpret_cast<std::byte*>(address(i));
+        if (tensor->buffer.data == nullptr) throw_invalid("linear", name + " has no memory");
+      }
       ++i;
     }
   }

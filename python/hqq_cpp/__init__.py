@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import _diffusers_hook, _transformers_hook
+from ._after_import import after_import
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
@@ -149,5 +150,11 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def _register_operators() -> None:
+    """What torch saved of models (torch.export, AOTInductor, torch.jit) names our operators."""
+    from .nn import ops  # noqa: F401
+
+
 _transformers_hook.install()
 _diffusers_hook.install()
+after_import("torch", _register_operators)

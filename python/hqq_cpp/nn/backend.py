@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch.nn import functional
 
-from .. import _core
-from . import cuda
+from . import cpu, cuda
 from . import fused as fused_kernels
-from .dequantize import Layout, Weight, config_of, stored_of, weight_of
+from .dequantize import Layout, Weight
 from .dequantize import dequantize as torch_dequantize
 from .dequantize import dequantize_rows as torch_dequantize_rows
+from .watched import is_ordinary
 
 _BACKENDS = ("auto", "torch", "native")
 _backend = "auto"
@@ -55,7 +54,7 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
     if name not in _BACKENDS:
         raise ValueError(f"[backend] '{name}' is no backend; there are {', '.join(_BACKENDS)}")
     if mode is not None:
-        _mode_code(mode)
+        cpu.mode_code(mode)
         _mode = mode
     if fused is not None:
         fused_kernels.use(fused)
@@ -102,32 +101,30 @@ def _on_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not cuda.is_native(tensor)
 
 
-def is_tiled(weight: Weight) -> bool:
-    """Whether the tensors of a matrix are those of a TiledTensor: its codes have three dimensions."""
-    return weight.W_q.dim() == 3
-
-
 def tiles() -> bool:
     """Whether a layer that runs now should be tiled: not while a compiler looks at it."""
     return _backend != "torch" and not torch.compiler.is_compiling()
 
 
-def is_plain(x: torch.Tensor) -> bool:
+def is_plain(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether nothing but the product itself is asked of a layer in CPU memory: no gradient, no
-    autocast, no other backend."""
+    autocast, no other backend. What torch has to see is asked before (watched.is_watched)."""
     return (
         _backend != "torch"
-        and type(x) is torch.Tensor
+        and is_ordinary(x)
         and x.is_cpu
         and x.dtype in _FAST_DTYPES
-        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not (
+            torch.is_grad_enabled()
+            and (x.requires_grad or (bias is not None and bias.requires_grad))
+        )
         and not torch.is_autocast_enabled("cpu")
     )
 
 
 def is_plain_on_gpu(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> bool:
     """The same of a layer whose tensors are on a GPU."""
-    if _backend == "torch" or type(x) is not torch.Tensor or x.device != weight.W_q.device:
+    if _backend == "torch" or not is_ordinary(x) or x.device != weight.W_q.device:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
@@ -142,39 +139,27 @@ def can_tile(weight: Weight, layout: Layout) -> bool:
     return layout.axis == 1 or (group % 16 == 0 and layout.out_features % group == 0)
 
 
-def tile(weight: Weight, layout: Layout) -> Weight:
-    """The matrix in the order of the C++ kernels."""
-    return weight_of(_matrix(_core.QuantizedTensor, weight, layout).tile(_threads()))
-
-
-def untile(weight: Weight, layout: Layout) -> Weight:
-    """Format 1 again, bit for bit, on the device of the weight."""
-    device = weight.W_q.device
-    weight = Weight(*(t if t is None else t.detach().cpu() for t in weight))
-    plain = weight_of(_matrix(_core.TiledTensor, weight, layout).untile(_threads()))
-    return Weight(*(t if t is None else t.to(device) for t in plain))
-
-
 def _untiled_on_gpu(weight: Weight, layout: Layout) -> Weight:
     """The matrix in the order that the CUDA kernels read. Tiled tensors come to a GPU where something
     moves the parameters of a module, and not the module."""
-    return untile(weight, layout) if is_tiled(weight) else weight
+    return cpu.untile(weight, layout) if cpu.is_tiled(weight) else weight
+
+
+def dequantizes_native(weight: Weight, dtype: torch.dtype) -> bool:
+    """Whether dequantize() calls kernels, and not torch's operations."""
+    there = weight.W_q.device.type == "cpu" or cuda.is_native(weight.W_q)
+    return _backend != "torch" and dtype in _NATIVE_DTYPES and there
 
 
 def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype, on the device of the weight."""
-    native = _backend != "torch" and dtype in _NATIVE_DTYPES
+    native = dequantizes_native(weight, dtype)
     if native and cuda.is_native(weight.W_q):
         return cuda.dequantize(_untiled_on_gpu(weight, layout), layout, dtype)
-    if not native or weight.W_q.device.type != "cpu":
-        weight = untile(weight, layout) if is_tiled(weight) else weight
+    if not native:
+        weight = cpu.untile(weight, layout) if cpu.is_tiled(weight) else weight
         return torch_dequantize(weight, layout, dtype)
-    weight = _contiguous(weight)
-    out = torch.empty(layout.out_features, layout.in_features, dtype=dtype)
-    native_layer(weight, layout).dequantize(
-        _addresses(weight), out.data_ptr(), _dtype_code(dtype), _threads()
-    )
-    return out
+    return cpu.dequantize(weight, layout, dtype)
 
 
 def embedding(
@@ -186,15 +171,10 @@ def embedding(
         return cuda.embedding(ids, _untiled_on_gpu(weight, layout), layout, dtype)
     if native:
         _check_ids(ids, layout)
-        weight, rows = _contiguous(weight), ids.to(torch.int64).contiguous()
-        out = torch.empty(*ids.shape, layout.in_features, dtype=dtype)
-        native_layer(weight, layout).dequantize_rows(
-            _addresses(weight), rows.data_ptr(), rows.numel(), out.data_ptr(), _dtype_code(dtype)
-        )
-        return out
+        return cpu.embedding(ids, weight, layout, dtype)
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_ids(ids, layout)
-    weight = untile(weight, layout) if is_tiled(weight) else weight
+    weight = cpu.untile(weight, layout) if cpu.is_tiled(weight) else weight
     rows = torch_dequantize_rows(weight, layout, ids.reshape(-1).to(torch.int64), dtype)
     return rows.reshape(*ids.shape, layout.in_features)
 
@@ -230,9 +210,14 @@ def _check_ids(ids: torch.Tensor, layout: Layout) -> None:
 
 
 def linear(
-    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: Weight,
+    layout: Layout,
+    bias: torch.Tensor | None,
+    exact: bool = False,
 ) -> torch.Tensor:
-    """x [..., in_features] W_r^T + bias, in the dtype of x."""
+    """x [..., in_features] W_r^T + bias, in the dtype of x. `exact`: a derivative is asked for, so
+    that mode "auto" is exact."""
     native = uses_native(weight, x)
     if native and cuda.is_native(weight.W_q):
         weight = _untiled_on_gpu(weight, layout)
@@ -241,8 +226,8 @@ def linear(
             return y
     # The kernels sum in float32.
     elif native and x.dtype != torch.float64:
-        weight = _contiguous(weight)
-        return native_linear(native_layer(weight, layout), x, weight, layout, bias)
+        weight, mode = cpu.contiguous(weight), mode_code(x, exact)
+        return cpu.linear(cpu.layer_of(weight, layout), x, weight, layout, bias, mode)
     return _dense_linear(x, weight, layout, bias)
 
 
@@ -317,6 +302,7 @@ def experts_linear(
     parts: int,
     transposed: bool,
     bias: torch.Tensor | None,
+    exact: bool = False,
 ) -> torch.Tensor:
     """Every row of x times the matrix of its expert.
 
@@ -325,6 +311,7 @@ def experts_linear(
         counts: int64 [experts]: rows each expert has; rows after them get zeros.
         transposed: The matrices are stored [in, out].
         bias: [experts, out], or None.
+        exact: See linear().
     """
     features = layout.in_features if transposed else layout.out_features
     is_tiled_stack = weight.W_q.dim() == 4
@@ -337,13 +324,14 @@ def experts_linear(
     y = x.new_zeros(x.shape[0], features)
     if is_tiled_stack and not on_gpu and not transposed and x.dtype in _FAST_DTYPES:
         if uses_native(weight, x):
-            _native_experts(x, counts.tolist(), weight, layout, parts, y)
+            mode = mode_code(x, exact)
+            cpu.experts_linear(x, counts.tolist(), weight, layout, parts, y, mode)
             if bias is not None:
-                experts = torch.arange(len(bias)).repeat_interleave(counts)
+                experts = torch.arange(len(bias), device="cpu").repeat_interleave(counts)
                 y[: experts.numel()] += bias[experts].to(y.dtype)
             return y
     # A fused kernel for a single expert would keep a copy of its own.
-    multiply = _dense_linear if on_gpu else linear
+    multiply = _dense_linear if on_gpu else functools.partial(linear, exact=exact)
     for expert, rows in expert_rows(counts):
         if transposed:
             y[rows] = x[rows] @ experts_dequantize(weight, layout, parts, expert, x.dtype)
@@ -373,103 +361,7 @@ def experts_linear_backward(
     return grad_x
 
 
-def native_layer(weight: Weight, layout: Layout) -> _core.NativeLayer:
-    """What the kernels need to know of a matrix beside the addresses of its tensors."""
-    return _make_native_layer(layout, *stored_of(weight), is_tiled(weight))
-
-
-def native_linear(
-    native: _core.NativeLayer,
-    x: torch.Tensor,
-    weight: Weight,
-    layout: Layout,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
-    """linear() by the C++ kernels, for contiguous tensors in CPU memory. `native`: native_layer()."""
-    in_features = layout.in_features
-    rows = x if x.dim() == 2 else x.reshape(-1, in_features)
-    count, stride = rows.shape[0], rows.stride(0)
-    if rows.stride(1) != 1 or stride < in_features:
-        rows = rows.contiguous()
-        stride = in_features
-    y = torch.empty(x.shape[:-1] + (layout.out_features,), dtype=x.dtype)
-    bias_address = 0
-    if bias is not None:
-        bias = bias.float().contiguous()
-        bias_address = bias.data_ptr()
-    native.linear(
-        _addresses(weight), rows.data_ptr(), count, stride, _dtype_code(x.dtype), bias_address,
-        y.data_ptr(), _mode_code_for(x), torch.get_num_threads(),
-    )  # fmt: skip
-    return y
-
-
-def _native_experts(
-    x: torch.Tensor, counts: list[int], weight: Weight, layout: Layout, parts: int, y: torch.Tensor
-) -> None:
-    """experts_linear() into y by the C++ kernels, all experts at once, for tiled weights."""
-    if min(counts, default=0) < 0 or sum(counts) > x.shape[0]:
-        raise ValueError(
-            f"[experts] the counts {counts} add up to {sum(counts)} rows; they must be >= 0 and add "
-            f"up to at most the {x.shape[0]} rows of x"
-        )
-    weight = _contiguous(weight)
-    x = x if x.stride(1) == 1 and x.stride(0) >= layout.in_features else x.contiguous()
-    matrices = weight.W_q.shape[0] * parts
-    steps = [0 if t is None else t.nbytes // matrices for t in weight]
-    piece = layout._replace(out_features=layout.out_features // parts)
-    native = _make_native_layer(piece, *stored_of(weight), True)
-    native.experts_linear(
-        _addresses(weight), steps, parts, counts, x.data_ptr(), x.stride(0), _dtype_code(x.dtype),
-        y.data_ptr(), _mode_code_for(x), _threads(),
-    )  # fmt: skip
-
-
-def _threads() -> int:
-    # torch's setting, so that torch.set_num_threads() and data loaders' workers are respected.
-    return torch.get_num_threads()
-
-
-def _contiguous(weight: Weight) -> Weight:
-    if all(t is None or t.is_contiguous() for t in weight):
-        return weight
-    return Weight(*(t if t is None else t.contiguous() for t in weight))
-
-
-def _addresses(weight: Weight) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in weight]
-
-
-def _matrix(kind: type, weight: Weight, layout: Layout) -> Any:
-    """The tensors as a QuantizedTensor or TiledTensor that shares their memory."""
-    tensors = {k: v.detach() for k, v in weight._asdict().items() if v is not None}
-    shape = (layout.out_features, layout.in_features)
-    return kind.from_tensors(tensors, config_of(layout, *stored_of(weight)), shape)
-
-
-@functools.lru_cache(maxsize=1024)
-def _make_native_layer(
-    layout: Layout,
-    meta: torch.dtype,
-    quant_scale: bool,
-    quant_zero: bool,
-    balanced: bool,
-    tiled: bool,
-) -> _core.NativeLayer:
-    config = config_of(layout, meta, quant_scale, quant_zero, balanced)
-    return _core.NativeLayer(config, layout.out_features, layout.in_features, tiled)
-
-
-@functools.cache
-def _dtype_code(dtype: torch.dtype) -> int:
-    return _core.dtype_code(dtype)
-
-
-@functools.cache
-def _mode_code(mode: str) -> int:
-    return _core.linear_mode_code(mode)
-
-
-def _mode_code_for(x: torch.Tensor) -> int:
+def mode_code(x: torch.Tensor, exact: bool = False) -> int:
+    """How the C++ kernels multiply x; `exact`: see linear()."""
     # The gradient that autograd records is that of the exact product.
-    return _mode_code("exact" if _mode == "auto" and x.requires_grad else _mode)
+    return cpu.mode_code("exact" if _mode == "auto" and (exact or x.requires_grad) else _mode)

@@ -143,7 +143,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
             IndexError: If there is no such row.
             ValueError: For ids of another type.
         """
-        return ops.embedding(input, self.packed(), self._layout, self.compute_dtype)
+        return ops.embedding(input, self.checked(), self._layout, self.compute_dtype)
 
     def to_dense(self, weight: nn.Parameter) -> nn.Embedding:
         """The layer that this one took the place of, with another weight."""
@@ -163,7 +163,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     def __reduce_ex__(self, protocol):
         # pickle finds no class that was made while the program ran.
-        return _allocate, (self._dense_class,), self.__dict__
+        return _allocate, (self._dense_class,), self.__getstate__()
 
 
 @functools.cache

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from .._core import QuantizedTensor
-from . import backend, cuda, ops
+from . import backend, cpu, cuda, ops
 from .dequantize import TENSOR_NAMES, Weight, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
+from .watched import is_watched
 
 
 class HqqExperts(QuantizedModule):
@@ -131,7 +132,9 @@ class HqqExperts(QuantizedModule):
         if expert is None:
             return torch.stack([self.dequantize(e, dtype) for e in range(self.num_experts)])
         dtype = parse_dtype(dtype, torch.float32)
-        return backend.experts_dequantize(self.packed(), self._layout, self.parts, expert, dtype)
+        pieces = backend.expert_pieces(self.checked(), self._layout, self.parts, expert)
+        dense = [ops.dequantize(*piece, dtype) for piece in pieces]
+        return dense[0] if len(dense) == 1 else torch.cat(dense)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         """The dense weight of an expert, or of several: what a parameter gives."""
@@ -161,16 +164,16 @@ class HqqExperts(QuantizedModule):
         Returns:
             [rows, out_features] in the dtype of x, with gradients for x and bias.
         """
-        # Transposed matrices are dequantized whatever their order.
-        if not self.is_tiled:
-            if not transposed and backend.tiles():
-                self.tile_()
-        elif not torch.compiler.is_compiling() and cuda.is_native(self._parameters["W_q"]):
-            # Whatever moved the parameters past the module.
-            self.untile_()
-        return ops.experts_linear(
-            x, counts, self.packed(), self._layout, self.parts, transposed, bias
-        )
+        weight = self.checked()
+        if not torch.compiler.is_compiling() and not is_watched():
+            # Transposed matrices are dequantized whatever their order.
+            if not self.is_tiled:
+                if not transposed and backend.tiles():
+                    self._tile_if_owned()
+            elif cuda.is_native(weight.W_q):
+                # Whatever moved the parameters past the module.
+                self.untile_()
+        return ops.experts_linear(x, counts, weight, self._layout, self.parts, transposed, bias)
 
     def _can_tile(self) -> bool:
         rows, rest = divmod(self.out_features, self.parts)
@@ -179,10 +182,10 @@ class HqqExperts(QuantizedModule):
         )
 
     def _tiled(self) -> Weight:
-        return self._reordered(backend.tile)
+        return self._reordered(cpu.tile)
 
     def _untiled(self) -> Weight:
-        return self._reordered(backend.untile)
+        return self._reordered(cpu.untile)
 
     def _reordered(self, reorder) -> Weight:
         """Every part of every expert in another order; col_scale, which has none, stays."""

@@ -9,10 +9,11 @@ from torch import nn
 
 from .._core import NativeLayer, QuantizedTensor, Tensor
 from ..config import HqqConfig
-from . import backend, cuda, fused, ops
+from . import backend, cpu, cuda, fused, ops
 from .dequantize import weight_of
 from .module import QuantizedModule, parse_dtype
 from .solve import quantize_tensor
+from .watched import is_watched, sees_operators
 
 
 class HqqLinear(QuantizedModule, nn.Linear):
@@ -53,7 +54,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
     _native_layer: NativeLayer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_native_layer"}
+        return {k: v for k, v in super().__getstate__().items() if k != "_native_layer"}
 
     def __init__(self, weight: QuantizedTensor, bias: Any = None, dtype: torch.dtype | None = None):
         # Not nn.Linear's, which allocates a dense weight.
@@ -117,14 +118,16 @@ class HqqLinear(QuantizedModule, nn.Linear):
     @property
     def weight(self) -> torch.Tensor:
         """Stands for W_r: shape, dtype and device cost nothing, computing with it dequantizes."""
-        if torch.compiler.is_compiling():
-            # A compiler drops a product that only its dtype is asked of.
+        if torch.compiler.is_compiling() or sees_operators():
+            # A compiler drops a product that only its dtype is asked of; a tracer would keep the
+            # stand-in as a constant.
             return self.dequantize(self.compute_dtype)
         return _DenseWeight(self)
 
     def quantized_tensor(self) -> QuantizedTensor:
         """The weight as a QuantizedTensor; shares memory if the layer is on the CPU."""
-        weight = self._untiled() if self.is_tiled else self.packed()
+        weight = self.checked()
+        weight = self._untiled() if self.is_tiled else weight
         tensors = {k: v.detach().cpu() for k, v in weight._asdict().items() if v is not None}
         return QuantizedTensor.from_tensors(
             tensors, HqqConfig.from_dict(self.layer_config), (self.out_features, self.in_features)
@@ -153,23 +156,33 @@ class HqqLinear(QuantizedModule, nn.Linear):
 
     def dequantize(self, dtype: torch.dtype | str = torch.float32) -> torch.Tensor:
         """W_r [out_features, in_features], computed in float32 and rounded to dtype."""
-        return backend.dequantize(self.packed(), self._layout, parse_dtype(dtype, torch.float32))
+        return ops.dequantize(self.checked(), self._layout, parse_dtype(dtype, torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features] in the dtype of x."""
-        if not torch.compiler.is_compiling():
-            if cuda.is_native(self._parameters["W_q"]):
+        bias = self._parameters["bias"]
+        if torch.compiler.is_compiling():
+            return ops.linear(x, self.packed(), self._layout, bias)
+        weight = self.packed()
+        # The layers of a small model take less time than the general way through torch.
+        if (
+            self.is_ready(weight)
+            and cpu.is_tiled(weight)
+            and weight.W_q.is_cpu
+            and not is_watched()
+            and backend.is_plain(x, bias)
+            and x.shape[-1] == self.in_features
+        ):
+            return cpu.linear(
+                self._native(), x, weight, self._layout, bias, backend.mode_code(x)
+            )
+        weight = self.checked()
+        if not is_watched():
+            if cuda.is_native(weight.W_q):
                 return self._forward_on_gpu(x)
-            if not self.is_tiled and backend.tiles():
-                self.tile_()
-            # The layers of a small model take less time than the general way through Python.
-            if self.is_tiled and backend.is_plain(x) and x.shape[-1] == self.in_features:
-                bias = self._parameters["bias"]
-                if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
-                    return backend.native_linear(
-                        self._native(), x, self.packed(), self._layout, bias
-                    )
-        return ops.linear(x, self.packed(), self._layout, self._parameters["bias"])
+            if backend.tiles():
+                self._tile_if_owned()
+        return ops.linear(x, weight, self._layout, bias)
 
     def _forward_on_gpu(self, x: torch.Tensor) -> torch.Tensor:
         # Whatever moved the parameters past the module.
@@ -186,7 +199,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
     def _native(self) -> NativeLayer:
         """Of the tiled weight, made once."""
         if self._native_layer is None:
-            self._native_layer = backend.native_layer(self.packed(), self._layout)
+            self._native_layer = cpu.layer_of(self.packed(), self._layout)
         return self._native_layer
 
     def reset_parameters(self) -> None:

@@ -4,13 +4,16 @@ shapes."""
 from __future__ import annotations
 
 import math
+import operator
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import backend, fused
+from . import backend, cpu, fused
+from .checks import check_tensors
 from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
 
 if TYPE_CHECKING:
@@ -56,6 +59,10 @@ def parse_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.
     return dtype
 
 
+def _nobody() -> None:
+    """A weak reference to nothing."""
+
+
 class QuantizedModule(nn.Module):
     """A module around the tensors of quantized matrices.
 
@@ -73,6 +80,45 @@ class QuantizedModule(nn.Module):
 
     # Transformers initializes what lacks this mark; there is nothing to initialize here.
     _is_hf_initialized = True
+
+    # Names of tensors -> the parameters that were registered here: those that the module owns.
+    # FSDP, offloading hooks and torch.func lend it others by writing to _parameters.
+    _registered: dict[str, weakref.ref[nn.Parameter]]
+
+    # Identities of the tensors, once they are checked and known to be owned.
+    _ready: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_registered", "_ready")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._own()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in nn.Module; setattr() comes here, too."""
+        if name == "weight":
+            raise AttributeError(
+                "[module] the weight of a quantized layer is packed and cannot be set: quantize_(W) "
+                "quantizes another one; leave the layer out of tensor-parallel plans, "
+                "parametrizations and pruning"
+            )
+        super().register_parameter(name, param)
+        if name in TENSOR_NAMES:
+            self._own(name)
+
+    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+        """As in nn.Module, in format 1 with recurse=False: who asks the module itself is about to
+        shard, offload or replace its tensors."""
+        if not recurse:
+            self._give()
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
+    def _replicate_for_data_parallel(self):
+        raise ValueError(
+            "[module] torch.nn.DataParallel copies parameters that have gradients, not packed "
+            "weights; use torch.nn.parallel.DistributedDataParallel, one process a GPU"
+        )
 
     def _setup(
         self, config: dict[str, Any], shape: tuple[int, ...], compute_dtype: torch.dtype
@@ -145,12 +191,58 @@ class QuantizedModule(nn.Module):
                     f"[module] {name} is {dtype_name(tensor.dtype)} {list(tensor.shape)}; "
                     f"it must be {dtype_name(dtype)} {list(shape)}"
                 )
-            self._parameters[name] = nn.Parameter(tensor.to(device), requires_grad=False)
+            self.register_parameter(name, nn.Parameter(tensor.to(device), requires_grad=False))
         self.place_marker()
 
     def packed(self) -> Weight:
         """The stored tensors, tiled or in format 1."""
         return Weight(*map(self._parameters.__getitem__, TENSOR_NAMES))
+
+    def _own(self, *names: str) -> None:
+        """Takes the parameters of these names, or all, for the module's own."""
+        self._ready = None
+        registered = self.__dict__.setdefault("_registered", {})
+        for name in names or TENSOR_NAMES:
+            parameter = self._parameters.get(name)
+            # Not FakeTensor, DTensor and other classes that stand for something else.
+            if type(parameter) is nn.Parameter:
+                registered[name] = weakref.ref(parameter)
+            else:
+                registered.pop(name, None)
+
+    def _owns(self, weight: Weight) -> bool:
+        """Whether the tensors are the module's for good, and no other process sees their memory."""
+        owned = [self._registered.get(name, _nobody)() for name in TENSOR_NAMES]
+        # torch says of all memory of a GPU that it can be shared.
+        is_shared = weight.W_q.is_cpu and weight.W_q.is_shared()
+        return all(map(operator.is_, owned, weight)) and not is_shared
+
+    def _give(self) -> None:
+        """Format 1 for code that takes tensors of this module away."""
+        if self._parameters.get("W_q") is not None and self.is_tiled:
+            if self._owns(self.packed()):
+                self.untile_()
+        self._ready = None
+
+    def checked(self) -> Weight:
+        """packed(), when its tensors are what the kernels read.
+
+        Raises:
+            ValueError: If the tensors are those of other settings, of two orders, sharded, or have
+                no memory.
+        """
+        weight = self.packed()
+        # Nothing of it is for compilers and tracers, which have seen the layer without them.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return weight
+        if not self.is_ready(weight):
+            check_tensors(weight, self._specs(), len(self.dense_shape), self._layout.axis)
+            self._ready = tuple(map(id, weight)) if self._owns(weight) else None
+        return weight
+
+    def is_ready(self, weight: Weight) -> bool:
+        """Whether packed() has given these tensors to checked() before, and the module owns them."""
+        return tuple(map(id, weight)) == self._ready
 
     @property
     def is_tiled(self) -> bool:
@@ -161,15 +253,26 @@ class QuantizedModule(nn.Module):
     def tile_(self) -> Self:
         """Puts the tensors into the order of the C++ kernels, where it can be done.
 
-        The first forward pass does it, unless it is compiled. Only the order in memory changes:
-        state_dict(), moving to another device and everything else gives format 1 again.
+        The first forward pass does it, unless it is compiled, or the tensors are not the module's
+        own: sharded, offloaded, or in memory that processes share. Only the order in memory
+        changes: state_dict(), moving to another device and everything else gives format 1 again.
         """
+        self.checked()
+        self._own()
+        self._tile_if_possible()
+        return self
+
+    def _tile_if_owned(self) -> None:
+        # checked() was called and knows.
+        if self._ready is not None:
+            self._tile_if_possible()
+
+    def _tile_if_possible(self) -> None:
         # Layers that have no tiles come here with every forward pass.
         if not self.is_tiled and self._can_tile():
             with _tiling, torch.inference_mode(False):
                 if not self.is_tiled:
                     self._set_data(self._tiled())
-        return self
 
     def untile_(self) -> Self:
         """Format 1 again, bit for bit."""
@@ -182,14 +285,15 @@ class QuantizedModule(nn.Module):
         return backend.can_tile(self.packed(), self._layout)
 
     def _tiled(self) -> Weight:
-        return backend.tile(self.packed(), self._layout)
+        return cpu.tile(self.packed(), self._layout)
 
     def _untiled(self) -> Weight:
-        return backend.untile(self.packed(), self._layout)
+        return cpu.untile(self.packed(), self._layout)
 
     def _set_data(self, weight: Weight) -> None:
-        # The parameters stay the same objects: modules that share them see the new order.
-        for parameter, tensor in zip(self.packed(), weight):
+        # The parameters stay the same objects: modules that share them see the new order. The codes
+        # tell which it is, so they come last: another thread may look.
+        for parameter, tensor in reversed(list(zip(self.packed(), weight))):
             if parameter is not None:
                 parameter.data = tensor
 
@@ -243,6 +347,7 @@ class QuantizedModule(nn.Module):
             parameter = self._parameters[name]
             if parameter.dtype != value.dtype:
                 parameter.data = value.to(parameter.device)
+        self._own()
         return self
 
     def _load_from_state_dict(

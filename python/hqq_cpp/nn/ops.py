@@ -1,15 +1,17 @@
-"""Custom operators of torch: hqq_cpp::linear and its gradient.
+"""Custom operators of torch: hqq_cpp::linear, its gradient, and what else reads packed weights.
 
-torch.compile and torch.export see each as one node with known shapes; autograd keeps only the
-packed weight and dequantizes it again on the way back.
+torch.compile, torch.export, tracers and modes see each as one node with known shapes; autograd keeps
+only the packed weight and dequantizes it again on the way back.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import backend
+from . import backend, cpu
 from .dequantize import Layout, Weight
+from .transforms import Linearity, register_batching, register_derivatives, register_flops
+from .watched import is_ordinary, is_watched, sees_operators
 
 _LIBRARY = torch.library.Library("hqq_cpp", "DEF")
 _WEIGHT = (
@@ -17,30 +19,58 @@ _WEIGHT = (
     "Tensor? zero_step, Tensor? zero_offset, Tensor? col_scale"
 )
 _LAYOUT = "float nbits, int group_size, int axis, SymInt out_features, SymInt in_features"
-_LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias, {_LAYOUT}) -> Tensor")
+# exact: as set_backend(mode="exact"), unless another mode than "auto" is set.
+_LIBRARY.define(
+    f"linear(Tensor x, {_WEIGHT}, Tensor? bias, {_LAYOUT}, bool exact=False) -> Tensor"
+)
 _LIBRARY.define(f"linear_backward(Tensor grad_y, {_WEIGHT}, {_LAYOUT}) -> Tensor")
 _LIBRARY.define(
     f"experts_linear(Tensor x, Tensor counts, {_WEIGHT}, Tensor? bias, {_LAYOUT}, int parts, "
-    "bool transposed) -> Tensor"
+    "bool transposed, bool exact=False) -> Tensor"
 )
 _LIBRARY.define(
     f"experts_linear_backward(Tensor grad_y, Tensor counts, {_WEIGHT}, {_LAYOUT}, int parts, "
     "bool transposed) -> Tensor"
 )
 _LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, {_LAYOUT}, ScalarType dtype) -> Tensor")
+_LIBRARY.define(f"dequantize({_WEIGHT}, {_LAYOUT}, ScalarType dtype) -> Tensor")
+_OPS = torch.ops.hqq_cpp
 _FIELDS = len(Weight._fields)
-_WEIGHT_END = 1 + _FIELDS
+_LAYOUT_FIELDS = len(Layout._fields)
+
+
+def _split(arguments) -> tuple[Weight, Layout, tuple]:
+    """The weight, the layout and what follows it; nothing is between them."""
+    end = _FIELDS + _LAYOUT_FIELDS
+    return Weight(*arguments[:_FIELDS]), Layout(*arguments[_FIELDS:end]), arguments[end:]
+
+
+def _split_bias(arguments) -> tuple[Weight, Layout, tuple, torch.Tensor | None]:
+    """The same, with a bias between weight and layout."""
+    bias = arguments[_FIELDS]
+    return *_split((*arguments[:_FIELDS], *arguments[_FIELDS + 1 :])), bias
+
+
+# Linear layers.
+
+
+def _check_x(x: torch.Tensor, layout: Layout) -> None:
+    if x.dim() == 0 or x.shape[-1] != layout.in_features:
+        raise ValueError(
+            f"[linear] x has the shape {list(x.shape)}; its last dimension must be "
+            f"{layout.in_features}"
+        )
 
 
 def _linear(x, *arguments):
-    weight = Weight(*arguments[:_FIELDS])
-    bias = arguments[_FIELDS]
-    return backend.linear(x, weight, Layout(*arguments[_WEIGHT_END:]), bias)
+    weight, layout, (*exact,), bias = _split_bias(arguments)
+    _check_x(x, layout)
+    return backend.linear(x, weight, layout, bias, *exact)
 
 
 def _linear_backward(grad_y, *arguments):
-    weight = Weight(*arguments[:_FIELDS])
-    return backend.linear_backward(grad_y, weight, Layout(*arguments[_FIELDS:]))
+    weight, layout, _ = _split(arguments)
+    return backend.linear_backward(grad_y, weight, layout)
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
@@ -49,7 +79,9 @@ _LIBRARY.impl("linear_backward", _linear_backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("hqq_cpp::linear")
 def _linear_fake(x, *arguments):
-    return x.new_empty(*x.shape[:-1], arguments[-2])
+    _, layout, *_ = _split_bias(arguments)
+    _check_x(x, layout)
+    return x.new_empty(*x.shape[:-1], layout.out_features)
 
 
 @torch.library.register_fake("hqq_cpp::linear_backward")
@@ -57,23 +89,34 @@ def _linear_backward_fake(grad_y, *arguments):
     return grad_y.new_empty(*grad_y.shape[:-1], arguments[-1])
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[1:_WEIGHT_END])
-    ctx.layout = inputs[_WEIGHT_END + 1 :]
-    bias = inputs[_WEIGHT_END]
-    ctx.bias_dtype = None if bias is None else bias.dtype
+def _linear_exact(v, inputs):
+    weight, layout, *_ = _split_bias(inputs[1:])
+    return _OPS.linear(v, *weight, None, *layout, True)
 
 
-def _backward(ctx, grad_y):
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.hqq_cpp.linear_backward(grad_y, *ctx.saved_tensors, *ctx.layout)
-    if ctx.needs_input_grad[_WEIGHT_END]:
-        grad_bias = grad_y.flatten(0, -2).sum(0).to(ctx.bias_dtype)
-    return grad_x, *(None,) * _FIELDS, grad_bias, *(None,) * len(ctx.layout)
-
-
-torch.library.register_autograd("hqq_cpp::linear", _backward, setup_context=_setup_context)
+register_derivatives(
+    _LIBRARY,
+    _OPS.linear.default,
+    Linearity(
+        product=_linear_exact,
+        adjoint=lambda grad, inputs: _OPS.linear_backward(
+            grad, *inputs[1 : 1 + _FIELDS], *inputs[2 + _FIELDS : -1]
+        ),
+        bias=1 + _FIELDS,
+        bias_product=lambda bias, inputs, shape: bias.expand(shape).clone(),
+        bias_adjoint=lambda grad, inputs, shape: grad.reshape(-1, grad.shape[-1]).sum(0),
+    ),
+)
+register_derivatives(
+    _LIBRARY,
+    _OPS.linear_backward.default,
+    Linearity(
+        product=lambda v, inputs: _OPS.linear_backward(v, *inputs[1:]),
+        adjoint=lambda grad, inputs: _OPS.linear(
+            grad, *inputs[1 : 1 + _FIELDS], None, *inputs[1 + _FIELDS :], True
+        ),
+    ),
+)
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:
@@ -83,39 +126,47 @@ def _autocast(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _check_kind(x: torch.Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"[linear] x is {x.dtype}; it must be a floating dtype")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else str(x.layout)
+        raise ValueError(f"[linear] x is {kind}; a quantized layer takes dense tensors")
+
+
 def linear(
     x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """x [..., in_features] W_r^T + bias in the dtype of x, with gradients for x and bias."""
+    if not isinstance(x, torch.Tensor):
+        # What torch.fx traces with.
+        return _OPS.linear(x, *weight, bias, *layout)
+    _check_kind(x)
     x = _autocast(x)
-    if x.shape[-1] != layout.in_features:
-        raise ValueError(
-            f"[linear] x has the shape {list(x.shape)}; its last dimension must be "
-            f"{layout.in_features}"
+    native = backend.uses_native(weight, x)
+    if torch.compiler.is_compiling() and not native:
+        wants_grad = torch.is_grad_enabled() and (
+            x.requires_grad or (bias is not None and bias.requires_grad)
         )
-    wants_grad = torch.is_grad_enabled() and (
-        x.requires_grad or (bias is not None and bias.requires_grad)
-    )
-    if wants_grad or torch.compiler.is_compiling():
         # Compiled code without native kernels and gradients is left to the compiler, which fuses
         # it.
-        if wants_grad or backend.uses_native(weight, x):
-            return torch.ops.hqq_cpp.linear(x, *weight, bias, *layout)
-    return backend.linear(x, weight, layout, bias)
+        if not wants_grad and not cpu.is_tiled(weight):
+            _check_x(x, layout)
+            return backend.linear(x, weight, layout, bias)
+    return _OPS.linear(x, *weight, bias, *layout)
+
+
+# Fused experts.
 
 
 def _experts_linear(x, counts, *arguments):
-    weight, bias = Weight(*arguments[:_FIELDS]), arguments[_FIELDS]
-    *layout, parts, transposed = arguments[_FIELDS + 1 :]
-    return backend.experts_linear(x, counts, weight, Layout(*layout), parts, transposed, bias)
+    weight, layout, (parts, transposed, *exact), bias = _split_bias(arguments)
+    return backend.experts_linear(x, counts, weight, layout, parts, transposed, bias, *exact)
 
 
 def _experts_linear_backward(grad_y, counts, *arguments):
-    weight = Weight(*arguments[:_FIELDS])
-    *layout, parts, transposed = arguments[_FIELDS:]
-    return backend.experts_linear_backward(
-        grad_y, counts, weight, Layout(*layout), parts, transposed
-    )
+    weight, layout, (parts, transposed) = _split(arguments)
+    return backend.experts_linear_backward(grad_y, counts, weight, layout, parts, transposed)
 
 
 _LIBRARY.impl("experts_linear", _experts_linear, "CompositeExplicitAutograd")
@@ -124,38 +175,63 @@ _LIBRARY.impl("experts_linear_backward", _experts_linear_backward, "CompositeExp
 
 @torch.library.register_fake("hqq_cpp::experts_linear")
 def _experts_linear_fake(x, counts, *arguments):
-    out_features, in_features, _, transposed = arguments[-4:]
-    return x.new_empty(x.shape[0], in_features if transposed else out_features)
+    _, layout, (_, transposed, *_), _ = _split_bias(arguments)
+    return x.new_empty(x.shape[0], layout.in_features if transposed else layout.out_features)
 
 
 @torch.library.register_fake("hqq_cpp::experts_linear_backward")
 def _experts_linear_backward_fake(grad_y, counts, *arguments):
-    out_features, in_features, _, transposed = arguments[-4:]
-    return grad_y.new_empty(grad_y.shape[0], out_features if transposed else in_features)
+    _, layout, (_, transposed) = _split(arguments)
+    return grad_y.new_empty(
+        grad_y.shape[0], layout.out_features if transposed else layout.in_features
+    )
 
 
-def _experts_setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[1 : 2 + _FIELDS])
-    ctx.layout = inputs[3 + _FIELDS :]
-    bias = inputs[2 + _FIELDS]
-    ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+def _experts_exact(v, inputs):
+    weight, layout, (parts, transposed, _), _ = _split_bias(inputs[2:])
+    return _OPS.experts_linear(v, inputs[1], *weight, None, *layout, parts, transposed, True)
 
 
-def _experts_backward(ctx, grad_y):
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.hqq_cpp.experts_linear_backward(grad_y, *ctx.saved_tensors, *ctx.layout)
-    if ctx.needs_input_grad[2 + _FIELDS]:
-        counts = ctx.saved_tensors[0]
-        shape, dtype = ctx.bias
-        experts = torch.arange(shape[0], device=counts.device).repeat_interleave(counts)
-        used = grad_y[: experts.shape[0]].to(dtype)
-        grad_bias = used.new_zeros(shape).index_add_(0, experts, used)
-    return grad_x, None, *(None,) * _FIELDS, grad_bias, *(None,) * len(ctx.layout)
+def _experts_adjoint(grad, inputs):
+    weight, layout, (parts, transposed, _), _ = _split_bias(inputs[2:])
+    return _OPS.experts_linear_backward(grad, inputs[1], *weight, *layout, parts, transposed)
 
 
-torch.library.register_autograd(
-    "hqq_cpp::experts_linear", _experts_backward, setup_context=_experts_setup_context
+def _owners(counts: torch.Tensor) -> torch.Tensor:
+    """The expert of every row."""
+    return torch.arange(counts.shape[0], device=counts.device).repeat_interleave(counts)
+
+
+def _experts_bias_product(bias, inputs, shape):
+    rows = bias[_owners(inputs[1])]
+    return torch.cat([rows, rows.new_zeros(shape[0] - rows.shape[0], shape[1])])
+
+
+def _experts_bias_adjoint(grad, inputs, shape):
+    experts = _owners(inputs[1])
+    return grad.new_zeros(shape).index_add(0, experts, grad[: experts.shape[0]])
+
+
+register_derivatives(
+    _LIBRARY,
+    _OPS.experts_linear.default,
+    Linearity(
+        product=_experts_exact,
+        adjoint=_experts_adjoint,
+        bias=2 + _FIELDS,
+        bias_product=_experts_bias_product,
+        bias_adjoint=_experts_bias_adjoint,
+    ),
+)
+register_derivatives(
+    _LIBRARY,
+    _OPS.experts_linear_backward.default,
+    Linearity(
+        product=lambda v, inputs: _OPS.experts_linear_backward(v, *inputs[1:]),
+        adjoint=lambda grad, inputs: _OPS.experts_linear(
+            grad, *inputs[1 : 2 + _FIELDS], None, *inputs[2 + _FIELDS :], True
+        ),
+    ),
 )
 
 
@@ -174,16 +250,26 @@ def experts_linear(
         raise ValueError(
             f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]"
         )
+    _check_kind(x)
     x = _autocast(x)
-    return torch.ops.hqq_cpp.experts_linear(x, counts, *weight, bias, *layout, parts, transposed)
+    return _OPS.experts_linear(x, counts, *weight, bias, *layout, parts, transposed)
+
+
+# Rows of a table, and whole weights.
 
 
 def _embedding(ids, *arguments):
-    *layout, dtype = arguments[_FIELDS:]
-    return backend.embedding(ids, Weight(*arguments[:_FIELDS]), Layout(*layout), dtype)
+    weight, layout, (dtype,) = _split(arguments)
+    return backend.embedding(ids, weight, layout, dtype)
+
+
+def _dequantize(*arguments):
+    weight, layout, (dtype,) = _split(arguments)
+    return backend.dequantize(weight, layout, dtype)
 
 
 _LIBRARY.impl("embedding", _embedding, "CompositeExplicitAutograd")
+_LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("hqq_cpp::embedding")
@@ -192,12 +278,46 @@ def _embedding_fake(ids, *arguments):
     return ids.new_empty(*ids.shape, in_features, dtype=dtype)
 
 
+@torch.library.register_fake("hqq_cpp::dequantize")
+def _dequantize_fake(W_q, *arguments):
+    *_, out_features, in_features, dtype = arguments
+    return W_q.new_empty(out_features, in_features, dtype=dtype)
+
+
 def embedding(
     ids: torch.Tensor, weight: Weight, layout: Layout, dtype: torch.dtype
 ) -> torch.Tensor:
     """The rows `ids` of W_r, [..., in_features] of dtype; no gradients."""
-    if ids.dtype not in (torch.int32, torch.int64):
+    if isinstance(ids, torch.Tensor) and ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"[embedding] ids are {ids.dtype}; they must be torch.int32 or int64")
-    if torch.compiler.is_compiling() and backend.embeds_native(ids, weight, dtype):
-        return torch.ops.hqq_cpp.embedding(ids, *weight, *layout, dtype)
+    if torch.compiler.is_compiling():
+        if backend.embeds_native(ids, weight, dtype):
+            return _OPS.embedding(ids, *weight, *layout, dtype)
+    elif is_watched() or not is_ordinary(ids):
+        return _OPS.embedding(ids, *weight, *layout, dtype)
     return backend.embedding(ids, weight, layout, dtype)
+
+
+def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    """W_r [out_features, in_features] of dtype."""
+    if torch.compiler.is_compiling():
+        seen = cpu.is_tiled(weight) or backend.dequantizes_native(weight, dtype)
+    else:
+        seen = sees_operators()
+    if seen:
+        return _OPS.dequantize(*weight, *layout, dtype)
+    return backend.dequantize(weight, layout, dtype)
+
+
+for _name, _leading in {
+    "linear": True,
+    "linear_backward": True,
+    "experts_linear": False,
+    "experts_linear_backward": False,
+    "embedding": True,
+    "dequantize": False,
+}.items():
+    register_batching(getattr(_OPS, _name).default, _leading)
+
+    if "linear" in _name:
+        register_flops(getattr(_OPS, _name))

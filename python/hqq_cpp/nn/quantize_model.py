@@ -238,7 +238,8 @@ def share_parameters(model: nn.Module, layer: Layer, module: nn.Module) -> None:
     """Gives the layers tied to another its packed tensors."""
     for name in layer.tied:
         tied = model.get_submodule(name)
-        tied._parameters.update({key: module._parameters[key] for key in TENSOR_NAMES})
+        for key in TENSOR_NAMES:
+            tied.register_parameter(key, module._parameters[key])
         tied.place_marker()
 
 

@@ -119,6 +119,7 @@ class HqqQuantizer(HfQuantizer):
         self._solver = SolverThread()
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
+        _refuse_tensor_parallel(model)
         if param_name not in self._plans:
             return False
         self._solver.expected.add(param_name)
@@ -179,6 +180,7 @@ class HqqQuantizer(HfQuantizer):
     # Afterwards.
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        _refuse_tensor_parallel(model)
         if self._solver is not None:
             self._solver.join()
             self._quantize_leftovers(model)
@@ -229,6 +231,15 @@ class HqqQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _refuse_tensor_parallel(model) -> None:
+    size = getattr(model, "_tp_size", None) or 1
+    if size > 1:
+        raise ValueError(
+            f"[from_pretrained] tp_plan cuts the weights over {size} processes, and a packed weight is "
+            f"not cut: leave tp_plan out, and use device_map, DDP or fully_shard() (docs/training.md)"
+        )
 
 
 def finish(model, quantization_config: _config.HqqConfig) -> None:

@@ -1,0 +1,65 @@
+"""Whether the tensors in a module are those that its settings call for."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .dequantize import Weight, dtype_name
+from .watched import sees_operators
+
+_Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def check_tensors(weight: Weight, specs: _Specs, dims: int, axis: int) -> None:
+    """Refuses tensors that kernels would read as something else.
+
+    Args:
+        weight: The tensors, in format 1 or tiled.
+        specs: Shape and dtype of each in format 1.
+        dims: Dimensions of the codes in format 1.
+        axis: Of the groups.
+
+    Raises:
+        ValueError: With the first that is wrong.
+    """
+    is_tiled = weight.W_q.dim() > dims
+    for name, tensor in weight._asdict().items():
+        if (tensor is None) != (name not in specs):
+            state = "missing" if tensor is None else "present, but the settings exclude it"
+            raise ValueError(f"[module] {name} is {state}")
+        if tensor is None:
+            continue
+        shape, dtype = specs[name]
+        _check_kind(name, tensor)
+        if tensor.dtype != dtype:
+            raise ValueError(
+                f"[module] {name} is {dtype_name(tensor.dtype)}; it must be {dtype_name(dtype)}: a "
+                f"packed weight is not cast (with fully_shard, leave MixedPrecisionPolicy's "
+                f"param_dtype None or give the frozen parameters to ignored_params)"
+            )
+        ordered = name in ("W_q", "scale", "zero") and (axis == 1 or name == "W_q")
+        if not (is_tiled and ordered) and tuple(tensor.shape) != tuple(shape):
+            raise ValueError(
+                f"[module] {name} has the shape {list(tensor.shape)}; it must be {list(shape)}"
+                + (": call untile_() before tensors are replaced" if is_tiled else "")
+            )
+        if is_tiled and ordered and tensor.dim() != dims + 1:
+            raise ValueError(
+                f"[module] W_q is tiled, but {name} has the shape {list(tensor.shape)} of format 1: "
+                f"call untile_() before tensors are replaced"
+            )
+
+
+def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    if hasattr(tensor, "device_mesh"):
+        raise ValueError(
+            f"[module] {name} is a DTensor of {tensor.device_mesh.size()} processes, and a quantized "
+            f"layer computes with whole tensors: call the module that fully_shard() was given (docs/"
+            f"training.md), unshard() it, or leave the layer out of the tensor-parallel plan"
+        )
+    real = type(tensor) in (torch.Tensor, nn.Parameter) and not sees_operators()
+    if real and tensor.is_cpu and tensor.numel() > 0 and tensor.data_ptr() == 0:
+        raise ValueError(
+            f"[module] {name} has no memory: it was freed, as FSDP and offloading do between calls"
+        )
