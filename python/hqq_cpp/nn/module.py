@@ -108,11 +108,14 @@ class QuantizedModule(nn.Module):
             self._own(name)
 
     def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
-        """As in nn.Module, in format 1 with recurse=False: who asks the module itself is about to
-        shard, offload or replace its tensors."""
+        """As in nn.Module. With recurse=False in format 1 and without the marker: who asks the module
+        itself is about to shard, offload or replace what it owns, and looks every name up in a
+        state_dict."""
         if not recurse:
             self._give()
-        return super().named_parameters(prefix, recurse, remove_duplicate)
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if recurse or name.rpartition(".")[2] != DTYPE_MARKER:
+                yield name, parameter
 
     def _replicate_for_data_parallel(self):
         raise ValueError(
@@ -149,13 +152,6 @@ class QuantizedModule(nn.Module):
         if device.type != "meta" and marker.device != device:
             empty = torch.empty(0, dtype=marker.dtype, device=device)
             self._parameters[DTYPE_MARKER] = nn.Parameter(empty, requires_grad=False)
-
-    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
-        """Without the marker if recurse is False: so ask hooks that offload or shard what a module
-        owns, and they look every name up in a state_dict."""
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            if recurse or name.rpartition(".")[2] != DTYPE_MARKER:
-                yield name, parameter
 
     def _register_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         for name in TENSOR_NAMES:
