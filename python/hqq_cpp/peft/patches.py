@@ -15,7 +15,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ..nn.dequantize import TENSOR_NAMES
-from ..nn.embedding import HqqEmbedding
+from ..nn.dequantize_model import make_dense
 from ..nn.linear import HqqLinear
 from ..nn.module import QuantizedModule
 from .backend import HqqBackend
@@ -131,15 +131,5 @@ def _update_dense(original):
 
 def _dense_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(nn.ModuleDict({"module": module}))
-    for name, layer in list(copied.named_modules()):
-        if not isinstance(layer, (HqqLinear, HqqEmbedding)):
-            continue
-        weight = nn.Parameter(layer.dequantize(layer.compute_dtype))
-        if isinstance(layer, HqqEmbedding):
-            dense = layer.to_dense(weight)
-        else:
-            dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-            dense.weight, dense.bias = weight, layer.bias
-        path, _, last = name.rpartition(".")
-        setattr(copied.get_submodule(path), last, dense)
+    make_dense(copied, None)
     return copied["module"]
