@@ -54,9 +54,8 @@ def _with_method(original: Any) -> Any:
         if is_ours(settings):
             _import_ours()
             settings = settings | {"quant_method": METHOD}
-        elif isinstance(settings, dict) and settings.get("quant_method") == "hqq":
-            if not has_hqq():
-                _import_ours()
+        elif isinstance(settings, dict) and settings.get("quant_method") == "hqq" and not has_hqq():
+            _import_ours()
         return original(settings, *args, **kwargs)
 
     setattr(look_up, _MARK, True)

@@ -81,8 +81,8 @@ __all__ = [
 ]
 
 
-# Before 5.21 the loader gives W_q the type of our parameter, uint8, before we see it; codes of upstream
-# that are stored as float16 (view_as_float) would be rounded.
+# Before 5.21 the loader gives W_q the type of our parameter, uint8, before we see it: codes that
+# upstream stored as float16 (view_as_float) would be rounded.
 KEEPS_FLOAT_CODES = hasattr(HfQuantizer, "get_new_dtype")
 
 
