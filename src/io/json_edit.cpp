@@ -91,8 +91,8 @@ std::string set_member(const std::string& object, std::span<const std::string> p
     text.replace(known->value_begin, size, value_text(object.substr(known->value_begin, size)));
     return text;
   }
-  const std::string member =
-      "\n" + std::string(2 * level, ' ') + Json(path[0]).dump() + ": " + value_text("");
+  std::string member = "\n";
+  member += std::string(2 * level, ' ') + Json(path[0]).dump() + ": " + value_text("");
   if (members.empty()) {
     const std::size_t begin = object.find('{') + 1;
     return text.replace(begin, object.rfind('}') - begin,
