@@ -8,6 +8,7 @@
 #include "src/io/layer_store.hpp"
 #include "src/io/quantized_source.hpp"
 #include "src/io/source_files.hpp"
+#include "src/model/role_names.hpp"
 
 namespace hqq {
 namespace {
@@ -28,8 +29,8 @@ std::string shown(const ListedTensor& tensor) {
 
 // "X.lora_A.weight", "lora_unet_x.lora_down.weight", and whatever peft saves.
 bool is_adapter_tensor(const std::string& name) {
-  return name.starts_with("base_model.model.") || name.starts_with("lora_") ||
-         name.find(".lora_") != std::string::npos || name.find(".lora.") != std::string::npos;
+  return name.starts_with("base_model.model.") || is_below_adapter(name) ||
+         name.find(".lora.") != std::string::npos;
 }
 
 bool is_in_weight_place(const ListedTensor& tensor) {
