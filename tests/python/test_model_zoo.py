@@ -43,7 +43,7 @@ REASONS = {
         "Files have no X.weight, so a packed weight would have no name that Transformers knows.",
     ("missing", "linear", r".*\.swin\..*|.*\.encoder\.model\.encoder\..*"):
         "Transformers writes names for this backbone that it does not read.",
-    ("linear", "embedding", r".*\.(embed|\w*embedder|quantize\.embedding|single_to_token)\.weight"):
+    ("linear", "embedding", r"(.*\.)?(embed|\w*embedder|quantize\.embedding|single_to_token)\.weight"):
         "A linear layer without bias under the name of a table: it stays dense in files, unless a "
         "rule names it.",
 }  # fmt: skip

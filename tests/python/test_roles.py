@@ -7,7 +7,7 @@ from hqq_cpp import _core
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-from hqq_cpp.nn.layers import find_layers, find_roles, quantized_layers  # noqa: E402
+from hqq_cpp.nn.layers import find_layers, find_roles, places_of, quantized_layers  # noqa: E402
 
 IDS = torch.arange(3, 11)[None]
 
@@ -76,7 +76,7 @@ def test_routers_of_live_models_stay():
     hqq_cpp.quantize_model_(model, {"dynamic_config": rules})
     assert [name for name, _ in quantized_layers(model)] == LAYERS
     # Quantized experts are experts still.
-    assert find_roles(model).role("moe.choose.weight") == "router"
+    assert find_roles(places_of(model)).role("moe.choose.weight") == "router"
 
 
 def test_importance_is_that_of_layers():
