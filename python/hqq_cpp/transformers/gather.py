@@ -105,7 +105,7 @@ class Assemble(ConversionOps):
         if not isinstance(module, HqqExperts):
             packed = [self.packed(*part[0]) for part in layers]
             return {f"{name}.{key}": _rows([q[key] for q in packed]) for key in packed[0]}
-        results = {key: torch.empty_like(t, device="cpu") for key, t in module.named_parameters()}
+        results = {key: torch.empty_like(t, device="cpu") for key, t in module.state_dict().items()}
         for e in range(module.num_experts):
             packed = [self.packed(*part[e]) for part in layers]
             for key, stack in results.items():
