@@ -209,9 +209,10 @@ class QuantizedModule(nn.Module):
     def _owns(self, weight: Weight) -> bool:
         """Whether the tensors are the module's for good, and no other process sees their memory."""
         owned = [self._registered.get(name, _nobody)() for name in TENSOR_NAMES]
+        if not all(map(operator.is_, owned, weight)):
+            return False
         # torch says of all memory of a GPU that it can be shared.
-        is_shared = weight.W_q.is_cpu and weight.W_q.is_shared()
-        return all(map(operator.is_, owned, weight)) and not is_shared
+        return not (weight.W_q.is_cpu and weight.W_q.is_shared())
 
     def _give(self) -> None:
         """Format 1 for code that takes tensors of this module away."""

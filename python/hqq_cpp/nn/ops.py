@@ -159,8 +159,17 @@ def linear(
 # Fused experts.
 
 
+def _check_rows(x: torch.Tensor, layout: Layout, transposed: bool) -> None:
+    features = layout.out_features if transposed else layout.in_features
+    if x.dim() != 2 or x.shape[1] != features:
+        raise ValueError(
+            f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]"
+        )
+
+
 def _experts_linear(x, counts, *arguments):
     weight, layout, (parts, transposed, *exact), bias = _split_bias(arguments)
+    _check_rows(x, layout, transposed)
     return backend.experts_linear(x, counts, weight, layout, parts, transposed, bias, *exact)
 
 
@@ -176,6 +185,7 @@ _LIBRARY.impl("experts_linear_backward", _experts_linear_backward, "CompositeExp
 @torch.library.register_fake("hqq_cpp::experts_linear")
 def _experts_linear_fake(x, counts, *arguments):
     _, layout, (_, transposed, *_), _ = _split_bias(arguments)
+    _check_rows(x, layout, transposed)
     return x.new_empty(x.shape[0], layout.in_features if transposed else layout.out_features)
 
 
@@ -245,11 +255,6 @@ def experts_linear(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """See HqqExperts.forward()."""
-    features = layout.out_features if transposed else layout.in_features
-    if x.ndim != 2 or x.shape[1] != features:
-        raise ValueError(
-            f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]"
-        )
     _check_kind(x)
     x = _autocast(x)
     return _OPS.experts_linear(x, counts, *weight, bias, *layout, parts, transposed)
