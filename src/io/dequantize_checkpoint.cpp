@@ -42,7 +42,7 @@ ShardPlan plan_shard(const Checkpoint& source, std::size_t index,
     if (&tensor != layer.fields.front().info) continue;
     const LayerDescription& description = layer.description;
     const std::uint64_t size = static_cast<std::uint64_t>(description.numel()) * dtype_size(dtype);
-    shard.tensors.push_back({description.tensor, dtype, description.shape, 0, size});
+    shard.tensors.push_back({description.tensor, dtype, description.dense_shape(), 0, size});
     const std::uint64_t codes =
         tensor.nbytes() / static_cast<std::uint64_t>(description.matrices());
     for (std::int64_t expert = 0; expert < description.matrices(); ++expert) {
@@ -84,7 +84,8 @@ class DequantizeJob : public ShardJob {
     return total / static_cast<std::uint64_t>(experts(step)) - step.size + pool().taken(step.size);
   }
   std::uint64_t matrix_output_bytes(const PlannedStep& step) const override {
-    return output_pool_.taken(matrix_weights(step) * dtype_size(dtype_));
+    const std::uint64_t bytes = output_pool_.taken(matrix_weights(step) * dtype_size(dtype_));
+    return layer(step).description.transposed ? 2 * bytes : bytes;
   }
   std::uint64_t matrix_weights(const PlannedStep& step) const override {
     const LayerDescription& description = layer(step).description;
@@ -115,7 +116,10 @@ class DequantizeJob : public ShardJob {
     // read_matrix has validated it. Not dequantize(), which takes memory from the heap.
     Tensor dense = output_pool_.allocate(dtype_, {q.out_features, q.in_features});
     cpu::dequantize(q, dense, threads_);
-    return {dense};
+    if (!description.transposed) return {dense};
+    Tensor stored = output_pool_.allocate(dtype_, {q.in_features, q.out_features});
+    transpose_matrix(dense, stored);
+    return {stored};
   }
 
  private:

@@ -41,7 +41,8 @@ class DenseCheckpoint {
           tensors_.push_back({info.name, info.dtype, info.shape, s, &info, nullptr});
         } else if (found->second->fields.front().info == &info) {
           const LayerDescription& layer = found->second->description;
-          tensors_.push_back({layer.tensor, DType::kF32, layer.shape, s, nullptr, found->second});
+          tensors_.push_back(
+              {layer.tensor, DType::kF32, layer.dense_shape(), s, nullptr, found->second});
         }
       }
     }
@@ -94,6 +95,12 @@ class ValueReader {
           dense_ = pools_.dense.allocate(DType::kF32, {layer.out_features(), layer.in_features()});
         }
         dequantize(q, DType::kF32, dense_.buffer.data, threads_);
+        if (layer.transposed) {
+          Tensor stored =
+              pools_.dense.allocate(DType::kF32, {layer.in_features(), layer.out_features()});
+          transpose_matrix(dense_, stored);
+          std::swap(dense_, stored);
+        }
       }
       const std::uint64_t at = position_ % matrix;
       const std::size_t count = std::min<std::uint64_t>(out.size(), matrix - at);

@@ -1,6 +1,7 @@
 #include "src/io/layer_store.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "hqq/bitpack.hpp"
@@ -85,6 +86,19 @@ std::map<std::string, LayerDescription> parse_layers(const SafetensorsFile& file
   std::map<std::string, LayerDescription> result;
   for (const auto& [name, description] : layers->items()) {
     result.emplace(name, parse_layer(name, description, where + ", layer " + quote_text(name)));
+  }
+  const auto transposed = json.find("transposed");
+  if (transposed == json.end()) return result;
+  if (!transposed->is_array()) {
+    throw_format(where, "transposed in metadata hqq_cpp must be a list of layers");
+  }
+  for (const Json& name : *transposed) {
+    const auto layer = name.is_string() ? result.find(name.get<std::string>()) : result.end();
+    if (layer == result.end() || layer->second.is_fused()) {
+      throw_format(where, "transposed in metadata hqq_cpp names " + quote_text(name.dump()) +
+                              ", which is no matrix that it describes");
+    }
+    layer->second.transposed = true;
   }
   return result;
 }
@@ -242,14 +256,18 @@ std::uint64_t matrix_bytes(const std::vector<FieldSpec>& specs) {
 
 std::string describe_layers(const std::vector<LayerDescription>& layers) {
   Json descriptions = Json::object();
+  Json transposed = Json::array();
   for (const LayerDescription& layer : layers) {
+    if (layer.transposed) transposed.push_back(layer.name);
     Json json = layer_config_to_json(layer.config);
     json["tensor"] = layer.tensor;
     json["shape"] = layer.shape;
     json["dtype"] = std::string(dtype_name(layer.dtype));
     descriptions[layer.name] = json;
   }
-  return Json{{"format_version", kFormatVersion}, {"layers", descriptions}}.dump();
+  Json json{{"format_version", kFormatVersion}, {"layers", descriptions}};
+  if (!transposed.empty()) json["transposed"] = transposed;
+  return json.dump();
 }
 
 std::vector<StoredLayer> read_stored_layers(const SafetensorsFile& file) {
@@ -295,6 +313,25 @@ QuantizedTensor read_matrix(const StoredLayer& layer, std::int64_t expert, bool 
   }
   q.validate(description.name);
   return q;
+}
+
+// In squares that fit into the L1 cache.
+void transpose_matrix(const Tensor& from, const Tensor& to) {
+  constexpr std::int64_t kSquare = 32;
+  const std::int64_t rows = from.shape[0], cols = from.shape[1];
+  const std::size_t size = dtype_size(from.dtype);
+  const auto at = [size](std::byte* data, std::int64_t index) {
+    return data + static_cast<std::size_t>(index) * size;
+  };
+  for (std::int64_t r0 = 0; r0 < rows; r0 += kSquare) {
+    for (std::int64_t c0 = 0; c0 < cols; c0 += kSquare) {
+      for (std::int64_t r = r0; r < std::min(r0 + kSquare, rows); ++r) {
+        for (std::int64_t c = c0; c < std::min(c0 + kSquare, cols); ++c) {
+          std::memcpy(at(to.buffer.data, c * rows + r), at(from.buffer.data, r * cols + c), size);
+        }
+      }
+    }
+  }
 }
 
 bool is_quantized_by_us(const Checkpoint& checkpoint) {

@@ -42,12 +42,16 @@ struct LayerDescription {
   LayerConfig config;  // resolved
   DType dtype = DType::kBF16;       // of the dense weight
   std::vector<std::int64_t> shape;  // [out, in] or, for fused experts, [experts, out, in]
+  bool transposed = false;  // the dense weight is stored as [in, out]: that of a Conv1D
 
   bool is_fused() const { return shape.size() == 3; }
   std::int64_t matrices() const { return is_fused() ? shape[0] : 1; }
   std::int64_t out_features() const { return shape[shape.size() - 2]; }
   std::int64_t in_features() const { return shape[shape.size() - 1]; }
   std::int64_t numel() const { return matrices() * out_features() * in_features(); }
+  std::vector<std::int64_t> dense_shape() const {
+    return transposed ? std::vector<std::int64_t>{shape[1], shape[0]} : shape;
+  }
   friend bool operator==(const LayerDescription&, const LayerDescription&) = default;
 };
 // The JSON text for kLayersMetadataKey.
@@ -78,6 +82,9 @@ std::vector<StoredLayer> read_stored_layers(const Checkpoint& checkpoint);
 // that need little or nothing of it; with `pool` its memory comes from there.
 QuantizedTensor read_matrix(const StoredLayer& layer, std::int64_t expert, bool map_codes = false,
                             BlockPool* pool = nullptr);
+
+// [rows, cols] -> [cols, rows] of the same type.
+void transpose_matrix(const Tensor& from, const Tensor& to);
 
 // True if any shard describes quantized layers, or config.json names hqq_cpp as the quantizer or, as
 // the first folders do, as the quant_method.

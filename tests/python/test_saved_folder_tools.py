@@ -129,3 +129,38 @@ def test_a_tensor_that_is_in_no_shard(copy):
     with pytest.raises(hqq_cpp.FormatError, match=f'"{NAME}.zero" is missing'):
         hqq_cpp.Checkpoint(copy).quantized_layers()
     assert any(f'"{NAME}.zero" is missing' in p for p in hqq_cpp.verify_checkpoint(copy).problems)
+
+
+def test_weights_that_are_stored_transposed(tmp_path):
+    """Conv1D of GPT-2: c_proj is square, so that nothing else would tell."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=96, n_positions=32)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "dense")
+    hqq_cpp.quantize_model_(model, {"nbits": 4, "group_size": 32, "balance": "none"})
+    model.save_pretrained(tmp_path / "saved")
+    hqq_cpp.dequantize_checkpoint(tmp_path / "saved", tmp_path / "back", dtype="float32")
+    back = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "back").eval()
+    for name in ("c_attn", "c_proj"):
+        weight = model.get_submodule(f"transformer.h.0.attn.{name}").dequantize()
+        assert torch.equal(back.get_submodule(f"transformer.h.0.attn.{name}").weight, weight.t())
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        hqq_cpp.set_backend("auto", mode="exact")
+        expected = model(ids).logits
+        hqq_cpp.set_backend("auto", mode="auto")
+        torch.testing.assert_close(back(ids).logits, expected, rtol=0, atol=1e-4)
+    differences = {d.name: d for d in hqq_cpp.diff_checkpoints(tmp_path / "dense", tmp_path / "saved")}
+    found = differences["transformer.h.0.attn.c_proj.weight"]
+    assert found.note == "" and 0 < found.relative < 0.2
+
+
+def test_a_wrong_list_of_transposed_weights_is_refused(copy):
+    shards = sorted(copy.glob("*.safetensors"))
+    for shard in shards:
+        tensors, metadata = hqq_cpp.load_safetensors(shard), hqq_cpp.safetensors_metadata(shard)
+        description = json.loads(metadata["hqq_cpp"]) | {"transposed": ["lm_head"]}
+        tensors = {name: np.array(value) for name, value in tensors.items()}
+        hqq_cpp.save_safetensors(shard, tensors, metadata | {"hqq_cpp": json.dumps(description)})
+    with pytest.raises(hqq_cpp.FormatError, match="transposed .* names .*lm_head"):
+        hqq_cpp.dequantize_checkpoint(copy, copy.parent / "dense")
