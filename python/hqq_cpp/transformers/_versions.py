@@ -3,6 +3,7 @@ are no public interface are imported here and nowhere else in this package."""
 
 from __future__ import annotations
 
+import functools
 import re
 
 import transformers
@@ -24,14 +25,18 @@ def _install() -> str:
     return f"pip install 'transformers>={'.'.join(map(str, OLDEST))},<{after}'"
 
 
+def _parse(text: str) -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", text)
+    return (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
+
+
 def check(installed: str) -> None:
     """Whether hqq_cpp.transformers works with a version of Transformers.
 
     Raises:
         ImportError: For one that is too old. One that is newer than tested is a warning.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", installed)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
+    version = _parse(installed)
     if version < OLDEST:
         raise ImportError(
             f"hqq_cpp.transformers needs {_range()}; {installed} is installed: {_install()}"
@@ -45,6 +50,7 @@ def check(installed: str) -> None:
 
 check(transformers.__version__)
 try:
+    from transformers import core_model_loading
     from transformers.core_model_loading import (
         Concatenate,
         ConversionOps,
@@ -74,6 +80,7 @@ __all__ = [
     "WeightConverter",
     "WeightRenaming",
     "apply_renamings",
+    "compare_shapes",
     "copy_converter",
     "dot_natural_key",
     "get_device",
@@ -104,3 +111,23 @@ def copy_converter(
     copy.scope_prefix = converter.scope_prefix
     copy.base_model_prefix = converter.base_model_prefix
     return copy
+
+
+def compare_shapes(quantizer: type) -> None:
+    """Has the loader compare shapes of files and model where a quantizer leaves a weight alone.
+
+    Before 5.23 it does so without a quantizer only, and puts any shape into the model.
+    """
+    original = core_model_loading.set_param_for_module
+    if _parse(transformers.__version__) >= (5, 23) or hasattr(original, "_hqq_cpp"):
+        return
+
+    @functools.wraps(original)
+    def set_param_for_module(model, name, value, loading_info, hf_quantizer):
+        if isinstance(hf_quantizer, quantizer):
+            if not hf_quantizer.param_needs_quantization(model, name):
+                hf_quantizer = None
+        return original(model, name, value, loading_info, hf_quantizer)
+
+    set_param_for_module._hqq_cpp = True
+    core_model_loading.set_param_for_module = set_param_for_module
