@@ -24,6 +24,7 @@ from transformers import (  # noqa: E402
     LlamaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
+    initialization,
 )
 
 IDS = torch.arange(1, 9)[None]
@@ -177,7 +178,7 @@ def test_initialization_never_meets_packed_tensors(folders):
         def _init_weights(self, module):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
-                    transformers.initialization.xavier_uniform_(parameter)
+                    initialization.xavier_uniform_(parameter)
 
     for quantize in (True, False):
         model = load(Xavier, folders / "llama", quantize, num_labels=3)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import functools
 import re
 
+import torch
 import transformers
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -58,6 +60,7 @@ try:
         SplitModulelist,
         WeightConverter,
         WeightRenaming,
+        build_glob_alternation,
         dot_natural_key,
         rename_source_key,
     )
@@ -84,6 +87,7 @@ __all__ = [
     "copy_converter",
     "dot_natural_key",
     "get_device",
+    "planned_dtype",
     "rename_source_key",
 ]
 
@@ -111,6 +115,18 @@ def copy_converter(
     copy.scope_prefix = converter.scope_prefix
     copy.base_model_prefix = converter.base_model_prefix
     return copy
+
+
+def planned_dtype(model: PreTrainedModel, name: str) -> torch.dtype:
+    """The type in which the loader would put a dense weight into the model, which it tells the
+    quantizer from 5.21 on."""
+    dtype = model.get_parameter(name).dtype
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return dtype
+    pattern, by_group, _ = build_glob_alternation(list(plan))
+    match = pattern.search(name)
+    return dtype if match is None else plan[by_group[match.lastgroup]]
 
 
 def compare_shapes(quantizer: type) -> None:
