@@ -26,7 +26,8 @@ class _ImportBefore:
             import warnings
 
             warnings.warn(
-                f"[hqq_cpp] cannot be imported, so folders that it quantized will not load: {error}",
+                "[hqq_cpp] cannot be imported, so folders that it quantized will not load: "
+                f"{error}",
                 stacklevel=2,
             )
 

@@ -52,7 +52,7 @@ def test_newer_ones_are_a_warning(warnings_of, version):
 
 def test_a_loader_without_our_parts_is_one_sentence(monkeypatch):
     monkeypatch.delattr(core_model_loading, "rename_source_key")
-    with pytest.raises(ImportError, match="works with .* is installed and differs .*rename_source_key"):
+    with pytest.raises(ImportError, match="works with .* installed and differs .*rename_source_key"):
         runpy.run_path(_versions.__file__)
 
 

@@ -3,9 +3,12 @@ are no public interface are imported here and nowhere else in this package."""
 
 from __future__ import annotations
 
+import functools
 import re
 
+import torch
 import transformers
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger("transformers.hqq_cpp")
@@ -24,14 +27,18 @@ def _install() -> str:
     return f"pip install 'transformers>={'.'.join(map(str, OLDEST))},<{after}'"
 
 
+def _parse(text: str) -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", text)
+    return (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
+
+
 def check(installed: str) -> None:
     """Whether hqq_cpp.transformers works with a version of Transformers.
 
     Raises:
         ImportError: For one that is too old. One that is newer than tested is a warning.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", installed)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
+    version = _parse(installed)
     if version < OLDEST:
         raise ImportError(
             f"hqq_cpp.transformers needs {_range()}; {installed} is installed: {_install()}"
@@ -45,6 +52,7 @@ def check(installed: str) -> None:
 
 check(transformers.__version__)
 try:
+    from transformers import core_model_loading
     from transformers.core_model_loading import (
         Concatenate,
         ConversionOps,
@@ -52,6 +60,7 @@ try:
         SplitModulelist,
         WeightConverter,
         WeightRenaming,
+        build_glob_alternation,
         dot_natural_key,
         rename_source_key,
     )
@@ -74,9 +83,11 @@ __all__ = [
     "WeightConverter",
     "WeightRenaming",
     "apply_renamings",
+    "compare_shapes",
     "copy_converter",
     "dot_natural_key",
     "get_device",
+    "planned_dtype",
     "rename_source_key",
 ]
 
@@ -104,3 +115,35 @@ def copy_converter(
     copy.scope_prefix = converter.scope_prefix
     copy.base_model_prefix = converter.base_model_prefix
     return copy
+
+
+def planned_dtype(model: PreTrainedModel, name: str) -> torch.dtype:
+    """The type in which the loader would put a dense weight into the model, which it tells the
+    quantizer from 5.21 on."""
+    dtype = model.get_parameter(name).dtype
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return dtype
+    pattern, by_group, _ = build_glob_alternation(list(plan))
+    match = pattern.search(name)
+    return dtype if match is None else plan[by_group[match.lastgroup]]
+
+
+def compare_shapes(quantizer: type) -> None:
+    """Has the loader compare shapes of files and model where a quantizer leaves a weight alone.
+
+    Before 5.23 it does so without a quantizer only, and puts any shape into the model.
+    """
+    original = core_model_loading.set_param_for_module
+    if _parse(transformers.__version__) >= (5, 23) or hasattr(original, "_hqq_cpp"):
+        return
+
+    @functools.wraps(original)
+    def set_param_for_module(model, name, value, loading_info, hf_quantizer):
+        if isinstance(hf_quantizer, quantizer):
+            if not hf_quantizer.param_needs_quantization(model, name):
+                hf_quantizer = None
+        return original(model, name, value, loading_info, hf_quantizer)
+
+    set_param_for_module._hqq_cpp = True
+    core_model_loading.set_param_for_module = set_param_for_module

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..nn.experts import HqqExperts
-from ._versions import ConversionOps, WeightConverter
+from ._versions import ConversionOps, WeightConverter, planned_dtype
 from .key_map import KeyMap
 from .targets import Stored, Target
 
@@ -116,7 +116,7 @@ class Assemble(ConversionOps):
         self, target: Target, layers: _Layers, model: nn.Module, config: Any
     ) -> dict[str, torch.Tensor]:
         parameter = model.get_parameter(target.parameter)
-        dtype = self.dtype or parameter.dtype
+        dtype = self.dtype or planned_dtype(model, target.parameter)
         dense = [
             [
                 tensors[stored.keys[0]].to(dtype)

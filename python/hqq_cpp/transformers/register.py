@@ -10,7 +10,7 @@ from .. import peft
 from .._transformers_hook import METHOD, recognize_folders
 from ..nn.report import hqq_report
 from . import config, kv_cache, legacy, resize
-from ._versions import ALL_EXPERTS_FUNCTIONS
+from ._versions import ALL_EXPERTS_FUNCTIONS, compare_shapes
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer
 
@@ -27,6 +27,7 @@ def register(hqq: bool = True) -> None:
     auto.AUTO_QUANTIZER_MAPPING[METHOD] = HqqQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = config.HqqConfig
     recognize_folders()
+    compare_shapes(HqqQuantizer)
     if hqq:
         auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
         config.take_over()
