@@ -67,7 +67,8 @@ TEST(ShrinkTest, IsTheGeneralisedSoftThreshold) {
     const double magnitude = std::abs(static_cast<double>(r));
     const double expected =
         std::copysign(std::max(magnitude - std::pow(magnitude, -0.3) / beta, 0.0), r);
-    ASSERT_NEAR(shrink(r, 0.7f, {1 / beta, threshold}), magnitude < 1e-9 ? 0.0 : expected, 1e-5) << r;
+    const float found = shrink(r, 0.7f, {1 / beta, threshold});
+    ASSERT_NEAR(found, magnitude < 1e-9 ? 0.0 : expected, 1e-5) << r;
   }
   EXPECT_EQ(shrink(0.5f, 1.0f, {0.1f, 0.0f}), 0.4f);
   EXPECT_EQ(shrink(-0.05f, 1.0f, {0.1f, 0.0f}), 0.0f);
