@@ -86,6 +86,31 @@ void check_unique(const std::vector<ShardPlan>& shards) {
   }
 }
 
+// " (of its 6 matrices 2 are embeddings, 4 weights of Conv1D, which quantize_model_ and from_pretrained
+// quantize)"
+std::string what_matrices_are(const std::vector<std::string>& names, const Roles& roles) {
+  constexpr std::pair<Role, std::string_view> kWords[] = {
+      {Role::kEmbedding, "embeddings"},
+      {Role::kRouter, "routers"},
+      {Role::kConv1d, "weights of Conv1D, which quantize_model_ and from_pretrained quantize"},
+      {Role::kConv2d, "1x1 convolutions, which quantize_model_ quantizes"},
+      {Role::kLinear, "linear layers that the config skips"},
+      {Role::kHead, "heads that the config skips"},
+      {Role::kExperts, "experts that the config skips"},
+      {Role::kNone, "no weights of layers"},
+  };
+  std::string text;
+  for (const auto& [role, words] : kWords) {
+    const auto count = std::count_if(names.begin(), names.end(),
+                                     [&](const std::string& n) { return roles.role(n) == role; });
+    if (count == 0) continue;
+    text += text.empty() ? "" : ", ";
+    text += std::to_string(count) + (text.empty() ? " are " : " ") + std::string(words);
+  }
+  if (text.empty()) return "";
+  return " (of its " + std::to_string(names.size()) + " matrices " + text + ")";
+}
+
 }  // namespace
 
 void ShardPlan::copy(const TensorInfo& tensor, std::size_t shard) {
@@ -149,10 +174,8 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
   }
   if (plan.layers.empty()) {
     throw_invalid(kWhere, quote_text(source.path().string()) +
-                              " holds no linear layer that the config quantizes (" +
-                              std::to_string(plan.copied.size()) +
-                              " matrices are embeddings, routers or skipped)" +
-                              sentence_of(plan.warnings));
+                              " holds no linear layer that the config quantizes" +
+                              what_matrices_are(plan.copied, roles) + sentence_of(plan.warnings));
   }
   check_unique(plan.shards);
   return plan;

@@ -75,6 +75,16 @@ TEST(Plan, NothingToQuantize) {
       AllOf(HasSubstr("[quantize]"), HasSubstr("no linear layer"), HasSubstr("1 matrices")));
 }
 
+TEST(Plan, NothingButConv1d) {
+  const TempFolder folder;
+  save_model(folder / "m", {{{"h.0.attn.c_attn.bias", random_tensor(DType::kF32, {24}, 1)},
+                             {"h.0.attn.c_attn.weight", random_tensor(DType::kF32, {8, 24}, 2)},
+                             {"wte.weight", random_tensor(DType::kF32, {16, 8}, 3)}}});
+  EXPECT_THAT(message_of<std::invalid_argument>([&] { plan_of(folder / "m"); }),
+              HasSubstr("(of its 2 matrices 1 are embeddings, 1 weights of Conv1D, which "
+                        "quantize_model_ and from_pretrained quantize)"));
+}
+
 TEST(Plan, EmbeddingsByName) {
   const TempFolder folder;
   NamedTensors tensors = testing::layer_tensors(0);

@@ -70,6 +70,11 @@ def test_no_layer_of_hqq_is_refused():
         hqq_cpp.from_upstream(empty)
 
 
+def test_layers_are_no_weights():
+    with pytest.raises(TypeError, match=r"HQQLinear; it must be a QuantizedTensor.*from_upstream"):
+        hqq_cpp.HqqLinear(hqq_linear(nn.Linear(64, 32), nbits=4, group_size=64))
+
+
 def test_quantizing_what_is_quantized_says_what_to_call():
     layer = hqq_linear(nn.Linear(64, 32), nbits=4, group_size=64)
     with pytest.raises(ValueError, match=r"by upstream's hqq: hqq_cpp.from_upstream\(layer\)"):

@@ -32,6 +32,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
         dtype: Type of ``weight``; None: that of bias, else float32.
 
     Raises:
+        TypeError: If weight is no QuantizedTensor.
         ValueError: If bias has another shape.
 
     Example:
@@ -59,6 +60,12 @@ class HqqLinear(QuantizedModule, nn.Linear):
     def __init__(self, weight: QuantizedTensor, bias: Any = None, dtype: torch.dtype | None = None):
         # Not nn.Linear's, which allocates a dense weight.
         nn.Module.__init__(self)
+        if not isinstance(weight, QuantizedTensor):
+            raise TypeError(
+                f"[linear] weight is a {type(weight).__name__}; it must be a QuantizedTensor: "
+                "hqq_cpp.quantize(W) makes one, quantize_linear() a layer, from_upstream() takes a "
+                "layer of upstream's hqq"
+            )
         if bias is not None and not isinstance(bias, torch.Tensor):
             bias = torch.from_dlpack(Tensor(bias)).clone()
         default = torch.float32 if bias is None else bias.dtype
