@@ -65,7 +65,10 @@ def test_reasons_are_sentences():
 
 @pytest.fixture(autouse=True)
 def quiet():
+    before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
 
 
 @pytest.mark.parametrize("name", SAMPLE)
