@@ -110,7 +110,6 @@ def quantize_linear(
         if isinstance(weight, torch.nn.Module):
             from .nn.kinds import check_single
 
-            _refuse_quantized(weight)
             check_single(weight)
             bias = weight.bias if bias is None else bias
             weight = weight.weight
@@ -125,19 +124,3 @@ def quantize_linear(
     from .nn.linear import HqqLinear
 
     return HqqLinear(q, bias, weight.dtype)
-
-
-def _refuse_quantized(layer: Any) -> None:
-    from .nn.module import QuantizedModule
-    from .nn.take_over import is_upstream_layer
-
-    if is_upstream_layer(layer):
-        raise ValueError(
-            "[quantize_linear] the layer is quantized already, by upstream's hqq: "
-            "hqq_cpp.from_upstream(layer) takes it over with its codes"
-        )
-    if isinstance(layer, QuantizedModule):
-        raise ValueError(
-            f"[quantize_linear] the layer is quantized already ({layer!r}): "
-            "quantize_linear(layer.dequantize(), config) would add the errors of both"
-        )

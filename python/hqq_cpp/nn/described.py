@@ -23,7 +23,7 @@ from .module import QuantizedModule
 # Key of a shard's metadata.
 METADATA = "hqq_cpp"
 # What a description has besides the settings.
-_NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
+NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
 
 
 class Description(NamedTuple):
@@ -101,7 +101,7 @@ def read_descriptions(files: Iterable[Path]) -> tuple[dict[str, Description], se
             read = json.loads(text)
             transposed.update(read.get("transposed", ()))
             for name, fields in read["layers"].items():
-                settings = {k: v for k, v in fields.items() if k not in _NOT_SETTINGS}
+                settings = {k: v for k, v in fields.items() if k not in NOT_SETTINGS}
                 HqqConfig(**settings, skip_modules=())
                 shape = tuple(map(int, fields["shape"]))
                 if fields.get("parts", 1) != 1:

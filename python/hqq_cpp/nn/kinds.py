@@ -64,10 +64,15 @@ def check_single(module: nn.Module) -> None:
     name = type(module).__name__
     if isinstance(module, QuantizedModule):
         raise ValueError(
-            f"[quantize] the layer is quantized already ({name}, nbits={module.nbits}); "
-            "layer.quantize_(W) quantizes another weight with its settings"
+            f"[quantize_linear] the layer is quantized already ({module!r}): "
+            "quantize_linear(layer.dequantize(), config) would add the errors of both"
         )
     kind = kind_of(module)
+    if kind is not None and kind.name == "upstream":
+        raise ValueError(
+            "[quantize_linear] the layer is quantized already, by upstream's hqq: "
+            "hqq_cpp.from_upstream(layer) takes it over with its codes"
+        )
     if kind is None or (kind.name != "linear" and not kind.obstacle):
         raise ValueError(f"[quantize] {name} is no torch.nn.Linear; quantize_model_ takes models")
     obstacle = kind.obstacle or module.weight.is_meta and "the weight is on device meta"

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from .. import _core
 from ..config import HqqConfig
 from ..errors import FormatError
-from ..nn.described import METADATA
+from ..nn.described import METADATA, NOT_SETTINGS
 from ..nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
@@ -23,7 +23,6 @@ from ._versions import dot_natural_key
 from .key_map import KeyMap
 from .targets import Stored
 
-_NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
 _DTYPES = {
     "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
 }  # fmt: skip
@@ -166,7 +165,7 @@ def _described(name: str, description: dict[str, Any]) -> Stored:
 
 
 def _hashable(description: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((k, v) for k, v in description.items() if k not in _NOT_SETTINGS)
+    return tuple((k, v) for k, v in description.items() if k not in NOT_SETTINGS)
 
 
 @functools.lru_cache(maxsize=256)
