@@ -36,8 +36,9 @@ using ProgressCallback = std::function<bool(const Progress&)>;
 class Checkpoint {
  public:
   // Throws FormatError for a broken index (a path that leaves the folder, a shard that is missing, a
-  // tensor listed in the wrong shard or twice) or file, std::system_error from the OS.
-  explicit Checkpoint(const std::filesystem::path& path);
+  // tensor listed in the wrong shard or twice) or file, std::system_error from the OS. A shard that
+  // is a link to a file elsewhere is refused, unless follow_links.
+  explicit Checkpoint(const std::filesystem::path& path, bool follow_links = false);
 
   const std::filesystem::path& path() const { return path_; }
   bool is_sharded() const { return sharded_; }
@@ -90,6 +91,7 @@ struct QuantizeCheckpointOptions {
   bool force = false;    // replace an existing destination
   bool resume = false;   // go on from finished shards of an interrupted run
   bool stats = true;
+  bool follow_links = false;  // use files that the folder links to from elsewhere
   // Safetensors file with one 1-D tensor per layer name; empty: none.
   std::filesystem::path importance;
   ProgressCallback progress;
@@ -106,6 +108,7 @@ struct CheckpointOptions {
   int threads = 0;
   bool force = false;
   ProgressCallback progress;
+  bool follow_links = false;  // use files that the folder links to from elsewhere
 };
 
 // Writes the checkpoint with every quantized layer as a dense `dtype` weight again.

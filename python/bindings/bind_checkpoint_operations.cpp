@@ -109,7 +109,8 @@ void bind_results(py::module_& m) {
 
 QuantizeReport quantize(const Path& source, const Path& destination, const py::object& config,
                         const Path& importance, int threads, bool force, bool resume, bool dry_run,
-                        const std::string& device, const py::object& progress) {
+                        const std::string& device, bool follow_links,
+                        const py::object& progress) {
   const HqqConfig settings = config_from_python(config);
   QuantizeCheckpointOptions options;
   options.threads = threads;
@@ -118,6 +119,7 @@ QuantizeReport quantize(const Path& source, const Path& destination, const py::o
   options.force = force;
   options.resume = resume;
   options.importance = importance;
+  options.follow_links = follow_links;
   QuantizeReport report;
   run_with_progress(progress, [&](const ProgressCallback& callback) {
     options.progress = callback;
@@ -126,31 +128,35 @@ QuantizeReport quantize(const Path& source, const Path& destination, const py::o
   return report;
 }
 
-CheckpointOptions make_options(int threads, bool force, const ProgressCallback& callback) {
+CheckpointOptions make_options(int threads, bool force, const ProgressCallback& callback,
+                               bool follow_links = false) {
   CheckpointOptions options;
   options.threads = threads;
   options.force = force;
   options.progress = callback;
+  options.follow_links = follow_links;
   return options;
 }
 
 void dequantize(const Path& source, const Path& destination, const py::object& dtype, int threads,
-                bool force, const py::object& progress) {
+                bool force, bool follow_links, const py::object& progress) {
   const DType type =
       dtype_from_python(dtype, "dequantize", "float32, float16, bfloat16 or float64");
   run_with_progress(progress, [&](const ProgressCallback& callback) {
-    dequantize_checkpoint(source, destination, type, make_options(threads, force, callback));
+    dequantize_checkpoint(source, destination, type,
+                          make_options(threads, force, callback, follow_links));
   });
 }
 
 void convert(const Path& source, const Path& destination, const std::string& to, int threads,
-             bool force, const py::object& progress) {
+             bool force, bool follow_links, const py::object& progress) {
   if (to != "upstream" && to != "hqq_cpp") {
     throw_invalid("convert", "to is '" + to + "'; it must be 'upstream' or 'hqq_cpp'");
   }
   const auto format = to == "upstream" ? CheckpointFormat::kUpstream : CheckpointFormat::kHqqCpp;
   run_with_progress(progress, [&](const ProgressCallback& callback) {
-    convert_checkpoint(source, destination, format, make_options(threads, force, callback));
+    convert_checkpoint(source, destination, format,
+                       make_options(threads, force, callback, follow_links));
   });
 }
 
@@ -177,13 +183,13 @@ void bind_checkpoint_operations(py::module_& m) {
   bind_results(m);
   m.def("quantize_checkpoint", &quantize, py::arg("src"), py::arg("dst"), py::arg("config"),
         py::arg("importance"), py::arg("threads"), py::arg("force"), py::arg("resume"),
-        py::arg("dry_run"), py::arg("device"), py::arg("progress"),
+        py::arg("dry_run"), py::arg("device"), py::arg("follow_links"), py::arg("progress"),
         "See hqq_cpp.quantize_checkpoint.");
   m.def("dequantize_checkpoint", &dequantize, py::arg("src"), py::arg("dst"), py::arg("dtype"),
-        py::arg("threads"), py::arg("force"), py::arg("progress"),
+        py::arg("threads"), py::arg("force"), py::arg("follow_links"), py::arg("progress"),
         "See hqq_cpp.dequantize_checkpoint.");
   m.def("convert_checkpoint", &convert, py::arg("src"), py::arg("dst"), py::arg("to"),
-        py::arg("threads"), py::arg("force"), py::arg("progress"),
+        py::arg("threads"), py::arg("force"), py::arg("follow_links"), py::arg("progress"),
         "See hqq_cpp.convert_checkpoint.");
   m.def("verify_checkpoint", &verify, py::arg("path"), py::arg("threads"), py::arg("progress"),
         "See hqq_cpp.verify_checkpoint.");

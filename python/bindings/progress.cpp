@@ -5,6 +5,8 @@
 #include <mutex>
 #include <thread>
 
+#include "src/cpu/parallel.hpp"
+
 namespace hqq::python {
 namespace {
 
@@ -72,7 +74,7 @@ void run_with_progress(const py::object& progress,
   std::exception_ptr raised;
   {
     const py::gil_scoped_release release;
-    std::thread worker([&] {
+    std::thread worker = cpu::start_thread([&] {
       try {
         work([&](const Progress& now) { return mailbox.ask(now); });
       } catch (...) {

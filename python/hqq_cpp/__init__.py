@@ -12,6 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._interpreter import refuse_sub_interpreter
+
+refuse_sub_interpreter()
+
 from . import _diffusers_hook, _transformers_hook
 from ._after_import import after_import
 from ._core import (

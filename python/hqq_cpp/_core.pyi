@@ -1053,7 +1053,7 @@ def cli_main(argv: collections.abc.Sequence[str]) -> int:
     """
     Runs the command hqq-cpp with argv (argv[0] is its name); returns the exit code.
     """
-def convert_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, to: str, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, progress: typing.Any) -> None:
+def convert_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, to: str, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, follow_links: bool, progress: typing.Any) -> None:
     """
     See hqq_cpp.convert_checkpoint.
     """
@@ -1102,7 +1102,7 @@ def dequantize(q: QuantizedTensor, dtype: typing.Any, threads: typing.SupportsIn
     """
     See hqq_cpp.dequantize.
     """
-def dequantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, progress: typing.Any) -> None:
+def dequantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, follow_links: bool, progress: typing.Any) -> None:
     """
     See hqq_cpp.dequantize_checkpoint.
     """
@@ -1183,7 +1183,7 @@ def quantize(W: typing.Any, config: typing.Any, name: str, importance: typing.An
     """
     See hqq_cpp.quantize.
     """
-def quantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, config: typing.Any, importance: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, resume: bool, dry_run: bool, device: str, progress: typing.Any) -> QuantizeReport:
+def quantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, config: typing.Any, importance: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, resume: bool, dry_run: bool, device: str, follow_links: bool, progress: typing.Any) -> QuantizeReport:
     """
     See hqq_cpp.quantize_checkpoint.
     """

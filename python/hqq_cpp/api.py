@@ -182,6 +182,7 @@ def quantize_checkpoint(
     resume: bool = False,
     dry_run: bool = False,
     device: str = "cpu",
+    follow_links: bool = False,
     progress: ProgressCallback | None = None,
 ) -> QuantizeReport:
     """Quantizes a checkpoint folder into a new one.
@@ -199,6 +200,8 @@ def quantize_checkpoint(
         resume: Go on from the finished shards of an interrupted run with the same arguments.
         dry_run: Only the report: nothing is solved or written.
         device: Where to solve: 'cpu', 'cuda' or 'cuda:<number>'. The files are the same.
+        follow_links: Use shards and copy files (tokenizer, README, ...) that src links to from elsewhere,
+            instead of refusing them. Links into the hub's cache are always followed.
         progress: Called with a Progress in this thread, about ten times a second at most. Returning
             False stops the work; None and True let it go on.
 
@@ -224,7 +227,7 @@ def quantize_checkpoint(
         importance_of(config, "")
     with _importance_file(importance) as file:
         report = _core.quantize_checkpoint(
-            src, dst, config, file, threads, force, resume, dry_run, device, progress
+            src, dst, config, file, threads, force, resume, dry_run, device, follow_links, progress
         )
     if report.warnings:
         warnings.warn(f"[quantize] {'. '.join(report.warnings)}", stacklevel=2)
@@ -266,6 +269,7 @@ def dequantize_checkpoint(
     *,
     threads: int = 0,
     force: bool = False,
+    follow_links: bool = False,
     progress: ProgressCallback | None = None,
 ) -> None:
     """Writes a checkpoint with every quantized layer as a dense weight again.
@@ -277,6 +281,7 @@ def dequantize_checkpoint(
             float32.
         threads: CPU threads; 0: see default_threads().
         force: Replace dst if it is a checkpoint folder.
+        follow_links: See quantize_checkpoint().
         progress: See quantize_checkpoint.
 
     Raises:
@@ -294,7 +299,7 @@ def dequantize_checkpoint(
     """
     if isinstance(dtype, str) and dtype == "auto":
         dtype = _model_dtype(Checkpoint(src).config)
-    _core.dequantize_checkpoint(src, dst, dtype, threads, force, progress)
+    _core.dequantize_checkpoint(src, dst, dtype, threads, force, follow_links, progress)
 
 
 def _model_dtype(config: dict[str, Any] | None) -> str:
@@ -312,6 +317,7 @@ def convert_checkpoint(
     *,
     threads: int = 0,
     force: bool = False,
+    follow_links: bool = False,
     progress: ProgressCallback | None = None,
 ) -> None:
     """Changes between our format and the state_dict layout of upstream hqq 0.2, without loss.
@@ -322,6 +328,7 @@ def convert_checkpoint(
         to: The format of dst.
         threads: CPU threads; 0: see default_threads().
         force: Replace dst if it is a checkpoint folder.
+        follow_links: See quantize_checkpoint().
         progress: See quantize_checkpoint.
 
     Raises:
@@ -335,7 +342,7 @@ def convert_checkpoint(
         >>> report = hqq_cpp.quantize_checkpoint(model, folder / "plain", {"balance": "none"})
         >>> hqq_cpp.convert_checkpoint(folder / "plain", folder / "upstream", "upstream")
     """
-    _core.convert_checkpoint(src, dst, to, threads, force, progress)
+    _core.convert_checkpoint(src, dst, to, threads, force, follow_links, progress)
 
 
 def verify_checkpoint(

@@ -1,8 +1,13 @@
 #include "src/cli/cli.hpp"
 
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <fstream>
+#include <cerrno>
 #include <iterator>
+#include <memory>
 #include <new>
 #include <system_error>
 #include <vector>
@@ -91,10 +96,27 @@ int parse_and_run(CLI::App& app, Context& context, int argc, const char* const* 
   return context.action();
 }
 
+// A daemon may have closed 0, 1 and 2. The next file would get such a number, and progress would be
+// written into it.
+void open_standard_streams() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    // The lowest free number, which is this one.
+    if (::open("/dev/null", O_RDWR) != fd) return;
+  }
+}
+
+// Whether nobody reads what is written there: `hqq-cpp inspect ... | head` is over, not wrong.
+bool is_closed_pipe(int fd) {
+  pollfd status{fd, POLLOUT, 0};
+  return ::poll(&status, 1, 0) > 0 && (status.revents & POLLERR) != 0;
+}
+
 }  // namespace
 
 int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
         const Hooks& hooks) {
+  open_standard_streams();
   const InterruptGuard guard;
   Context context{.out = out, .err = err, .action = {}, .hooks = hooks};
   try {
@@ -112,7 +134,9 @@ int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
     add_doctor(app, context);
     const int code = parse_and_run(app, context, argc, argv);
     out.flush();
-    if (!out) return report(err, kSystemError, "cannot write to standard output");
+    if (!out && !is_closed_pipe(STDOUT_FILENO)) {
+      return report(err, kSystemError, "cannot write to standard output");
+    }
     return code;
   } catch (const Interrupted&) {
     return report(err, kInterrupted, "interrupted; " + context.after_interrupt);
@@ -147,27 +171,36 @@ void add_force(CLI::App& command, CommonOptions& options) {
   command.add_flag("--force", options.force, "Replace DST if it exists");
 }
 
+void add_follow_links(CLI::App& command, CommonOptions& options) {
+  command.add_flag("--follow-links", options.follow_links,
+                   "Use files that SRC links to from elsewhere, instead of refusing them");
+}
+
 void print_json(std::ostream& out, const nlohmann::ordered_json& json) {
   out << json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
 }
 
 std::string read_text_file(const std::string& path, const std::string& what) {
   constexpr std::size_t kMost = 16 << 20;
-  errno = 0;
-  std::ifstream file(path, std::ios::binary);
+  const auto fail = [&] {
+    throw std::system_error(errno, std::generic_category(), "[" + what + "] cannot read " + path);
+  };
+  // Without waiting: a shell's <(command) is a pipe, and whoever waits for one must hear Ctrl-C.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) fail();
+  const std::shared_ptr<void> closer(nullptr, [fd](void*) { ::close(fd); });
   std::string text;
   char buffer[1 << 16];
-  while (file && text.size() <= kMost) {
-    file.read(buffer, sizeof(buffer));
-    text.append(buffer, static_cast<std::size_t>(file.gcount()));
+  while (text.size() <= kMost) {
+    if (interrupted()) throw Interrupted("[" + what + "] interrupted");
+    pollfd ready{fd, POLLIN, 0};
+    if (::poll(&ready, 1, 100) <= 0) continue;
+    const ssize_t count = ::read(fd, buffer, sizeof(buffer));
+    if (count < 0 && errno != EINTR && errno != EAGAIN) fail();
+    if (count == 0) return text;
+    if (count > 0) text.append(buffer, static_cast<std::size_t>(count));
   }
-  if (text.size() > kMost) throw_invalid(what, path + " has more than 16 MB");
-  // A folder opens but does not read.
-  if (!file.eof()) {
-    throw std::system_error(errno != 0 ? errno : EIO, std::generic_category(),
-                            "[" + what + "] cannot read " + path);
-  }
-  return text;
+  throw_invalid(what, path + " has more than 16 MB");
 }
 
 nlohmann::ordered_json shape_json(const std::vector<std::int64_t>& shape) {

@@ -37,11 +37,13 @@ struct CommonOptions {
   bool json = false;
   bool quiet = false;
   bool force = false;
+  bool follow_links = false;
 };
 
 void add_threads(CLI::App& command, CommonOptions& options);
 void add_output(CLI::App& command, CommonOptions& options);  // --json, --quiet
 void add_force(CLI::App& command, CommonOptions& options);
+void add_follow_links(CLI::App& command, CommonOptions& options);
 
 // One JSON document and a newline.
 void print_json(std::ostream& out, const nlohmann::ordered_json& json);

@@ -60,6 +60,7 @@ int run_and_report(const std::string& name, const Options& options, Context& con
     CheckpointOptions how;
     how.threads = options.common.threads;
     how.force = options.common.force;
+    how.follow_links = options.common.follow_links;
     how.progress = progress.callback();
     work(how);
   }
@@ -122,6 +123,7 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
   command->add_option("DST", options.destination, "Folder to write")->required();
   add_threads(*command, options.common);
   add_force(*command, options.common);
+  add_follow_links(*command, options.common);
   add_output(*command, options.common);
   return command;
 }

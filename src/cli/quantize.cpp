@@ -206,6 +206,7 @@ int run_quantize(const CLI::App& command, const Options& options, Context& conte
     how.device = Device::parse(options.device);
     how.dry_run = options.dry_run;
     how.force = options.common.force;
+    how.follow_links = options.common.follow_links;
     how.resume = options.resume;
     how.stats = true;
     how.importance = options.importance;
@@ -287,6 +288,7 @@ void add_quantize(CLI::App& app, Context& context) {
   command->add_flag("--dry-run", o->dry_run, "Only say what would be done");
   CLI::Option* resume = command->add_flag("--resume", o->resume, "Go on after an interrupted run");
   add_force(*command, o->common);
+  add_follow_links(*command, o->common);
   command->get_option("--force")->excludes(resume);
   add_output(*command, o->common);
   command->callback([=, &context] {

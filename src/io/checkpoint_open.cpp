@@ -7,6 +7,7 @@
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
 #include "src/io/json.hpp"
+#include "src/io/links.hpp"
 #include "src/io/source_check.hpp"
 
 namespace hqq {
@@ -60,24 +61,21 @@ void check_shard_name(const std::string& index, const std::string& tensor,
   }
 }
 
-// A link may not smuggle in a file from elsewhere. The one exception is the cache of
-// huggingface_hub, whose snapshots/<revision>/ folders hold links into ../../blobs/.
-void check_link(const fs::path& folder, const std::string& shard) {
+// A link may not smuggle in a file from elsewhere.
+void check_link(const fs::path& folder, const std::string& shard, bool follow_links) {
   std::error_code error;
   const fs::path real = fs::canonical(folder / shard, error);
+  if (error && error != std::errc::no_such_file_or_directory) {
+    throw_system(error, "open", folder / shard);
+  }
   if (error) {
     throw_format(kWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
                              ", which the index lists, is missing");
   }
-  const fs::path real_folder = fs::canonical(folder);
-  if (real.parent_path() == real_folder) return;
-  const fs::path snapshots = real_folder.parent_path();
-  if (snapshots.filename() == "snapshots" &&
-      real.parent_path() == snapshots.parent_path() / "blobs") {
-    return;
-  }
+  if (follow_links || !leaves_folder(folder, real)) return;
   throw_format(kWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
-                           " is a link that leaves the folder, to " + quote_text(real.string()));
+                           " is a link that leaves the folder, to " + quote_text(real.string()) +
+                           kLinkHelp);
 }
 
 WeightMap read_index(const fs::path& path) {
@@ -161,7 +159,7 @@ void check_index(const fs::path& folder, const WeightMap& weight_map,
 
 }  // namespace
 
-Checkpoint::Checkpoint(const fs::path& path) : path_(path) {
+Checkpoint::Checkpoint(const fs::path& path, bool follow_links) : path_(path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) {
@@ -185,7 +183,7 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(path) {
     std::set<std::string> names;
     for (const auto& [tensor, shard] : weight_map) names.insert(shard);
     shard_names_.assign(names.begin(), names.end());
-    for (const std::string& name : shard_names_) check_link(path, name);
+    for (const std::string& name : shard_names_) check_link(path, name, follow_links);
   } else {
     throw_no_model(path);
   }

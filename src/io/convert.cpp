@@ -360,7 +360,7 @@ ConvertPlan make_plan(const Checkpoint& source, CheckpointFormat to) {
 
 // config.json, and for format 1 the manifest.
 void write_configs(const Checkpoint& source, const ConvertPlan& plan, CheckpointFormat to,
-                   OutputFolder& output) {
+                   bool follow_links, OutputFolder& output) {
   const std::string& original = source.config_json();
   if (to == CheckpointFormat::kUpstream) {
     output.write_file("config.json", upstream_config_json(original, plan.layers));
@@ -373,7 +373,7 @@ void write_configs(const Checkpoint& source, const ConvertPlan& plan, Checkpoint
   Manifest manifest;
   manifest.version = kVersion;
   manifest.config = config.to_json();
-  manifest.source = without_times(fingerprint_source(source));
+  manifest.source = without_times(fingerprint_source(source, follow_links));
   manifest.files = output.files();
   output.write_file(kManifestName, manifest_text(manifest));
 }
@@ -382,7 +382,8 @@ void write_configs(const Checkpoint& source, const ConvertPlan& plan, Checkpoint
 
 void convert_checkpoint(const fs::path& source_path, const fs::path& destination,
                         CheckpointFormat to, const CheckpointOptions& options) {
-  const Checkpoint source(source_path);
+  const Checkpoint source(source_path, options.follow_links);
+  const std::vector<std::string> others = other_files_of(source, options.follow_links);
   const ConvertPlan plan = make_plan(source, to);
   OutputFolder output(source_path, destination,
                       {kWhere, options.force, false, nullptr, options.progress});
@@ -390,11 +391,11 @@ void convert_checkpoint(const fs::path& source_path, const fs::path& destination
 
   ConvertJob job(source, plan, output);
   run_pipeline(job, kWhere, options.progress);
-  copy_other_files(source, output);
+  copy_files(source, others, output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));
   }
-  write_configs(source, plan, to, output);
+  write_configs(source, plan, to, options.follow_links, output);
   output.commit();
 }
 

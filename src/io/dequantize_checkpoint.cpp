@@ -150,7 +150,8 @@ void dequantize_checkpoint(const fs::path& source_path, const fs::path& destinat
   if (options.threads < 0) {
     throw_invalid(kWhere, "threads is " + std::to_string(options.threads) + "; it must be >= 0");
   }
-  const Checkpoint source(source_path);
+  const Checkpoint source(source_path, options.follow_links);
+  const std::vector<std::string> others = other_files_of(source, options.follow_links);
   const DensePlan plan = plan_dense(source, dtype);
   OutputFolder output(source_path, destination,
                       {kWhere, options.force, false, nullptr, options.progress});
@@ -158,7 +159,7 @@ void dequantize_checkpoint(const fs::path& source_path, const fs::path& destinat
 
   DequantizeJob job(source, plan, output, dtype, options.threads);
   run_pipeline(job, kWhere, options.progress);
-  copy_other_files(source, output);
+  copy_files(source, others, output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));
   }

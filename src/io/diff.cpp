@@ -178,22 +178,25 @@ class Comparison {
   TensorDiff compare_values(const DenseTensor& a, const DenseTensor& b) {
     ValueReader reader_a(a_, a, pools_, options_.threads);
     ValueReader reader_b(b_, b, pools_, options_.threads);
-    std::vector<double> x(kChunk), y(kChunk);
+    const auto count = static_cast<std::uint64_t>(a.numel());
+    // No more than there is: a folder may have many thousands of small tensors.
+    x_.resize(std::min(kChunk, count));
+    y_.resize(x_.size());
+    meter_.report(a.name);
     double abs = 0, squares = 0, norm = 0, max = 0;
     bool identical = true;
-    const auto count = static_cast<std::uint64_t>(a.numel());
     for (std::uint64_t done = 0; done < count; done += kChunk) {
       const std::size_t n = std::min<std::uint64_t>(kChunk, count - done);
-      reader_a.next(std::span(x).first(n));
-      reader_b.next(std::span(y).first(n));
+      reader_a.next(std::span(x_).first(n));
+      reader_b.next(std::span(y_).first(n));
       for (std::size_t i = 0; i < n; ++i) {
         // NaN in the same place on both sides is no difference.
-        const bool same = x[i] == y[i] || (std::isnan(x[i]) && std::isnan(y[i]));
-        const double error = same ? 0 : std::abs(x[i] - y[i]);
+        const bool same = x_[i] == y_[i] || (std::isnan(x_[i]) && std::isnan(y_[i]));
+        const double error = same ? 0 : std::abs(x_[i] - y_[i]);
         identical = identical && same;
         abs += error;
         squares += error * error;
-        norm += x[i] * x[i];
+        norm += x_[i] * x_[i];
         if (!(error <= max)) max = error;
       }
       meter_.advance(n);
@@ -214,9 +217,10 @@ class Comparison {
   TensorDiff compare_bytes(const DenseTensor& a, const DenseTensor& b) {
     TensorDiff diff;
     diff.name = a.name;
-    std::vector<std::byte> x(kCopyChunk), y(kCopyChunk);
     std::uint64_t different = 0;
     const std::uint64_t size = a.info->nbytes();
+    std::vector<std::byte> x(std::min(kCopyChunk, size)), y(x.size());
+    meter_.report(a.name);
     for (std::uint64_t done = 0; done < size; done += kCopyChunk) {
       const std::size_t n = std::min(kCopyChunk, size - done);
       a_.file(a).read(*a.info, done, std::span(x).first(n));
@@ -240,6 +244,7 @@ class Comparison {
   const CheckpointOptions& options_;
   ProgressMeter meter_;
   Pools pools_;
+  std::vector<double> x_, y_;
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "src/io/output_folder.hpp"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +10,8 @@
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
 #include "src/io/atomic_file.hpp"
+#include "src/io/finished_folder.hpp"
+#include "src/io/folder_lock.hpp"
 #include "src/io/json.hpp"
 #include "src/io/pipeline.hpp"
 #include "src/io/source_files.hpp"
@@ -20,8 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-constexpr const char* kLockName = "hqq_cpp.lock";
 
 // "folder/" names the same folder as "folder", but has no file name to derive others from.
 fs::path without_slash(const fs::path& path) {
@@ -73,28 +72,6 @@ void check_journal(const Json& journal) {
 
 }  // namespace
 
-// Held as long as a process works in the folder; the system releases it when the process dies.
-struct OutputFolder::Lock {
-  int fd = -1;
-
-  Lock(const fs::path& folder, const std::string& where) {
-    const fs::path path = folder / kLockName;
-    fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) throw_errno(where, "create", path);
-    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      const int error = errno;
-      ::close(fd);
-      if (error == EWOULDBLOCK) {
-        throw_invalid(where, "another process is writing to " + quote_text(folder.string()) +
-                                 "; wait for it or stop it");
-      }
-      errno = error;
-      throw_errno(where, "lock", path);
-    }
-  }
-  ~Lock() { ::close(fd); }
-};
-
 OutputFolder::OutputFolder(const fs::path& source, const fs::path& destination, Options options)
     : options_(std::move(options)), destination_(without_slash(destination)) {
   if (!destination_.has_filename()) {
@@ -137,10 +114,14 @@ void OutputFolder::claim(const fs::path& source) {
                                " overlap; choose a folder that is neither inside the other");
     }
   }
+  fs::create_directories(destination_.parent_path());
+  lock_ = std::make_unique<FolderLock>(destination_, where);
   const bool partial_exists = is_there(partial_);
   if (is_there(destination_)) {
-    if (options_.resume && completed_before()) {
+    if (options_.resume && is_result_of(destination_, options_.request)) {
+      check_finished(destination_, source, options_.progress);
       // Killed between the last rename and the clean-up after it.
+      if (partial_exists) check_replaceable(partial_);
       fs::remove_all(partial_);
       already_complete_ = true;
       return;
@@ -158,7 +139,6 @@ void OutputFolder::claim(const fs::path& source) {
   }
   if (partial_exists) check_replaceable(partial_);
   fs::create_directories(partial_);
-  lock_ = std::make_unique<Lock>(partial_, where);
 }
 
 void OutputFolder::check_replaceable(const fs::path& path) const {
@@ -167,19 +147,6 @@ void OutputFolder::check_replaceable(const fs::path& path) const {
                 quote_text(path.string()) +
                     " is not a checkpoint folder (no config.json, no .safetensors), "
                     "so nothing in it is touched; remove it or choose another name");
-}
-
-bool OutputFolder::completed_before() const {
-  if (options_.request.is_null() || !fs::exists(destination_ / kManifestName)) return false;
-  try {
-    const Manifest manifest = read_manifest(destination_);
-    const Json& request = options_.request;
-    return manifest.version == request.at("version") && manifest.config == request.at("config") &&
-           manifest.importance == request.at("importance") &&
-           manifest.source == without_times(request.at("source"));
-  } catch (const FormatError&) {
-    return false;
-  }
 }
 
 void OutputFolder::open_journal() {
@@ -215,7 +182,7 @@ void OutputFolder::remove_leftovers() {
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(partial_)) {
     const std::string name = entry.path().filename().string();
-    if (name != kLockName && !finished_.contains(name)) leftovers.push_back(entry.path());
+    if (!finished_.contains(name)) leftovers.push_back(entry.path());
   }
   for (const fs::path& path : leftovers) fs::remove_all(path);
 }
@@ -271,7 +238,6 @@ void OutputFolder::commit() {
                                       " has appeared meanwhile; move it away and resume");
   }
   fs::remove(partial_ / kJournalName);
-  fs::remove(partial_ / kLockName);
   sync_directory(partial_);
   swap_in();
   claimed_ = false;
@@ -287,7 +253,7 @@ void OutputFolder::swap_in() {
   // Old and new change places: at no moment is there none under the name.
   if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) ==
       0) {
-    fs::remove_all(partial_);
+    remove_old(partial_);
     return;
   }
 #endif
@@ -296,7 +262,20 @@ void OutputFolder::swap_in() {
   fs::remove_all(old);
   fs::rename(destination_, old);
   fs::rename(partial_, destination_);
-  fs::remove_all(old);
+  remove_old(old);
+}
+
+void OutputFolder::remove_old(const fs::path& old) {
+  // From here on the new folder is in place, whatever happens.
+  claimed_ = false;
+  std::error_code error;
+  fs::remove_all(old, error);
+  if (error) {
+    throw std::system_error(error, "[" + options_.where + "] " + quote_text(destination_.string()) +
+                                       " is written and in place, but what it has replaced cannot "
+                                       "be removed from " +
+                                       quote_text(old.string()) + "; remove it yourself");
+  }
 }
 
 }  // namespace hqq

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "hqq/checkpoint.hpp"
+#include "src/io/folder_lock.hpp"
 #include "src/io/manifest.hpp"
 
 namespace hqq {
@@ -58,20 +59,18 @@ class OutputFolder {
   void commit();
 
  private:
-  struct Lock;
-
   void claim(const std::filesystem::path& source);
-  bool completed_before() const;
   void check_replaceable(const std::filesystem::path& path) const;
   void open_journal();
   void write_journal();
   void remove_leftovers();
   void swap_in();
+  void remove_old(const std::filesystem::path& old);
 
   Options options_;
   std::filesystem::path destination_;
   std::filesystem::path partial_;
-  std::unique_ptr<Lock> lock_;
+  std::unique_ptr<FolderLock> lock_;
   nlohmann::ordered_json finished_ = nlohmann::ordered_json::object();
   std::map<std::string, FileRecord> files_;
   bool claimed_ = false;

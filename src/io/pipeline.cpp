@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "hqq/error.hpp"
+#include "src/cpu/parallel.hpp"
 
 namespace hqq {
 namespace {
@@ -50,13 +51,13 @@ class Pipeline {
   }
 
   void run() {
-    std::thread reader([this] { guarded([this] { read_all(); }); });
+    std::thread reader = cpu::start_thread([this] { guarded([this] { read_all(); }); });
     // If this throws (no more threads), the reader has to be stopped before it is destroyed.
     std::vector<std::thread> others;
     guarded([&] {
-      others.emplace_back([this] { guarded([this] { write_all(); }); });
+      others.push_back(cpu::start_thread([this] { guarded([this] { write_all(); }); }));
       for (int i = 1; i < threads_; ++i) {
-        others.emplace_back([this] { guarded([this] { compute_ahead(); }); });
+        others.push_back(cpu::start_thread([this] { guarded([this] { compute_ahead(); }); }));
       }
     });
     guarded([this] { compute_all(); });

@@ -166,13 +166,13 @@ class QuantizeJob : public ShardJob {
 };
 
 Json make_request(const Checkpoint& source, const HqqConfig& config,
-                  const ImportanceFile& importance) {
+                  const ImportanceFile& importance, bool follow_links) {
   Json request;
   request["version"] = kVersion;
   request["format_version"] = kFormatVersion;
   request["config"] = config.to_json();
   request["importance"] = importance.path() ? fingerprint_file(*importance.path()) : Json();
-  request["source"] = fingerprint_source(source);
+  request["source"] = fingerprint_source(source, follow_links);
   return request;
 }
 
@@ -208,11 +208,12 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   if (options.threads < 0) {
     throw_invalid(kWhere, "threads is " + std::to_string(options.threads) + "; it must be >= 0");
   }
-  const Checkpoint source = open_dense_source(source_path);
+  const Checkpoint source = open_dense_source(source_path, options.follow_links);
   const ImportanceFile importance(options.importance);
   const QuantizePlan plan = plan_quantization(source, config, importance);
   QuantizeReport report = plan.report();
-  for (std::string& warning : source_warnings(source, report.bytes_after)) {
+  for (std::string& warning :
+       source_warnings(source, report.bytes_after, options.follow_links)) {
     report.warnings.push_back(std::move(warning));
   }
   if (options.dry_run) return report;
@@ -222,7 +223,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
     gpu_memory = cuda::keep_memory(options.device.index);
   }
 
-  const Json request = make_request(source, config, importance);
+  const Json request = make_request(source, config, importance, options.follow_links);
   OutputFolder output(source_path, destination,
                       {kWhere, options.force, options.resume, request, options.progress});
   if (output.already_complete()) {
@@ -253,7 +254,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
     }
   }
 
-  copy_other_files(source, output);
+  copy_files(source, other_files_of(source, options.follow_links), output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", plan.index_json(index_text(source)));
   }

@@ -161,10 +161,14 @@ std::string index_text(const Checkpoint& source) {
   return read_text_file(source.path() / "model.safetensors.index.json");
 }
 
-void copy_other_files(const Checkpoint& source, OutputFolder& output) {
+std::vector<std::string> other_files_of(const Checkpoint& source, bool follow_links) {
   const auto folder = checkpoint_folder(source);
-  if (!folder) return;
-  for (const std::string& name : other_files(*folder)) output.copy_file(*folder / name, name);
+  return folder ? other_files(*folder, follow_links) : std::vector<std::string>();
+}
+
+void copy_files(const Checkpoint& source, const std::vector<std::string>& names,
+                OutputFolder& output) {
+  for (const std::string& name : names) output.copy_file(source.path() / name, name);
 }
 
 }  // namespace hqq

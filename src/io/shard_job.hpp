@@ -85,7 +85,9 @@ void check_free_space(const std::string& where, const std::filesystem::path& pat
 
 // The text of the source's index; empty if it has none.
 std::string index_text(const Checkpoint& source);
-// Copies other_files() of the source.
-void copy_other_files(const Checkpoint& source, OutputFolder& output);
+// other_files() of the source; none of a bare file.
+std::vector<std::string> other_files_of(const Checkpoint& source, bool follow_links);
+void copy_files(const Checkpoint& source, const std::vector<std::string>& names,
+                OutputFolder& output);
 
 }  // namespace hqq

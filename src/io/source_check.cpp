@@ -82,11 +82,11 @@ std::string list_of_files(const fs::path& folder, const std::vector<std::string>
 
 // Tensors of files below the folder are parts of their own (the dense layers of
 // sentence-transformers), or the model once more.
-void warn_of_copies(const fs::path& folder, std::uint64_t result_bytes,
+void warn_of_copies(const fs::path& folder, std::uint64_t result_bytes, bool follow_links,
                     std::vector<std::string>& warnings) {
   std::vector<std::string> copies;
   std::uint64_t size = 0;
-  for (const std::string& name : other_files(folder)) {
+  for (const std::string& name : other_files(folder, follow_links)) {
     if (!name.ends_with(".safetensors")) continue;
     copies.push_back(name);
     size += fs::file_size(folder / name);
@@ -100,9 +100,9 @@ void warn_of_copies(const fs::path& folder, std::uint64_t result_bytes,
 
 }  // namespace
 
-Checkpoint open_dense_source(const fs::path& path) {
+Checkpoint open_dense_source(const fs::path& path, bool follow_links) {
   try {
-    return Checkpoint(path);
+    return Checkpoint(path, follow_links);
   } catch (const FormatError&) {
     if (const auto found = find_quantization(weight_files(path))) throw_quantized(path, *found);
     throw;
@@ -130,7 +130,8 @@ bool is_adapter_folder(const fs::path& folder) {
   return fs::exists(folder / "adapter_config.json", error);
 }
 
-std::vector<std::string> source_warnings(const Checkpoint& source, std::uint64_t result_bytes) {
+std::vector<std::string> source_warnings(const Checkpoint& source, std::uint64_t result_bytes,
+                                         bool follow_links) {
   std::vector<std::string> warnings;
   if (const auto folder = checkpoint_folder(source)) {
     const std::vector<std::string> stray = stray_weights(source);
@@ -138,7 +139,7 @@ std::vector<std::string> source_warnings(const Checkpoint& source, std::uint64_t
       warnings.push_back("no part of the checkpoint, and left out: " +
                          list_of_files(*folder, stray));
     }
-    warn_of_copies(*folder, result_bytes, warnings);
+    warn_of_copies(*folder, result_bytes, follow_links, warnings);
   }
   std::vector<std::string> integers;
   for (const ListedTensor& tensor : list_tensors(source)) {

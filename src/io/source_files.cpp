@@ -11,6 +11,7 @@
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
 #include "src/io/json.hpp"
+#include "src/io/links.hpp"
 
 namespace hqq {
 namespace {
@@ -23,6 +24,8 @@ using Json = nlohmann::ordered_json;
 constexpr std::array kOtherWeightFormats = {
     ".bin",  ".pt",        ".pth",     ".ckpt",   ".pkl",  ".gguf", ".ggml", ".h5",
     ".onnx", ".onnx_data", ".msgpack", ".tflite", ".nemo", ".pte",  ".ot",   ".mlmodel"};
+
+constexpr const char* kIndexName = "model.safetensors.index.json";
 
 bool ends_with_any_weight_format(const std::string& name) {
   return std::any_of(kOtherWeightFormats.begin(), kOtherWeightFormats.end(),
@@ -39,19 +42,57 @@ bool belongs_in_copy(const std::string& name, bool top_level) {
   return name != "config.json" && !name.ends_with(".safetensors") && !name.starts_with("hqq_cpp.");
 }
 
-void collect(const fs::path& folder, const std::string& prefix, std::vector<std::string>& names) {
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    // Links to files are how caches store models; links to folders may lead in circles.
-    if (entry.is_directory()) {
-      if (!entry.is_symlink() && !name.starts_with('.')) {
-        collect(entry.path(), prefix + name + "/", names);
+// The files of a folder that belong into every copy.
+class Collector {
+ public:
+  Collector(const fs::path& root, bool follow_links) : root_(root), follow_links_(follow_links) {}
+
+  std::vector<std::string> run() {
+    collect(root_, "");
+    std::sort(names_.begin(), names_.end());
+    return std::move(names_);
+  }
+
+ private:
+  void collect(const fs::path& folder, const std::string& prefix) {
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      // Links to files are how caches store models; links to folders may lead in circles.
+      if (entry.is_directory()) {
+        if (entry.is_symlink() || name.starts_with('.')) continue;
+        if (prefix.empty()) check_folder_name(name);
+        collect(entry.path(), prefix + name + "/");
+      } else if (entry.is_regular_file()) {
+        const bool copied = belongs_in_copy(name, prefix.empty());
+        // Of config.json and the index the caller writes an edited copy.
+        const bool edited = prefix.empty() && (name == "config.json" || name == kIndexName);
+        if ((copied || edited) && entry.is_symlink() && !follow_links_) check_link(entry.path());
+        if (copied) names_.push_back(prefix + name);
       }
-    } else if (entry.is_regular_file() && belongs_in_copy(name, prefix.empty())) {
-      names.push_back(prefix + name);
     }
   }
-}
+
+  // Before any work: the result has files of these names.
+  void check_folder_name(const std::string& name) const {
+    if (name != "config.json" && !name.ends_with(".safetensors") &&
+        !name.ends_with(".safetensors.index.json") && !name.starts_with("hqq_cpp.")) {
+      return;
+    }
+    throw_format("checkpoint", quote_text(root_.string()) + " has a folder " + quote_text(name) +
+                                   ", which is the name of a file of a checkpoint; rename it");
+  }
+
+  void check_link(const fs::path& path) const {
+    const fs::path real = fs::canonical(path);
+    if (!leaves_folder(root_, real)) return;
+    throw_format("checkpoint", quote_text(path.string()) + " is a link that leaves the folder, to " +
+                                   quote_text(real.string()) + kLinkHelp);
+  }
+
+  const fs::path root_;
+  const bool follow_links_;
+  std::vector<std::string> names_;
+};
 
 std::int64_t modification_time(const fs::path& path) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -101,10 +142,8 @@ std::string shown(const Json& value) {
 
 }  // namespace
 
-std::vector<std::string> other_files(const fs::path& folder) {
-  std::vector<std::string> names;
-  collect(folder, "", names);
-  std::sort(names.begin(), names.end());
+std::vector<std::string> other_files(const fs::path& folder, bool follow_links) {
+  std::vector<std::string> names = Collector(folder, follow_links).run();
   for (const std::string& name : names) {
     try {
       (void)Json(name).dump();
@@ -150,7 +189,7 @@ Json fingerprint_file(const fs::path& path) {
   return json;
 }
 
-Json fingerprint_source(const Checkpoint& checkpoint) {
+Json fingerprint_source(const Checkpoint& checkpoint, bool follow_links) {
   Json files = Json::object();
   for (std::size_t i = 0; i < checkpoint.shard_count(); ++i) {
     files[checkpoint.shard_names()[i]] = fingerprint_shard(checkpoint.shard(i));
@@ -161,7 +200,7 @@ Json fingerprint_source(const Checkpoint& checkpoint) {
                             {"xxh3", xxh3_hex(std::as_bytes(std::span(text)))}};
   }
   if (const auto folder = checkpoint_folder(checkpoint)) {
-    for (const std::string& name : other_files(*folder)) {
+    for (const std::string& name : other_files(*folder, follow_links)) {
       files[name] = fingerprint_file(*folder / name);
     }
   }

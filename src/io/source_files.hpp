@@ -15,7 +15,11 @@ namespace hqq {
 // generation_config, README, subfolders), relative to it with '/', sorted. Left out: the weights
 // and their index (rewritten by the caller), config.json (likewise), weights in other formats
 // (kOtherWeightFormats), hidden files, and our own manifest.
-std::vector<std::string> other_files(const std::filesystem::path& folder);
+//
+// Throws FormatError for a link to a file elsewhere, unless follow_links, for a subfolder with the name
+// of a file that the caller writes, and for names that are no UTF-8.
+std::vector<std::string> other_files(const std::filesystem::path& folder,
+                                     bool follow_links);
 
 // Files named *.safetensors beside the shards that are none of them, sorted: another copy of the
 // weights (consolidated.safetensors of Mistral), an adapter, a shard that the index forgot.
@@ -30,7 +34,7 @@ std::optional<std::filesystem::path> checkpoint_folder(const Checkpoint& checkpo
 
 // {"<file>": {"size", "mtime_ns", "header_xxh3" or "xxh3"}} of every file that a run uses. Shards
 // are known by their header: hashing their data would take as long as the run itself.
-nlohmann::ordered_json fingerprint_source(const Checkpoint& checkpoint);
+nlohmann::ordered_json fingerprint_source(const Checkpoint& checkpoint, bool follow_links);
 // The same of a fingerprint without times, which differ between copies of the same files.
 nlohmann::ordered_json without_times(nlohmann::ordered_json fingerprint);
 // {"size", "xxh3"} of a whole file.

@@ -384,8 +384,36 @@ TEST(QuantizeCheckpoint, LinkedFilesAsInACache) {
     fs::create_symlink(folder / "real" / name, folder / "snapshot" / name);
   }
   quantize_checkpoint(folder / "real", folder / "a", {});
+  for (const char* name : {"tokenizer.json", "config.json"}) {
+    EXPECT_THAT(message_of<FormatError>(
+                    [&] { quantize_checkpoint(folder / "snapshot", folder / "b", {}); }),
+                AllOf(HasSubstr("is a link that leaves the folder"), HasSubstr("follow_links")))
+        << name;
+    fs::remove(folder / "snapshot" / name);
+    fs::copy_file(folder / "real" / name, folder / "snapshot" / name);
+  }
+  fs::remove(folder / "snapshot/tokenizer.json");
+  fs::create_symlink(folder / "real/tokenizer.json", folder / "snapshot/tokenizer.json");
+  QuantizeCheckpointOptions options;
+  options.follow_links = true;
+  quantize_checkpoint(folder / "snapshot", folder / "c", {}, options);
+  EXPECT_TRUE(same_contents(contents_of(folder / "a"), contents_of(folder / "c")));
+  fs::remove(folder / "snapshot/tokenizer.json");
+  fs::copy_file(folder / "real/tokenizer.json", folder / "snapshot/tokenizer.json");
   quantize_checkpoint(folder / "snapshot", folder / "b", {});
   EXPECT_TRUE(same_contents(contents_of(folder / "a"), contents_of(folder / "b")));
+}
+
+// Such a folder would stand where the result has a file, after all the work.
+TEST(QuantizeCheckpoint, AFolderNamedLikeAFileOfOurs) {
+  for (const char* name : {"hqq_cpp.manifest.json", "other.safetensors", "config.json"}) {
+    const TempFolder folder;
+    save_model(folder / "m", {testing::layer_tensors(0)});
+    fs::remove(folder / "m" / name);
+    fs::create_directories(folder / "m" / name);
+    EXPECT_ANY_THROW(quantize_checkpoint(folder / "m", folder / "q", {})) << name;
+    EXPECT_THAT(folder.names(), ElementsAre("m")) << name;
+  }
 }
 
 TEST(QuantizeCheckpoint, ABareFile) {

@@ -1,10 +1,8 @@
 // The destination: when it appears, what it replaces, and how an interrupted run goes on. Kills at
 // random moments: tests/python/test_resume.py.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +13,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
+#include "src/io/folder_lock.hpp"
 #include "src/io/manifest.hpp"
 #include "src/io/output_folder.hpp"
 #include "src/io/source_files.hpp"
@@ -100,15 +99,14 @@ class Resume : public ::testing::Test {
     json["format_version"] = 1;
     json["config"] = HqqConfig().to_json();
     json["importance"] = nullptr;
-    json["source"] = fingerprint_source(Checkpoint(folder_ / "m"));
+    json["source"] = fingerprint_source(Checkpoint(folder_ / "m"), false);
     return json;
   }
 
   std::string refusal(const HqqConfig& config = {}, const fs::path& importance = {}) {
     QuantizeCheckpointOptions options = with(false, true);
     options.importance = importance;
-    auto before = contents_of(folder_ / "q.partial");
-    before["hqq_cpp.lock"] = "";
+    const auto before = contents_of(folder_ / "q.partial");
     const std::string message = message_of<std::invalid_argument>(
         [&] { quantize_checkpoint(folder_ / "m", folder_ / "q", config, options); });
     EXPECT_TRUE(same_contents(contents_of(folder_ / "q.partial"), before))
@@ -131,7 +129,7 @@ TEST_F(Resume, GoesOnFromFinishedShards) {
   ASSERT_LT(done, 3u) << "interrupted too late to test anything";
   EXPECT_FALSE(fs::exists(folder_ / "q"));
   for (const auto& [name, content] : contents_of(folder_ / "q.partial")) {
-    EXPECT_THAT(name, AnyOf(HasSubstr("model-0000"), kJournalName, "hqq_cpp.lock"))
+    EXPECT_THAT(name, AnyOf(HasSubstr("model-0000"), kJournalName))
         << "half-written";
     EXPECT_EQ(name.find("hqq-tmp"), std::string::npos);
   }
@@ -320,12 +318,12 @@ TEST_F(Resume, KilledAfterTheLastRename) {
 
 TEST_F(Resume, OneProcessAtATime) {
   make_partial();
-  const fs::path lock = folder_ / "q.partial/hqq_cpp.lock";
-  const int fd = ::open(lock.c_str(), O_RDWR | O_CREAT, 0666);
-  ASSERT_EQ(::flock(fd, LOCK_EX), 0);
-  EXPECT_THAT(refusal(), HasSubstr("another process is writing to"));
-  ::close(fd);
+  {
+    const FolderLock other(folder_ / "q", "other");
+    EXPECT_THAT(refusal(), HasSubstr("another process is writing to"));
+  }
   quantize_checkpoint(folder_ / "m", folder_ / "q", {}, with(false, true));
+  EXPECT_THAT(folder_.names(), ElementsAre("m", "q", "whole")) << "the lock goes with the run";
 }
 
 TEST_F(Resume, StoppedBeforeTheFirstShardLeavesNothing) {

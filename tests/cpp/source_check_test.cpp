@@ -151,7 +151,7 @@ class Source : public ::testing::Test {
 TEST_F(Source, DenseOnesPass) {
   save_model(model_, testing::sharded_model());
   EXPECT_NO_THROW(check_dense_source(open_dense_source(model_)));
-  EXPECT_THAT(source_warnings(Checkpoint(model_), 1), IsEmpty());
+  EXPECT_THAT(source_warnings(Checkpoint(model_), 1, false), IsEmpty());
 }
 
 TEST_F(Source, OneLayerOfTheSecondShardWithoutAConfig) {
@@ -268,19 +268,19 @@ TEST_F(Source, LargeCopiesInSubfoldersAreNamed) {
   std::filesystem::create_directories(model_ / "original");
   save_model_file(model_ / "original/model.safetensors", layer_tensors(0));
   const Checkpoint source(model_);
-  const auto warnings = source_warnings(source, source.total_bytes() / 4);
+  const auto warnings = source_warnings(source, source.total_bytes() / 4, false);
   ASSERT_EQ(warnings.size(), 1u);
   EXPECT_THAT(warnings[0], HasSubstr("copied as they are, and take more than the quantized model: "
                                      "\"original/model.safetensors\" ("));
   // Parts of a sentence-transformers model are small.
-  EXPECT_THAT(source_warnings(source, 2 * source.total_bytes()), IsEmpty());
+  EXPECT_THAT(source_warnings(source, 2 * source.total_bytes(), false), IsEmpty());
 }
 
 TEST_F(Source, IntegerWeightsAreNamed) {
   NamedTensors tensors = layer_tensors(0);
   tensors.emplace_back("hash.weight", zeros(DType::kI32));
   save_model(model_, {tensors});
-  const auto warnings = source_warnings(Checkpoint(model_), 1);
+  const auto warnings = source_warnings(Checkpoint(model_), 1, false);
   ASSERT_EQ(warnings.size(), 1u);
   EXPECT_THAT(warnings[0], HasSubstr("copied as they are: \"hash.weight\" (I32 [8, 8])"));
 }

@@ -1,0 +1,97 @@
+#include "src/io/finished_folder.hpp"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <string>
+
+#include "hqq/error.hpp"
+#include "src/io/atomic_file.hpp"
+#include "src/io/json.hpp"
+#include "src/io/manifest.hpp"
+#include "src/io/pipeline.hpp"
+#include "src/io/source_files.hpp"
+
+namespace hqq {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kWhere = "resume";
+
+// Nanoseconds: of the last change to the data, or to the file as a whole, which no copying tool
+// sets back.
+std::int64_t last_change(const fs::path& path) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) != 0) throw_errno(kWhere, "look at", path);
+  const auto nanoseconds = [](const timespec& time) {
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+#if defined(__APPLE__)
+  return std::max(nanoseconds(status.st_mtimespec), nanoseconds(status.st_ctimespec));
+#else
+  return std::max(nanoseconds(status.st_mtim), nanoseconds(status.st_ctim));
+#endif
+}
+
+std::int64_t written_at(const fs::path& path) {
+  const auto time = fs::last_write_time(path).time_since_epoch();
+  const auto epoch = fs::file_time_type::clock::to_sys(fs::file_time_type{}).time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time + epoch).count();
+}
+
+void check_source(const fs::path& folder, const fs::path& source, const Manifest& manifest) {
+  const std::int64_t written = written_at(folder / kManifestName);
+  for (const auto& [name, record] : manifest.source.items()) {
+    if (!record.contains("header_xxh3")) continue;  // other files are compared by their contents
+    const fs::path shard = fs::is_directory(source) ? source / name : source;
+    if (last_change(shard) <= written) continue;
+    throw_invalid(kWhere, quote_text(shard.string()) + " was changed, or copied to where it is, after " +
+                              quote_text(folder.string()) +
+                              " was written; use force instead of resume to quantize it again");
+  }
+}
+
+}  // namespace
+
+bool is_result_of(const fs::path& folder, const nlohmann::ordered_json& request) {
+  if (request.is_null() || !fs::exists(folder / kManifestName)) return false;
+  try {
+    const Manifest manifest = read_manifest(folder);
+    return manifest.version == request.at("version") && manifest.config == request.at("config") &&
+           manifest.importance == request.at("importance") &&
+           manifest.source == without_times(request.at("source"));
+  } catch (const FormatError&) {
+    return false;
+  }
+}
+
+void check_finished(const fs::path& folder, const fs::path& source,
+                    const ProgressCallback& progress) {
+  const Manifest manifest = read_manifest(folder);
+  check_source(folder, source, manifest);
+  std::uint64_t total = 0;
+  for (const auto& [name, record] : manifest.files) total += record.size;
+  ProgressMeter meter(kWhere, total, progress);
+  for (const auto& [name, record] : manifest.files) {
+    const fs::path file = folder / name;
+    std::string problem;
+    if (!fs::is_regular_file(file)) {
+      problem = "is missing";
+    } else if (const std::uint64_t size = fs::file_size(file); size != record.size) {
+      problem = "has " + std::to_string(size) + " bytes instead of " + std::to_string(record.size);
+    } else {
+      const std::string hash = hash_file(file, [&, &name = name](std::uint64_t bytes) {
+        meter.advance(bytes);
+        meter.report(name);
+      });
+      if (hash != record.xxh3_128) problem = "was changed";
+    }
+    if (problem.empty()) continue;
+    throw_invalid(kWhere, quote_text(folder.string()) + " is complete but damaged: " +
+                              quote_text(name) + " " + problem +
+                              "; use force instead of resume to start over");
+  }
+}
+
+}  // namespace hqq

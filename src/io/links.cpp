@@ -1,0 +1,29 @@
+#include "src/io/links.hpp"
+
+#include <algorithm>
+
+namespace hqq {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool is_below(const fs::path& path, const fs::path& folder) {
+  return std::mismatch(folder.begin(), folder.end(), path.begin(), path.end()).first ==
+         folder.end();
+}
+
+}  // namespace
+
+bool leaves_folder(const fs::path& folder, const fs::path& real) {
+  const fs::path real_folder = fs::canonical(folder);
+  if (is_below(real, real_folder)) return false;
+  for (fs::path at = real_folder; at.has_relative_path(); at = at.parent_path()) {
+    const fs::path snapshots = at.parent_path();
+    if (snapshots.filename() == "snapshots") {
+      return real.parent_path() != snapshots.parent_path() / "blobs";
+    }
+  }
+  return true;
+}
+
+}  // namespace hqq
