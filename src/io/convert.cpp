@@ -391,6 +391,7 @@ void convert_checkpoint(const fs::path& source_path, const fs::path& destination
 
   ConvertJob job(source, plan, output);
   run_pipeline(job, kWhere, options.progress);
+  job.check_source(kWhere);
   copy_files(source, others, output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));

@@ -159,6 +159,7 @@ void dequantize_checkpoint(const fs::path& source_path, const fs::path& destinat
 
   DequantizeJob job(source, plan, output, dtype, options.threads);
   run_pipeline(job, kWhere, options.progress);
+  job.check_source(kWhere);
   copy_files(source, others, output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));

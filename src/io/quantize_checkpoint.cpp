@@ -247,6 +247,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
 
   QuantizeJob job(source, plan, output, config, importance, options);
   run_pipeline(job, kWhere, options.progress);
+  job.check_source(kWhere);
   for (std::size_t s = 0; s < plan.shards.size(); ++s) {
     if (finished_before[s]) continue;
     for (const PlannedStep& step : plan.shards[s].steps) {

@@ -9,7 +9,6 @@
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
 #include "src/io/json.hpp"
-#include "src/io/source_files.hpp"
 
 namespace hqq {
 namespace {
@@ -60,6 +59,9 @@ void Spill::append_to(SafetensorsWriter& writer, std::uint64_t size) {
 ShardJob::ShardJob(const Checkpoint& source, const std::vector<ShardPlan>& shards,
                    OutputFolder& output)
     : source_(source), shards_(shards), output_(output) {
+  for (std::size_t s = 0; s < source.shard_count(); ++s) {
+    source_states_.push_back(file_state(source.shard(s).path()));
+  }
   std::uint64_t largest = 0;
   for (const ShardPlan& shard : shards) {
     if (output.finished_shard(shard.name) != nullptr) continue;
@@ -67,6 +69,15 @@ ShardJob::ShardJob(const Checkpoint& source, const std::vector<ShardPlan>& shard
     for (const PlannedStep& step : shard.steps) largest = std::max(largest, step.size);
   }
   pool_ = BlockPool(largest);
+}
+
+void ShardJob::check_source(const std::string& where) const {
+  for (std::size_t s = 0; s < source_.shard_count(); ++s) {
+    const fs::path& path = source_.shard(s).path();
+    if (file_state(path) == source_states_[s]) continue;
+    throw_invalid(where, quote_text(path.string()) +
+                             " was changed while it was read; start again when nothing writes to it");
+  }
 }
 
 std::string ShardJob::step_name(std::size_t index) const {

@@ -9,6 +9,7 @@
 #include "src/io/output_folder.hpp"
 #include "src/io/pipeline.hpp"
 #include "src/io/plan.hpp"
+#include "src/io/source_files.hpp"
 
 namespace hqq {
 
@@ -47,6 +48,10 @@ class ShardJob : public PipelineJob {
   std::vector<Tensor> compute(std::size_t step, std::vector<Tensor> input) override;
   std::uint64_t step_work(std::size_t step) const override;
 
+  // Throws std::invalid_argument where a shard of the source was written to or replaced since this job
+  // was made: what was read of it may be old and new at once.
+  void check_source(const std::string& where) const;
+
  protected:
   const SafetensorsFile& source_file(const PlannedStep& step) const {
     return source_.shard(step.shard);
@@ -73,6 +78,7 @@ class ShardJob : public PipelineJob {
   const Checkpoint& source_;
   const std::vector<ShardPlan>& shards_;
   OutputFolder& output_;
+  std::vector<FileState> source_states_;  // one a shard
   BlockPool pool_;
   std::vector<PlannedStep> steps_;
   std::unique_ptr<SafetensorsWriter> writer_;

@@ -1,6 +1,7 @@
 #include "src/io/source_files.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -180,6 +181,19 @@ std::vector<std::string> stray_weights(const Checkpoint& checkpoint) {
 std::optional<fs::path> checkpoint_folder(const Checkpoint& checkpoint) {
   if (!fs::is_directory(checkpoint.path())) return std::nullopt;
   return checkpoint.path();
+}
+
+FileState file_state(const fs::path& path) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) != 0) throw_errno("read", "look at", path);
+#if defined(__APPLE__)
+  const timespec& time = status.st_mtimespec;
+#else
+  const timespec& time = status.st_mtim;
+#endif
+  return {static_cast<std::uint64_t>(status.st_dev), static_cast<std::uint64_t>(status.st_ino),
+          static_cast<std::uint64_t>(status.st_size), static_cast<std::int64_t>(time.tv_sec),
+          static_cast<std::int64_t>(time.tv_nsec)};
 }
 
 Json fingerprint_file(const fs::path& path) {

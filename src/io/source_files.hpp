@@ -37,6 +37,14 @@ std::optional<std::filesystem::path> checkpoint_folder(const Checkpoint& checkpo
 nlohmann::ordered_json fingerprint_source(const Checkpoint& checkpoint, bool follow_links);
 // The same of a fingerprint without times, which differ between copies of the same files.
 nlohmann::ordered_json without_times(nlohmann::ordered_json fingerprint);
+// By which one sees that a file was written to or replaced.
+struct FileState {
+  std::uint64_t device = 0, inode = 0, size = 0;
+  std::int64_t seconds = 0, nanoseconds = 0;  // of the last change to its data
+  bool operator==(const FileState&) const = default;
+};
+FileState file_state(const std::filesystem::path& path);
+
 // {"size", "xxh3"} of a whole file.
 nlohmann::ordered_json fingerprint_file(const std::filesystem::path& path);
 

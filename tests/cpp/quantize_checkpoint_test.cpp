@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <limits>
+#include <utility>
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
@@ -454,6 +456,32 @@ TEST(QuantizeCheckpoint, BadWeightsNameTheirLayerAndLeaveNothing) {
   EXPECT_THAT(message_of<std::invalid_argument>(
                   [&] { quantize_checkpoint(folder / "moe", folder / "q", {}); }),
               HasSubstr("mlp.experts.down_proj[2]"));
+}
+
+// The result would hold old and new weights.
+TEST(QuantizeCheckpoint, ASourceThatChangesWhileItIsRead) {
+  for (const bool replaced : {false, true}) {
+    const TempFolder folder;
+    save_model(folder / "m", {testing::layer_tensors(0)});
+    const fs::path shard = folder / "m/model.safetensors";
+    bool done = false;
+    QuantizeCheckpointOptions options;
+    options.progress = [&](const Progress&) {
+      if (std::exchange(done, true)) return true;
+      const fs::path written = replaced ? folder / "m/new" : shard;
+      if (replaced) fs::copy_file(shard, written);
+      std::fstream file(written, std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(-1, std::ios::end).put('x');
+      file.close();
+      if (replaced) fs::rename(written, shard);
+      return true;
+    };
+    EXPECT_THAT(message_of<std::invalid_argument>(
+                    [&] { quantize_checkpoint(folder / "m", folder / "q", {}, options); }),
+                AllOf(HasSubstr("model.safetensors"), HasSubstr("was changed while it was read")));
+    EXPECT_TRUE(done);
+    EXPECT_FALSE(fs::exists(folder / "q"));
+  }
 }
 
 TEST(QuantizeCheckpoint, WrongArguments) {
