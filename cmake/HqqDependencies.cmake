@@ -113,6 +113,8 @@ target_include_directories(hqq_xxhash SYSTEM INTERFACE
   $<BUILD_INTERFACE:${HQQ_XXHASH_INCLUDE_DIR}>)
 target_compile_definitions(hqq_xxhash INTERFACE $<BUILD_INTERFACE:XXH_INLINE_ALL>)
 
+include(HqqPcre2)
+
 if(HQQ_BUILD_CLI OR HQQ_BUILD_EXAMPLES OR HQQ_PYTHON)
   hqq_dependency(CLI11 VERSION 2.1 TARGET CLI11::CLI11 DEBIAN libcli11-dev
     GIT https://github.com/CLIUtils/CLI11.git

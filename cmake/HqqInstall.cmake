@@ -20,5 +20,5 @@ configure_package_config_file(cmake/hqqConfig.cmake.in ${PROJECT_BINARY_DIR}/hqq
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/hqqConfigVersion.cmake
   COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/hqqConfig.cmake ${PROJECT_BINARY_DIR}/hqqConfigVersion.cmake
-  DESTINATION ${hqq_package_dir})
+  cmake/FindPCRE2.cmake DESTINATION ${hqq_package_dir})
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

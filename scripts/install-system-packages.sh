@@ -19,8 +19,8 @@ esac
 has_package() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 has_header() {
   printf '#include <%s>\n' "$1" |
-    "${CXX:-c++}" -std=c++20 -I/usr/include/eigen3 -I/usr/local/include/eigen3 -E -x c++ - \
-      >/dev/null 2>&1
+    "${CXX:-c++}" -std=c++20 -I/usr/include/eigen3 -I/usr/local/include/eigen3 "${@:2}" -E \
+      -x c++ - >/dev/null 2>&1
 }
 has_command() { command -v "$1" >/dev/null 2>&1; }
 has_compiler() {
@@ -34,7 +34,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 }
 
 missing=()
-# need <package> <check> [argument]
+# need <package> <check> [argument]...
 need() {
   local package=$1
   shift
@@ -53,6 +53,7 @@ need libeigen3-dev has_header unsupported/Eigen/CXX11/ThreadPool
 need nlohmann-json3-dev has_header nlohmann/json.hpp
 need libcli11-dev has_header CLI/CLI.hpp
 need libxxhash-dev has_header xxhash.h
+need libpcre2-dev has_header pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8
 if $tests; then
   need libgtest-dev has_header gtest/gtest.h
   need libgmock-dev has_header gmock/gmock.h

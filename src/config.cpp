@@ -8,6 +8,7 @@
 #include "hqq/error.hpp"
 #include "src/config_rules.hpp"
 #include "src/layer_match.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq {
 namespace {
@@ -109,7 +110,7 @@ void validate_layer_config(const LayerConfig& config, const std::string& where) 
 }
 
 std::string rule_where(const std::string& key) {
-  return "config, rule '" + (key.size() <= 80 ? key : key.substr(0, 80) + "...") + "'";
+  return "config, rule " + quote_name(key);
 }
 
 void LayerConfig::validate() const { validate_layer_config(*this, "config"); }

@@ -3,12 +3,12 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "hqq/config.hpp"
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
 #include "src/config_rules.hpp"
+#include "src/io/json.hpp"
 #include "src/layer_match.hpp"
 
 namespace hqq {
@@ -24,7 +24,10 @@ const std::vector<std::string> kLayerKeys = {
 // nbits is "four" (a string): what was given, cut to a readable length.
 std::string given(const std::string& key, const Json& value) {
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 60) + "...";
+  if (value.is_number_float() && !std::isfinite(value.get<double>())) {
+    text = std::to_string(value.get<double>());  // JSON has no nan and no inf
+  }
+  text = cut_text(text, 60);
   std::string kind = value.type_name();
   if (value.is_null()) return key + " is null";
   return key + " is " + text + " (" + (kind == "array" || kind == "object" ? "an " : "a ") + kind +
@@ -341,26 +344,6 @@ void read_own(HqqConfig& config, const Json& json) {
   read_rules(config, *rules);
 }
 
-// nlohmann keeps one of two equal keys; a config with both has a mistake in it.
-class DuplicateKeys {
- public:
-  bool operator()(int /*depth*/, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) {
-      open_.emplace_back();
-    } else if (event == Json::parse_event_t::object_end) {
-      open_.pop_back();
-    } else if (event == Json::parse_event_t::key) {
-      const std::string key = parsed.get<std::string>();
-      if (!open_.back().insert(key).second)
-        throw_invalid("config", "key '" + key + "' given twice");
-    }
-    return true;
-  }
-
- private:
-  std::vector<std::set<std::string>> open_;
-};
-
 }  // namespace
 
 Json layer_config_to_json(const LayerConfig& config) {
@@ -417,14 +400,7 @@ HqqConfig HqqConfig::from_json(const Json& json) {
 }
 
 HqqConfig HqqConfig::from_json_text(const std::string& text) {
-  Json json;
-  try {
-    json = Json::parse(text, DuplicateKeys());
-  } catch (const Json::parse_error& error) {
-    throw_invalid("config",
-                  "not valid JSON at byte " + std::to_string(error.byte) + ": " + error.what());
-  }
-  return from_json(json);
+  return from_json(parse_config_json(text, "config"));
 }
 
 Json HqqConfig::to_json() const {

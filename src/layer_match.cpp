@@ -1,41 +1,17 @@
 #include "src/layer_match.hpp"
 
 #include <algorithm>
-#include <regex>
 #include <string_view>
-#include <unordered_map>
 
 #include "hqq/config.hpp"
 #include "hqq/error.hpp"
+#include "src/layer_regex.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq {
 namespace {
 
 constexpr std::string_view kRegexPrefix = "re:";
-// The work of a match grows with the product of the two.
-constexpr std::size_t kMaxRegexLength = 500;
-constexpr std::size_t kMaxMatchedName = 1000;
-
-std::regex compile(const std::string& pattern) {
-  auto flags = std::regex::ECMAScript;
-#ifdef __GLIBCXX__
-  // The default executor of libstdc++ backtracks: exponential time and one stack frame per
-  // character.
-  flags |= std::regex_constants::__polynomial;
-#endif
-  return std::regex(pattern.substr(kRegexPrefix.size()), flags);
-}
-
-// Models have thousands of layers and configs few patterns: compile each pattern once a thread.
-const std::regex& compiled(const std::string& pattern) {
-  constexpr std::size_t kMaxCached = 64;
-  thread_local std::unordered_map<std::string, std::regex> cache;
-  const auto found = cache.find(pattern);
-  if (found != cache.end()) return found->second;
-  if (cache.size() >= kMaxCached) cache.clear();
-  return cache.emplace(pattern, compile(pattern)).first->second;
-}
-
 // Index of the ']' that closes the set opened at `open`, npos if none does. A ']' that comes first
 // belongs to the set.
 std::size_t set_end(const std::string& glob, std::size_t open) {
@@ -98,22 +74,12 @@ void validate_pattern(const std::string& pattern, const std::string& where) {
         if (pattern[i] != '[') continue;
         i = set_end(pattern, i);
         if (i == std::string::npos) {
-          throw_invalid(where, "glob '" + pattern + "' has a '[' without its ']'");
+          throw_invalid(where, "glob " + quote_name(pattern) + " has a '[' without its ']'");
         }
       }
       return;
     case PatternKind::kRegex:
-      if (pattern.size() > kMaxRegexLength) {
-        throw_invalid(where, "a regex may have " + std::to_string(kMaxRegexLength) +
-                                 " characters, this one has " + std::to_string(pattern.size()) +
-                                 ": '" + pattern.substr(0, 40) + "...'");
-      }
-      try {
-        compile(pattern);
-      } catch (const std::regex_error& error) {
-        throw_invalid(where, "'" + pattern + "' is not a valid regex (ECMAScript without " +
-                                 "back-references): " + error.what());
-      }
+      validate_regex(pattern, where);
   }
 }
 
@@ -124,15 +90,9 @@ bool pattern_matches(const std::string& pattern, const std::string& layer_name) 
     case PatternKind::kGlob:
       return glob_matches(pattern, layer_name);
     case PatternKind::kRegex:
-      break;
+      return regex_matches(pattern, layer_name);
   }
-  if (layer_name.size() > kMaxMatchedName) {
-    throw_invalid("config", "cannot match '" + pattern + "': layer name '" +
-                                layer_name.substr(0, 40) + "...' has " +
-                                std::to_string(layer_name.size()) + " characters, the limit is " +
-                                std::to_string(kMaxMatchedName));
-  }
-  return std::regex_match(layer_name, compiled(pattern));
+  return false;
 }
 
 // Going back to the last '*' alone is enough, so this needs no recursion and at most
@@ -197,14 +157,14 @@ std::size_t edit_distance(const std::string& a, const std::string& b) {
 std::string unknown_name_message(const std::string& what, const std::string& name,
                                  const std::vector<std::string>& known) {
   // A hostile file may hold a key of megabytes.
-  const std::string shown = name.size() <= 80 ? name : name.substr(0, 80) + "...";
-  std::string message = "unknown " + what + " '" + shown + "'";
+  const std::string shown = cut_text(name, 80);
+  std::string message = "unknown " + what + " " + quote_name(shown);
   const auto nearest =
       std::min_element(known.begin(), known.end(), [&](const auto& a, const auto& b) {
         return edit_distance(shown, a) < edit_distance(shown, b);
       });
   if (nearest == known.end()) return message;
-  message += "; did you mean '" + *nearest + "'?";
+  message += "; did you mean " + quote_name(*nearest) + "?";
   if (edit_distance(shown, *nearest) * 2 > nearest->size()) {
     message += " Known are:";
     for (std::size_t i = 0; i < known.size(); ++i) message += (i == 0 ? " " : ", ") + known[i];

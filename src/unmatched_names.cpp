@@ -8,13 +8,15 @@
 
 #include "hqq/config.hpp"
 #include "src/layer_match.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq {
 namespace {
 
 // A warning lists so many; more are a wrong model rather than typing mistakes.
 constexpr std::size_t kMaxShown = 8;
-constexpr std::size_t kMaxNameShown = 80;
+// Of a name that is looked for; the work grows with it.
+constexpr std::size_t kMaxWanted = 80;
 
 std::size_t next_dot(const std::string& name, std::size_t begin) {
   return std::min(name.find('.', begin), name.size());
@@ -103,10 +105,6 @@ class LayerIndex {
   std::vector<std::string> tags_;
 };
 
-std::string shown(const std::string& name) {
-  return name.size() <= kMaxNameShown ? name : name.substr(0, kMaxNameShown) + "...";
-}
-
 }  // namespace
 
 std::vector<std::string> names_for_rules(const std::vector<std::string>& layers) {
@@ -125,7 +123,7 @@ std::vector<std::string> names_for_rules(const std::vector<std::string>& layers)
 
 std::string nearest_name(const std::string& name, const std::vector<std::string>& candidates) {
   const std::string wanted =
-      shown(pattern_kind(name) == PatternKind::kExact ? name : literal_part(name));
+      cut_text(pattern_kind(name) == PatternKind::kExact ? name : literal_part(name), kMaxWanted);
   if (wanted.empty()) return "";
   const std::string *nearest = nullptr, *shortest_around = nullptr;
   std::size_t best = std::numeric_limits<std::size_t>::max(), best_start = 0;
@@ -180,8 +178,8 @@ std::vector<std::string> describe(const std::vector<UnmatchedName>& names) {
                           " more names fit no layer either");
       break;
     }
-    std::string sentence = name.where + " names no layer: '" + shown(name.name) + "'";
-    if (!name.nearest.empty()) sentence += "; nearest is '" + shown(name.nearest) + "'";
+    std::string sentence = name.where + " names no layer: " + quote_name(name.name);
+    if (!name.nearest.empty()) sentence += "; nearest is " + quote_name(name.nearest);
     sentences.push_back(sentence);
   }
   return sentences;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "hqq/error.hpp"
+#include "src/io/json.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -42,27 +43,19 @@ Json own_form(HqqConfig config, const Json& overrides) {
   return config.to_json();
 }
 
-Json parse_rules(const std::string& text) {
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) HqqConfig::from_json_text(text);  // throws with the position
-  // Finds duplicate keys, which the line above cannot see.
-  HqqConfig::from_json_text("{\"dynamic_config\": " + text + "}");
-  return json;
-}
-
 }  // namespace
 
 HqqConfig build_config(const ConfigSources& sources) {
   Json json = Json::object();
   if (sources.config_text) {
     // Errors of the file are reported before those of the options.
-    const HqqConfig file = HqqConfig::from_json_text(*sources.config_text);
-    json = Json::parse(*sources.config_text);
+    json = parse_config_json(*sources.config_text, "config");
+    const HqqConfig file = HqqConfig::from_json(json);
     if (!is_own_form(json)) json = own_form(file, sources.overrides);
   }
   json.update(sources.overrides);
   if (sources.dynamic_config_text) {
-    json["dynamic_config"] = parse_rules(*sources.dynamic_config_text);
+    json["dynamic_config"] = parse_config_json(*sources.dynamic_config_text, "dynamic-config");
   }
   HqqConfig config = HqqConfig::from_json(json);
   for (const std::string& name : sources.skip) {

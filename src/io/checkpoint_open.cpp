@@ -123,7 +123,7 @@ WeightMap read_index(const fs::path& path) {
 
 std::string read_config(const fs::path& path) {
   if (!has_entry(path)) return {};
-  std::string text = read_text_file(path);
+  std::string text = read_text_file(path, kMaxConfigBytes);
   const std::string file = quote_text(path.string());
   if (!parse_python_json(text, std::string(kWhere) + " " + file).is_object()) {
     throw_format(kWhere, file + ": config.json must hold a JSON object");

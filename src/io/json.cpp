@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <set>
 #include <unordered_set>
@@ -14,26 +13,6 @@
 
 namespace hqq {
 namespace {
-
-constexpr std::size_t kMaxQuoted = 120;
-
-// Bytes of the well-formed UTF-8 sequence at the start of `text`; 0 if there is none.
-std::size_t utf8_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
-  const std::uint8_t lead = byte(0);
-  if (lead < 0x80) return 1;
-  const std::size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-  if (lead < 0xC2 || lead > 0xF4 || text.size() < length) return 0;
-  for (std::size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  }
-  // Overlong forms, surrogates and values above U+10FFFF show in the second byte.
-  if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) > 0x9F) ||
-      (lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) > 0x8F)) {
-    return 0;
-  }
-  return length;
-}
 
 // Python's json module writes these words, which no JSON parser has to know.
 std::string hint(const std::string& text, std::size_t byte) {
@@ -47,45 +26,117 @@ std::string hint(const std::string& text, std::size_t byte) {
   return "";
 }
 
-// What nlohmann/json itself lets pass: deep nesting and duplicate keys. Numbers in `unreadable`,
-// counted from the start of the text, become null.
-template <class Json>
-class Checks {
- public:
-  Checks(const std::string& where, std::set<std::size_t> unreadable)
-      : where_(where), unreadable_(std::move(unreadable)) {}
+[[noreturn]] void throw_parse_error(const std::string& text, const std::string& where,
+                                    std::size_t byte, const nlohmann::json::exception& error) {
+  const std::string reason = json_error_reason(error.what());
+  constexpr int kNumberOverflow = 406;
+  if (error.id == kNumberOverflow) {
+    throw_format(where, reason + " at byte " + std::to_string(byte) +
+                            "; a number may not be larger than a double, 1.8e308");
+  }
+  throw_format(where, "not JSON at byte " + std::to_string(byte) + ": " + reason +
+                          hint(text, byte));
+}
 
-  bool operator()(int depth, typename Json::parse_event_t event, Json& value) {
-    using Event = typename Json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start) {
-      if (depth >= kMaxJsonDepth) {
-        throw_format(where_, "JSON is nested deeper than " + std::to_string(kMaxJsonDepth) +
-                                 " levels, the limit");
-      }
-      if (event == Event::object_start) keys_.emplace_back();
-    } else if (event == Event::object_end) {
-      keys_.pop_back();
-    } else if (event == Event::key) {
-      const auto& key = value.template get_ref<const std::string&>();
-      if (!keys_.back().insert(key).second) {
-        throw_format(where_, "JSON key " + quote_text(key) + " appears twice in the same object");
-      }
-    } else if (event == Event::value && value.is_number()) {
-      if (unreadable_.contains(numbers_++)) value = nullptr;
-    }
+// Receives what nlohmann/json's parser reads. Its own receivers let deep nesting and duplicate keys
+// pass, and look every key up among all before it.
+class Builder {
+ public:
+  using Json = nlohmann::ordered_json;
+
+  // Numbers in `unreadable`, counted from the start of the text, become null.
+  Builder(const std::string& text, const std::string& where, std::set<std::size_t> unreadable)
+      : text_(text), where_(where), unreadable_(std::move(unreadable)) {}
+
+  Json take() { return std::move(root_); }
+
+  bool null() { return add(nullptr); }
+  bool boolean(bool value) { return add(value); }
+  bool number_integer(std::int64_t value) { return number(value); }
+  bool number_unsigned(std::uint64_t value) { return number(value); }
+  bool number_float(double value, const std::string& /*digits*/) { return number(value); }
+  bool string(std::string& value) { return add(std::move(value)); }
+  bool binary(Json::binary_t& /*value*/) { return false; }
+  bool start_object(std::size_t /*count*/) {
+    open(Json::object());
+    keys_.emplace_back();
     return true;
+  }
+  bool key(std::string& key) {
+    if (!keys_.back().insert(key).second) {
+      throw_format(where_, "JSON key " + quote_text(key) + " appears twice in the same object");
+    }
+    key_ = std::move(key);
+    return true;
+  }
+  bool end_object() {
+    keys_.pop_back();
+    return end_array();
+  }
+  bool start_array(std::size_t /*count*/) {
+    open(Json::array());
+    return true;
+  }
+  bool end_array() {
+    open_.pop_back();
+    return true;
+  }
+  bool parse_error(std::size_t byte, const std::string& /*token*/,
+                   const nlohmann::json::exception& error) {
+    throw_parse_error(text_, where_, byte, error);
   }
 
  private:
+  Json* place(Json value) {
+    if (open_.empty()) {
+      root_ = std::move(value);
+      return &root_;
+    }
+    if (open_.back()->is_array()) {
+      auto& items = open_.back()->get_ref<Json::array_t&>();
+      return &items.emplace_back(std::move(value));
+    }
+    auto& members = open_.back()->get_ref<Json::object_t&>();
+    return &members.emplace_back(std::move(key_), std::move(value)).second;
+  }
+
+  bool add(Json value) {
+    place(std::move(value));
+    return true;
+  }
+
+  bool number(Json value) {
+    return unreadable_.contains(numbers_++) ? null() : add(std::move(value));
+  }
+
+  void open(Json value) {
+    if (open_.size() >= static_cast<std::size_t>(kMaxJsonDepth)) {
+      throw_format(where_, "JSON is nested deeper than " + std::to_string(kMaxJsonDepth) +
+                               " levels, the limit");
+    }
+    open_.push_back(place(std::move(value)));
+  }
+
+  const std::string& text_;
   const std::string& where_;
   std::set<std::size_t> unreadable_;
   std::size_t numbers_ = 0;
-  std::vector<std::unordered_set<std::string>> keys_;  // of the objects we are in
+  Json root_;
+  std::string key_;
+  // The objects and arrays that we are in, and the keys of the objects.
+  std::vector<Json*> open_;
+  std::vector<std::unordered_set<std::string>> keys_;
 };
 
-template <class Json>
-Json parse_checked(const std::string& text, const std::string& where,
-                   std::set<std::size_t> unreadable) {
+void check_size(const std::string& text, const std::string& where, std::size_t most) {
+  if (text.size() <= most) return;
+  throw_format(where, "the JSON text has " + std::to_string(text.size()) +
+                          " bytes, more than the " + std::to_string(most) + " allowed");
+}
+
+nlohmann::ordered_json parse_checked(const std::string& text, const std::string& where,
+                                     std::set<std::size_t> unreadable) {
+  check_size(text, where, kMaxJsonBytes);
   // The lexer takes a NUL for the end of the input, and skips a byte order mark.
   if (const auto nul = text.find('\0'); nul != std::string::npos) {
     throw_format(where, "not JSON: NUL byte at byte " + std::to_string(nul));
@@ -93,14 +144,9 @@ Json parse_checked(const std::string& text, const std::string& where,
   if (text.starts_with("\xEF\xBB\xBF")) {
     throw_format(where, "not JSON: it starts with a byte order mark, which must be removed");
   }
-  try {
-    return Json::parse(text, Checks<Json>(where, std::move(unreadable)));
-  } catch (const nlohmann::json::parse_error& error) {
-    throw_format(where, "not JSON at byte " + std::to_string(error.byte) + ": " +
-                            json_error_reason(error.what()) + hint(text, error.byte));
-  } catch (const nlohmann::json::exception& error) {
-    throw_format(where, "not JSON: " + json_error_reason(error.what()));
-  }
+  Builder builder(text, where, std::move(unreadable));
+  nlohmann::ordered_json::sax_parse(text, &builder);
+  return builder.take();
 }
 
 bool is_json_number(std::string_view token) {
@@ -187,37 +233,23 @@ std::string json_error_reason(const std::string& what) {
   return reason.substr(0, 200);
 }
 
-std::string quote_text(std::string_view text) {
-  std::string out = "\"";
-  while (!text.empty()) {
-    if (out.size() > kMaxQuoted) {
-      out += "...";
-      break;
-    }
-    const std::size_t length = utf8_length(text);
-    const auto byte = static_cast<std::uint8_t>(text[0]);
-    if (length == 0 || byte < 0x20 || byte == 0x7F) {
-      char escape[8];
-      std::snprintf(escape, sizeof escape, "\\x%02x", byte);
-      out += escape;
-      text.remove_prefix(1);
-    } else {
-      if (byte == '"' || byte == '\\') out += '\\';
-      out += text.substr(0, length);
-      text.remove_prefix(length);
-    }
-  }
-  return out + "\"";
-}
-
-nlohmann::json parse_json(const std::string& text, const std::string& where) {
-  return parse_checked<nlohmann::json>(text, where, {});
+nlohmann::ordered_json parse_json(const std::string& text, const std::string& where) {
+  return parse_checked(text, where, {});
 }
 
 nlohmann::ordered_json parse_python_json(const std::string& text, const std::string& where) {
   std::set<std::size_t> unreadable;
   const std::string plain = with_readable_numbers(text, unreadable);
-  return parse_checked<nlohmann::ordered_json>(plain, where, std::move(unreadable));
+  return parse_checked(plain, where, std::move(unreadable));
+}
+
+nlohmann::ordered_json parse_config_json(const std::string& text, const std::string& where) {
+  try {
+    check_size(text, where, kMaxConfigBytes);
+    return parse_json(text, where);
+  } catch (const FormatError& error) {
+    throw std::invalid_argument(error.what());
+  }
 }
 
 }  // namespace hqq

@@ -58,7 +58,7 @@ std::string manifest_text(const Manifest& manifest) {
 Manifest read_manifest(const std::filesystem::path& folder) {
   const std::string where = kManifestName;
   const std::string text = read_text_file(folder / kManifestName);
-  const Json json = parse_json_in_order(text, where);
+  const Json json = parse_json(text, where);
   if (!json.is_object()) throw_format(where, "it must hold a JSON object");
   const Json& self = field(json, "self", where);
   if (!self.is_string() || self != self_hash(json)) {
@@ -86,12 +86,6 @@ Manifest read_manifest(const std::filesystem::path& folder) {
     manifest.files.emplace(name, read_record(name, record, where));
   }
   return manifest;
-}
-
-Json parse_json_in_order(const std::string& text, const std::string& where) {
-  // For its checks: depth, duplicate keys, one document.
-  parse_json(text, where);
-  return Json::parse(text);
 }
 
 }  // namespace hqq

@@ -32,7 +32,4 @@ std::string manifest_text(const Manifest& manifest);
 // std::system_error when the file cannot be read.
 Manifest read_manifest(const std::filesystem::path& folder);
 
-// parse_json(), but keys stay in the order of the text: that of dynamic_config counts.
-nlohmann::ordered_json parse_json_in_order(const std::string& text, const std::string& where);
-
 }  // namespace hqq

@@ -152,7 +152,7 @@ void OutputFolder::check_replaceable(const fs::path& path) const {
 void OutputFolder::open_journal() {
   const fs::path path = partial_ / kJournalName;
   if (!options_.resume || options_.request.is_null() || !fs::exists(path)) return;
-  const Json journal = parse_json_in_order(read_text_file(path), kJournalName);
+  const Json journal = parse_json(read_text_file(path), kJournalName);
   check_journal(journal);
   if (const auto difference = first_difference(journal["request"], options_.request)) {
     throw_invalid("resume", difference->path + " was " + difference->before +
