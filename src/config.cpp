@@ -109,9 +109,7 @@ void validate_layer_config(const LayerConfig& config, const std::string& where) 
   to_string(config.balance);
 }
 
-std::string rule_where(const std::string& key) {
-  return "config, rule " + quote_name(key);
-}
+std::string rule_where(const std::string& key) { return "config, rule " + quote_name(key); }
 
 void LayerConfig::validate() const { validate_layer_config(*this, "config"); }
 

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "hqq/error.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq {
 
@@ -18,7 +19,7 @@ Device Device::parse(const std::string& text) {
       text.find_first_not_of("0123456789", 5) == std::string::npos) {
     return cuda(std::stoi(text.substr(5)));
   }
-  throw_invalid("device", "'" + text + "' is not a device; use cpu, cuda or cuda:<number>");
+  throw_invalid("device", quote_name(text) + " is not a device; use cpu, cuda or cuda:<number>");
 }
 
 std::string Device::str() const {

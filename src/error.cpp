@@ -1,13 +1,23 @@
 #include "hqq/error.hpp"
 
+#include "src/quoted_text.hpp"
+
 namespace hqq {
+namespace {
+
+// Names of layers and what files hold may have megabytes.
+std::string sentence(const std::string& where, const std::string& message) {
+  return "[" + cut_text(where, 200) + "] " + cut_text(message, 2000);
+}
+
+}  // namespace
 
 void throw_invalid(const std::string& where, const std::string& message) {
-  throw std::invalid_argument("[" + where + "] " + message);
+  throw std::invalid_argument(sentence(where, message));
 }
 
 void throw_format(const std::string& where, const std::string& message) {
-  throw FormatError("[" + where + "] " + message);
+  throw FormatError(sentence(where, message));
 }
 
 }  // namespace hqq

@@ -20,8 +20,8 @@ constexpr std::string_view kPrefix = "re:";
 constexpr std::size_t kMaxLength = 500;
 constexpr std::size_t kMaxCompiledBytes = 65'536;
 constexpr std::size_t kMaxNameLength = 1000;
-// Of one match; typical expressions need less than a hundred steps. A step may read the whole name or
-// walk over the whole compiled expression (about 8 bytes an item).
+// Of one match; typical expressions need less than a hundred steps. A step may read the whole name
+// or walk over the whole compiled expression (about 8 bytes an item).
 constexpr std::size_t kMaxSteps = 100'000;
 constexpr std::size_t kMaxWork = 6'000'000;
 constexpr std::size_t kBytesOfItem = 8;
@@ -75,7 +75,8 @@ class SyntaxCheck {
     ++at_;
     if (c == '[') {
       in_class_ = true;
-      if (rest().starts_with(']')) problem_ = "the set [] is empty; a ']' in a set is written '\\]'";
+      if (rest().starts_with(']'))
+        problem_ = "the set [] is empty; a ']' in a set is written '\\]'";
       if (rest().starts_with('^')) ++at_;
     } else if (c == '(') {
       group();
@@ -100,7 +101,7 @@ class SyntaxCheck {
   void escape() {
     constexpr std::string_view kKnown = "bBdDsSwWcfnrtv0";
     const char c = at_ + 1 < text_.size() ? text_[at_ + 1] : '\0';
-    const std::string shown = "\\" + std::string(1, c);
+    const std::string shown{'\\', c};
     at_ += 2;
     if (c == 'x' || c == 'u') {
       const std::size_t digits = c == 'x' ? 2 : 4;
@@ -254,17 +255,16 @@ bool regex_matches(const std::string& pattern, const std::string& name) {
   }
   const Compiled& regex = compiled(pattern);
   const std::size_t steps = max_steps(regex, name);
-  const int result = pcre2_match(regex.code.get(),
-                                 reinterpret_cast<const unsigned char*>(name.data()), name.size(),
-                                 0, 0, regex.data.get(), limited_context(steps));
+  const int result =
+      pcre2_match(regex.code.get(), reinterpret_cast<const unsigned char*>(name.data()),
+                  name.size(), 0, 0, regex.data.get(), limited_context(steps));
   if (result >= 0) return true;
   if (result == PCRE2_ERROR_NOMATCH) return false;
   if (result == PCRE2_ERROR_NOMEMORY) throw std::bad_alloc();
   if (result == PCRE2_ERROR_MATCHLIMIT || result == PCRE2_ERROR_DEPTHLIMIT ||
       result == PCRE2_ERROR_HEAPLIMIT) {
     throw_invalid("config", "matching " + quote_name(pattern) + " with layer name " +
-                                quote_name(name) + " takes more than " +
-                                std::to_string(steps) +
+                                quote_name(name) + " takes more than " + std::to_string(steps) +
                                 " steps, the limit; a simpler expression or a glob is needed");
   }
   throw_invalid("config", "cannot match " + quote_name(pattern) + " with layer name " +

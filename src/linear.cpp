@@ -4,6 +4,7 @@
 
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq {
 namespace {
@@ -16,7 +17,7 @@ LinearMode resolve(LinearMode mode) {
   const std::string name = text;
   if (name == "fast") return LinearMode::kFast;
   if (name == "exact") return LinearMode::kExact;
-  throw_invalid("linear", "HQQ_CPU_MODE is '" + name + "'; it must be fast or exact");
+  throw_invalid("linear", "HQQ_CPU_MODE is " + quote_name(name) + "; it must be fast or exact");
 }
 
 void check(const TensorView& x, std::int64_t out_features, std::int64_t in_features,
@@ -85,7 +86,7 @@ LinearMode linear_mode_from_string(const std::string& name) {
   for (LinearMode mode : {LinearMode::kAuto, LinearMode::kFast, LinearMode::kExact}) {
     if (name == to_string(mode)) return mode;
   }
-  throw_invalid("linear", "mode is '" + name + "'; it must be auto, fast or exact");
+  throw_invalid("linear", "mode is " + quote_name(name) + "; it must be auto, fast or exact");
 }
 
 void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,

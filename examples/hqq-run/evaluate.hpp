@@ -26,19 +26,22 @@ inline double perplexity(const Model& model, const Tokens& tokens, std::int64_t 
       loss += row.maxCoeff() + std::log((row - row.maxCoeff()).exp().sum()) - row[piece[t + 1]];
     }
   }
+  if (!std::isfinite(loss)) {
+    hqq::throw_invalid("model", "its logits are no finite numbers, so there is no perplexity");
+  }
   return std::exp(loss / static_cast<double>(windows * (window - 1)));
 }
 
 // Layer -> float32 [in], what hqq-cpp quantize --importance reads (docs/format.md).
 inline std::map<std::string, hqq::Tensor> importance(Model& model, const Tokens& tokens) {
-  constexpr std::int64_t kWindow = 512;
+  const std::int64_t window = std::min<std::int64_t>(512, model.config().max_position_embeddings);
   std::map<std::string, Eigen::ArrayXd> sums;
   model.set_observer([&](const std::string& layer, const Matrix& x) {
     Eigen::ArrayXd& sum = sums.try_emplace(layer, Eigen::ArrayXd::Zero(x.cols())).first->second;
     sum += x.cast<double>().colwise().squaredNorm().transpose().array();
   });
-  for (std::int64_t first = 0; first < std::ssize(tokens); first += kWindow) {
-    const std::int64_t count = std::min(kWindow, std::ssize(tokens) - first);
+  for (std::int64_t first = 0; first < std::ssize(tokens); first += window) {
+    const std::int64_t count = std::min(window, std::ssize(tokens) - first);
     Context context;
     const Matrix hidden = model.forward({&tokens[first], &tokens[first] + count}, context);
     if (!model.config().tie_word_embeddings) model.logits(hidden);  // else it is not quantized
@@ -46,6 +49,9 @@ inline std::map<std::string, hqq::Tensor> importance(Model& model, const Tokens&
   model.set_observer({});
   std::map<std::string, hqq::Tensor> means;
   for (const auto& [layer, sum] : sums) {
+    if (!sum.isFinite().all()) {
+      hqq::throw_invalid("model", "inputs of " + layer + " are no finite numbers");
+    }
     hqq::Tensor mean = hqq::Tensor::allocate(hqq::DType::kF32, {sum.size()});
     Eigen::Map<Eigen::ArrayXf>(mean.data<float>(), sum.size()) =
         (sum / tokens.size()).cast<float>();

@@ -19,19 +19,32 @@ struct Options {
   int threads = 0, lm_head_bits = -1;
 };
 
+// CLI::Range lets nan pass.
+CLI::Validator between(double least, double most) {
+  const auto check = [=](const std::string& text) {
+    double number = 0;
+    const bool valid = CLI::detail::lexical_cast(text, number) && number >= least && number <= most;
+    return valid ? ""
+                 : text + " is not a number from " + std::to_string(least) + " to " +
+                       std::to_string(most);
+  };
+  return CLI::Validator(check, "NUMBER");
+}
+
 void add_options(CLI::App& app, Options& o) {
   const CLI::Range count(0, 1 << 24);
   app.add_option("FOLDER", o.folder, "Checkpoint folder, quantized or float")->required();
   app.add_option("--prompt", o.prompt, "Text to go on from");
   app.add_option("--tokens", o.tokens, "Most tokens to generate")->check(count);
   app.add_option("--temperature", o.temperature, "0: always the most likely token")
-      ->check(CLI::Range(0.0, 100.0));
+      ->check(between(0, 100));
   app.add_option("--top-p", o.top_p, "Only the most likely tokens, which add up to this")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(between(0, 1));
   app.add_option("--seed", o.seed, "Of everything random");
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after the end of the text");
   app.add_option("--mode", o.mode, "Products: fast, exact, or auto (HQQ_CPU_MODE, else fast)");
-  app.add_option("--threads", o.threads, "0: HQQ_NUM_THREADS, else all processors")->check(count);
+  app.add_option("--threads", o.threads, "0: HQQ_NUM_THREADS, else all processors")
+      ->check(CLI::Range(0, std::max(256, hqq::default_threads())));
   app.add_option("--lm-head-bits", o.lm_head_bits,
                  "Quantize a float lm_head when loading; 0: do not (default: 8, float folders 0)")
       ->check(CLI::IsMember({0, 1, 2, 3, 4, 5, 6, 8}));
@@ -52,6 +65,14 @@ void add_options(CLI::App& app, Options& o) {
 void generate(const Model& model, const Tokenizer& tokenizer, const Tokens& prompt,
               std::mt19937_64& random, const Options& o) {
   using Clock = std::chrono::steady_clock;
+  const std::int64_t needed = std::ssize(prompt) + std::max<std::int64_t>(o.tokens - 1, 0);
+  if (needed > model.config().max_position_embeddings) {
+    hqq::throw_invalid("tokens", "a prompt of " + std::to_string(prompt.size()) +
+                                     " tokens and --tokens " + std::to_string(o.tokens) +
+                                     " are more than the model's " +
+                                     std::to_string(model.config().max_position_embeddings) +
+                                     " positions (max_position_embeddings)");
+  }
   Context context;
   const auto next_token = [&](const Tokens& tokens) {
     const Matrix logits = model.logits(model.forward(tokens, context).bottomRows(1));
@@ -77,7 +98,7 @@ void generate(const Model& model, const Tokenizer& tokenizer, const Tokens& prom
 void run(const Options& o) {
   const Tokenizer tokenizer(o.folder / "tokenizer.json");
   const std::filesystem::path file = o.tokenize.empty() ? o.perplexity : o.tokenize;
-  Tokens tokens = tokenizer.encode(file.empty() ? o.prompt : read_text(file));
+  Tokens tokens = tokenizer.encode(file.empty() ? o.prompt : read_text(file, 1 << 28));
   if (!o.tokenize.empty()) {
     for (const std::int64_t token : tokens) std::cout << token << '\n';
     return;
@@ -120,8 +141,11 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::CallForHelp& help) {
     return app.exit(help);
+  } catch (const std::bad_alloc&) {
+    std::cerr << "hqq-run: the weights and " << options.random_tokens
+              << " random tokens, or the text, do not fit into memory" << std::endl;
   } catch (const std::exception& error) {
     std::cerr << "hqq-run: " << error.what() << std::endl;
-    return 1;
   }
+  return 2;
 }

@@ -107,6 +107,12 @@ Matrix Model::forward(const Tokens& tokens, Context& context) const {
   if (context.layers.empty()) {
     context.layers.resize(layers_.size(), KvCache(config_.num_key_value_heads, config_.head_dim));
   }
+  const std::int64_t length = context.length + std::ssize(tokens);
+  if (length > config_.max_position_embeddings) {
+    hqq::throw_invalid("model", std::to_string(length) + " tokens are more than its " +
+                                    std::to_string(config_.max_position_embeddings) +
+                                    " positions (max_position_embeddings)");
+  }
   const float eps = config_.rms_norm_eps;
   Matrix x = embedding_.rows(tokens);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -118,6 +124,6 @@ Matrix Model::forward(const Tokens& tokens, Context& context) const {
     const auto gate = inner[0].array(), up = inner[1].array();
     x += apply({&layer.down}, gate / (1 + (-gate).exp()) * up).front();
   }
-  context.length += std::ssize(tokens);
+  context.length = length;
   return normalized_rows(std::move(x), norm_, eps);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <hqq/error.hpp>
 #include <random>
 #include <span>
 #include <vector>
@@ -12,6 +13,9 @@
 // probabilities add up to it.
 inline std::int64_t sample(std::span<const float> logits, float temperature, float top_p,
                            std::mt19937_64& random) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
+    hqq::throw_invalid("model", "its logits are no finite numbers, so there is no next token");
+  }
   const auto best = std::max_element(logits.begin(), logits.end());
   if (temperature == 0) return best - logits.begin();
   std::vector<std::pair<float, std::int64_t>> candidates;  // probability (times a constant), token

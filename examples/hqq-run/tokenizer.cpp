@@ -1,7 +1,9 @@
 #include "tokenizer.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <hqq/error.hpp>
+#include <limits>
 
 namespace {
 
@@ -13,6 +15,20 @@ using Pieces = std::vector<icu::UnicodeString>;
 std::string to_utf8(const icu::UnicodeString& text) {
   std::string result;
   return text.toUTF8String(result);
+}
+
+// Characters that mean something in an expression mean themselves.
+std::string escaped(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    if (std::ispunct(static_cast<unsigned char>(c))) result += '\\';
+    result += c;
+  }
+  return result;
+}
+
+std::int64_t token_of(const Json& json, const std::string& key) {
+  return integer(json, key, 0, std::numeric_limits<std::int32_t>::max());
 }
 
 void check(UErrorCode status, const std::string& what) {
@@ -34,6 +50,10 @@ Pieces cut(const icu::RegexPattern& pattern, const Pieces& pieces) {
   Pieces smaller;
   for (const icu::UnicodeString& piece : pieces) {
     const std::unique_ptr<icu::RegexMatcher> matcher(pattern.matcher(piece, status));
+    check(status, "tokenizer");
+    // A unit is about a millisecond. Without limits a bad expression goes on for ever.
+    matcher->setTimeLimit(1000 + piece.length() / 100, status);
+    matcher->setStackLimit(1 << 24, status);
     int end = 0;
     while (U_SUCCESS(status) && matcher->find(status)) {
       const int start = matcher->start(status);
@@ -42,6 +62,10 @@ Pieces cut(const icu::RegexPattern& pattern, const Pieces& pieces) {
       if (end > start) smaller.emplace_back(piece, start, end - start);
     }
     if (end < piece.length()) smaller.emplace_back(piece, end);
+  }
+  if (status == U_REGEX_TIME_OUT || status == U_REGEX_STACK_OVERFLOW) {
+    hqq::throw_invalid("tokenizer", "its expression " + to_utf8(pattern.pattern()).substr(0, 100) +
+                                        " takes too long for this text: " + u_errorName(status));
   }
   check(status, "tokenizer");
   return smaller;
@@ -84,12 +108,12 @@ void Tokenizer::read(const Json& json) {
   for (const Json& token : json.value("added_tokens", Json::array())) {
     for (const char* key : {"single_word", "lstrip", "rstrip"}) expect(token, key, false, {false});
     const std::string& content = token.at("content").get_ref<const std::string&>();
-    added_[content] = token.at("id");
-    bytes_[token.at("id")] = content;
+    if (content.empty()) hqq::throw_invalid("added_tokens", "a token must not be empty");
+    bytes_[added_[content] = token_of(token, "id")] = content;
   }
   // From the last to the first: a token before those that it begins with.
   for (auto token = added_.rbegin(); token != added_.rend(); ++token) {
-    any += (any.empty() ? "\\Q" : "|\\Q") + token->first + "\\E";
+    any += (any.empty() ? "" : "|") + escaped(token->first);
   }
   added_pattern_ = compile(any.empty() ? "(?!)" : any);
   for (const Json& step : steps(json, "normalizer", "normalizers")) {
@@ -118,7 +142,7 @@ void Tokenizer::read(const Json& json) {
     for (const Json& part : step.value("single", Json::array())) {
       if (part.contains("Sequence")) break;
       const Json& token = step.at("special_tokens").at(part.at("SpecialToken").at("id"));
-      for (const Json& id : token.at("ids")) prefix_.push_back(id);
+      for (const Json& id : token.at("ids")) prefix_.push_back(token_of({{"id", id}}, "id"));
     }
   }
 }
@@ -130,7 +154,9 @@ void Tokenizer::read_model(const Json& model) {
     expect(model, key, "", {""});
   }
   ignore_merges_ = model.value("ignore_merges", false);
-  for (const auto& [name, token] : model.at("vocab").items()) {
+  const Json& names = model.at("vocab");
+  for (const auto& [name, number] : names.items()) {
+    const std::int64_t token = token_of(names, name);
     bytes_[token] = bytes_of(name);
     vocabulary_[bytes_[token]] = token;
   }
@@ -138,12 +164,15 @@ void Tokenizer::read_model(const Json& model) {
     Json pair = merge;  // ["a", "b"] or "a b"
     if (merge.is_string()) {
       const std::string text = merge;
-      const std::size_t space = text.find(' ');
-      pair = {text.substr(0, space), text.substr(std::min(space, text.size() - 1) + 1)};
+      const std::size_t space = std::min(text.find(' '), text.size());
+      pair = {text.substr(0, space), text.substr(std::min(space + 1, text.size()))};
     }
+    if (pair.size() != 2) hqq::throw_invalid("merges", merge.dump() + " is no pair of tokens");
     const std::string left = bytes_of(pair.at(0)), right = bytes_of(pair.at(1));
     for (const std::string& bytes : {left, right, left + right}) {
-      if (!vocabulary_.contains(bytes)) hqq::throw_invalid("merges", "there is no token " + bytes);
+      if (!vocabulary_.contains(bytes)) {
+        hqq::throw_invalid("merges", merge.dump() + " needs a token that is not in the vocabulary");
+      }
     }
     merges_.try_emplace({vocabulary_[left], vocabulary_[right]}, merges_.size(),
                         vocabulary_[left + right]);
@@ -176,20 +205,34 @@ void Tokenizer::encode_piece(const std::string& bytes, Tokens& tokens) const {
     const auto found = vocabulary_.find(std::string(1, byte));
     if (found != vocabulary_.end()) parts.push_back(found->second);  // else it is left out
   }
-  while (true) {
-    std::pair best{merges_.size(), std::int64_t{0}};
-    std::size_t where = 0;
-    for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
-      const auto merge = merges_.find({parts[i], parts[i + 1]});
-      if (merge == merges_.end() || merge->second >= best) continue;
-      best = merge->second;
-      where = i;
-    }
-    if (best.first == merges_.size()) break;
-    parts[where] = best.second;
-    parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(where) + 1);
+  // Neighbours of each part; a part that was merged into the one before it is no longer among them.
+  const std::size_t end = parts.size();
+  std::vector<std::size_t> next(end), previous(end);
+  for (std::size_t i = 0; i < end; ++i) {
+    next[i] = i + 1;
+    previous[i] = i == 0 ? end : i - 1;
   }
-  tokens.insert(tokens.end(), parts.begin(), parts.end());
+  std::set<std::pair<std::size_t, std::size_t>> queue;  // rank of a merge, place of its first part
+  const auto merge_at = [&](std::size_t i) {
+    return i == end || next[i] == end ? merges_.end() : merges_.find({parts[i], parts[next[i]]});
+  };
+  const auto add = [&](std::size_t i) {
+    if (merge_at(i) != merges_.end()) queue.insert({merge_at(i)->second.first, i});
+  };
+  const auto remove = [&](std::size_t i) {
+    if (merge_at(i) != merges_.end()) queue.erase({merge_at(i)->second.first, i});
+  };
+  for (std::size_t i = 0; i < end; ++i) add(i);
+  while (!queue.empty()) {
+    const std::size_t first = queue.begin()->second, second = next[first];
+    const std::int64_t merged = merge_at(first)->second.second;
+    for (const std::size_t i : {previous[first], first, second}) remove(i);
+    parts[first] = merged;
+    next[first] = next[second];
+    if (next[first] != end) previous[next[first]] = first;
+    for (const std::size_t i : {previous[first], first}) add(i);
+  }
+  for (std::size_t i = 0; i < end; i = next[i]) tokens.push_back(parts[i]);
 }
 
 std::string Tokenizer::decode(std::int64_t token) const {

@@ -14,7 +14,7 @@ class Tokenizer {
  public:
   // Throws hqq::FormatError for a broken file, and for what is not known here.
   explicit Tokenizer(const std::filesystem::path& file) {
-    read_json(file, [this](const Json& json) { read(json); });
+    read_json(file, 100'000'000, [this](const Json& json) { read(json); });
   }
 
   Tokens encode(const std::string& text) const;

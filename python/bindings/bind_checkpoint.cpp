@@ -79,9 +79,9 @@ std::vector<std::string> tensor_names(const Checkpoint& checkpoint) {
   return names;
 }
 
-Tensor read_tensor(const Checkpoint& checkpoint, const std::string& name) {
+Tensor read_tensor(const Checkpoint& checkpoint, const Text& name) {
   const auto [info, shard] = checkpoint.find(name);
-  if (info == nullptr) throw py::key_error("[checkpoint] there is no tensor '" + name + "'");
+  if (info == nullptr) throw py::key_error("[checkpoint] there is no tensor " + quote_name(name));
   return checkpoint.shard(shard).map(*info);
 }
 
@@ -129,14 +129,14 @@ void bind_checkpoint(py::module_& m) {
           kLayersDoc)
       .def(
           "load",
-          [](const Checkpoint& self, const std::string& name, std::int64_t expert) {
+          [](const Checkpoint& self, const Text& name, std::int64_t expert) {
             const py::gil_scoped_release release;
             return load_quantized(self, name, expert);
           },
           py::arg("name"), py::arg("expert") = 0, kLoadDoc)
       .def("tensor", &read_tensor, py::arg("name"), kTensorDoc)
       .def("__contains__", [](const Checkpoint& self,
-                              const std::string& name) { return self.find(name).first != nullptr; })
+                              const Text& name) { return self.find(name).first != nullptr; })
       .def("__len__", [](const Checkpoint& self) { return tensor_names(self).size(); })
       .def("__iter__",
            [](const Checkpoint& self) { return py::iter(py::cast(tensor_names(self))); })

@@ -109,7 +109,7 @@ void bind_results(py::module_& m) {
 
 QuantizeReport quantize(const Path& source, const Path& destination, const py::object& config,
                         const Path& importance, int threads, bool force, bool resume, bool dry_run,
-                        const std::string& device, bool follow_links,
+                        const Text& device, bool follow_links,
                         const py::object& progress) {
   const HqqConfig settings = config_from_python(config);
   QuantizeCheckpointOptions options;
@@ -148,10 +148,10 @@ void dequantize(const Path& source, const Path& destination, const py::object& d
   });
 }
 
-void convert(const Path& source, const Path& destination, const std::string& to, int threads,
+void convert(const Path& source, const Path& destination, const Text& to, int threads,
              bool force, bool follow_links, const py::object& progress) {
   if (to != "upstream" && to != "hqq_cpp") {
-    throw_invalid("convert", "to is '" + to + "'; it must be 'upstream' or 'hqq_cpp'");
+    throw_invalid("convert", "to is " + quote_name(to) + "; it must be 'upstream' or 'hqq_cpp'");
   }
   const auto format = to == "upstream" ? CheckpointFormat::kUpstream : CheckpointFormat::kHqqCpp;
   run_with_progress(progress, [&](const ProgressCallback& callback) {

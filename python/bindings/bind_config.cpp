@@ -134,11 +134,16 @@ void set_config_field(HqqConfig& config, const std::string& key, py::handle valu
   config = HqqConfig::from_json(json);
 }
 
+std::vector<std::string> strings(const std::vector<Text>& texts) {
+  return {texts.begin(), texts.end()};
+}
+
 py::dict non_default_fields(const HqqConfig& config) {
   const Json json = config.to_json(), defaults = HqqConfig().to_json();
   py::dict fields;
   for (const auto& [key, value] : json.items()) {
-    if (!defaults.contains(key) || value != defaults.at(key)) fields[py::str(key)] = json_to_python(value);
+    if (!defaults.contains(key) || value != defaults.at(key))
+      fields[py::str(key)] = json_to_python(value);
   }
   return fields;
 }
@@ -214,17 +219,17 @@ void bind_config(py::module_& m) {
           kToDictDoc)
       .def(
           "layer",
-          [](const HqqConfig& self, const std::string& name, bool must_be_named) -> OptionalDict {
+          [](const HqqConfig& self, const Text& name, bool must_be_named) -> OptionalDict {
             const std::optional<LayerConfig> layer = self.layer(name, must_be_named);
             return layer ? json_to_python(layer_config_to_json(*layer)) : py::none();
           },
           py::arg("name"), py::arg("must_be_named") = false, kLayerDoc)
       .def(
           "unmatched_names",
-          [](const HqqConfig& self, std::vector<std::string> layers,
-             std::vector<std::string> others, const std::vector<std::string>& importance) {
-            const ModelNames names{std::move(layers), std::move(others)};
-            return describe(unmatched_names(self, names, importance));
+          [](const HqqConfig& self, const std::vector<Text>& layers,
+             const std::vector<Text>& others, const std::vector<Text>& importance) {
+            const ModelNames names{strings(layers), strings(others)};
+            return describe(unmatched_names(self, names, strings(importance)));
           },
           py::arg("layers"), py::arg("others") = py::list(), py::arg("importance") = py::list(),
           kUnmatchedDoc)
@@ -243,7 +248,7 @@ void bind_config(py::module_& m) {
       .def(py::pickle([](const HqqConfig& self) { return self.to_json().dump(); },
                       [](const std::string& text) { return HqqConfig::from_json_text(text); }));
 
-  m.def("layer_tag", &layer_tag, py::arg("name"), kTagDoc);
+  m.def("layer_tag", [](const Text& name) { return layer_tag(name); }, py::arg("name"), kTagDoc);
   layer_field<Number>(config, "nbits");
   layer_field<Optional<py::int_>>(config, "group_size");
   layer_field<py::typing::Union<py::int_>>(config, "axis");

@@ -193,7 +193,7 @@ class CudaFused {
 // Quantizes a matrix in device memory; Quantizer::quantize() for one.
 class CudaSolver {
  public:
-  CudaSolver(const py::object& config, const std::string& name, int dtype, std::int64_t rows,
+  CudaSolver(const py::object& config, const Text& name, int dtype, std::int64_t rows,
              std::int64_t cols, const py::object& importance)
       : name_(message_name(name)), W_(nullptr, static_cast<DType>(dtype), rows, cols) {
     const HqqConfig settings = config_from_python(config);
@@ -295,7 +295,7 @@ void bind_cuda(py::module_& m) {
            py::arg("workspace"), py::arg("workspace_bytes"), py::arg("stream"));
 
   py::class_<CudaSolver>(m, "CudaSolver", "For hqq_cpp.nn: quantizes a matrix in device memory.")
-      .def(py::init<const py::object&, const std::string&, int, std::int64_t, std::int64_t,
+      .def(py::init<const py::object&, const Text&, int, std::int64_t, std::int64_t,
                     const py::object&>(),
            py::arg("config"), py::arg("name"), py::arg("dtype"), py::arg("rows"), py::arg("cols"),
            py::arg("importance"))

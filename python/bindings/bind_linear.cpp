@@ -9,8 +9,8 @@ namespace hqq::python {
 namespace {
 
 template <class Weight>
-py::array linear_of(const py::object& x, const Weight& q, const py::object& bias,
-                    const std::string& mode, int threads) {
+py::array linear_of(const py::object& x, const Weight& q, const py::object& bias, const Text& mode,
+                    int threads) {
   const ArrayView array = view_array(x, "linear");
   Tensor storage;
   const TensorView rows = matrix_from_array(array, storage, "linear", "x");
@@ -175,7 +175,7 @@ void bind_linear(py::module_& m) {
         "The code that NativeLayer takes for a dtype.");
   m.def(
       "linear_mode_code",
-      [](const std::string& mode) { return static_cast<int>(linear_mode_from_string(mode)); },
+      [](const Text& mode) { return static_cast<int>(linear_mode_from_string(mode)); },
       py::arg("mode"), "The code that NativeLayer takes for 'auto', 'fast' and 'exact'.");
   m.def("linear", &linear_of<QuantizedTensor>, py::arg("x"), py::arg("q"), py::arg("bias"),
         py::arg("mode"), py::arg("threads"), "See hqq_cpp.linear.");

@@ -19,9 +19,8 @@ Example:
 )doc";
 
 std::pair<QuantizedTensor, QuantizeStats> quantize(const py::object& W, const py::object& config,
-                                                   const std::string& name,
-                                                   const py::object& importance, int threads,
-                                                   const std::string& device, bool stats) {
+                                                   const Text& name, const py::object& importance,
+                                                   int threads, const Text& device, bool stats) {
   const std::string where = name.empty() ? "quantize" : name;
   const Quantizer quantizer(config_from_python(config), Device::parse(device));
   const ArrayView array = view_array(W, where);

@@ -55,11 +55,11 @@ DType dtype_of(py::handle dtype) {
   return dtype_from_name(text.substr(text.rfind('.') + 1)).value_or(DType::kU8);
 }
 
-Roles make_roles(const py::iterable& tensors, const std::string& config) {
+Roles make_roles(const py::iterable& tensors, const Text& config) {
   std::vector<TensorInfo> infos;
   for (const py::handle item : tensors) {
     const auto [name, shape, dtype] =
-        item.cast<std::tuple<std::string, std::vector<std::int64_t>, py::object>>();
+        item.cast<std::tuple<Text, std::vector<std::int64_t>, py::object>>();
     infos.push_back({name, dtype_of(dtype), shape, 0, 0});
   }
   std::vector<const TensorInfo*> pointers;
@@ -67,7 +67,7 @@ Roles make_roles(const py::iterable& tensors, const std::string& config) {
   return Roles(config, pointers);
 }
 
-OptionalDict settings(const HqqConfig& config, const std::string& layer, const std::string& role) {
+OptionalDict settings(const HqqConfig& config, const Text& layer, const Text& role) {
   const auto found = settings_of(layer, role_from_string(role), config);
   if (!found) return py::none();
   return json_to_python(layer_config_to_json(*found));
@@ -80,15 +80,17 @@ void bind_roles(py::module_& m) {
       .def(py::init(&make_roles), py::arg("tensors"), py::arg("config") = "")
       .def(
           "role",
-          [](const Roles& self, const std::string& tensor) { return to_string(self.role(tensor)); },
+          [](const Roles& self, const Text& tensor) { return to_string(self.role(tensor)); },
           py::arg("tensor"), kRoleDoc);
   m.def("settings_of", &settings, py::arg("config"), py::arg("layer"), py::arg("role"),
         kSettingsDoc);
-  m.def("is_adapter_name", &is_adapter_name, py::arg("component"),
-        "Whether a component of a name is what peft calls a part of an adapter: 'lora_A'.");
+  m.def(
+      "is_adapter_name", [](const Text& component) { return is_adapter_name(component); },
+      py::arg("component"),
+      "Whether a component of a name is what peft calls a part of an adapter: 'lora_A'.");
   m.def(
       "resolve_balance",
-      [](const std::string& balance, bool has_importance) {
+      [](const Text& balance, bool has_importance) {
         const Json given = {{"balance", balance}};
         const LayerConfig config = layer_config_from_json(given, LayerConfig{}, "balance");
         return to_string(resolve_balance(config.balance, has_importance));

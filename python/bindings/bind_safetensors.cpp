@@ -25,19 +25,19 @@ std::map<std::string, std::string> read_metadata(const std::filesystem::path& pa
 }
 
 void save(const std::filesystem::path& path, const py::dict& tensors,
-          const std::map<std::string, std::string>& metadata) {
+          const std::map<Text, Text>& metadata) {
   std::vector<std::pair<std::string, Tensor>> owned;
   for (const auto& [key, value] : tensors) {
     if (!py::isinstance<py::str>(key)) {
       throw_invalid("safetensors", "a tensor name must be a string, not " + type_name(key));
     }
-    const std::string name = py::str(key).cast<std::string>();
+    const std::string name = utf8_of(key);
     owned.emplace_back(name, tensor_from_python(value, "safetensors, " + name));
   }
   std::vector<std::pair<std::string, const Tensor*>> pointers;
   for (const auto& [name, tensor] : owned) pointers.emplace_back(name, &tensor);
   const py::gil_scoped_release release;
-  save_safetensors(path, pointers, metadata);
+  save_safetensors(path, pointers, {metadata.begin(), metadata.end()});
 }
 
 }  // namespace

@@ -35,19 +35,19 @@ Raises:
 std::map<std::string, Tensor> tensors_from(const py::dict& tensors, const std::string& name) {
   std::map<std::string, Tensor> result;
   for (const auto& [key, value] : tensors) {
-    const std::string field = py::str(key).cast<std::string>();
+    const std::string field = utf8_of(py::str(key));
     result.emplace(field, tensor_from_python(value, name + "." + field));
   }
   return result;
 }
 
-py::tuple parse(const py::dict& tensors, const std::string& name) {
+py::tuple parse(const py::dict& tensors, const Text& name) {
   const UpstreamLayer layer = parse_upstream(tensors_from(tensors, name), name);
   return py::make_tuple(json_to_python(layer_config_to_json(layer.config)),
                         py::make_tuple(layer.out_features, layer.in_features));
 }
 
-QuantizedTensor convert(const py::dict& tensors, const std::string& name) {
+QuantizedTensor convert(const py::dict& tensors, const Text& name) {
   const std::map<std::string, Tensor> fields = tensors_from(tensors, name);
   const py::gil_scoped_release release;
   return from_upstream(fields, name);

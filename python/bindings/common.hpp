@@ -14,6 +14,7 @@
 #include "hqq/dtype.hpp"
 #include "hqq/error.hpp"
 #include "hqq/tensor.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq::python {
 
@@ -39,6 +40,15 @@ void bind_checkpoint_operations(py::module_& m);
 void bind_upstream(py::module_& m);
 void bind_cli(py::module_& m);
 
+// A str as it comes from Python. pybind11 calls one without UTF-8 (half of a surrogate pair) an
+// incompatible argument; as Text it is a std::invalid_argument that says so.
+struct Text : std::string {
+  Text() = default;
+  explicit Text(std::string text) : std::string(std::move(text)) {}
+};
+// The UTF-8 of a str. Throws std::invalid_argument for one that has none.
+std::string utf8_of(py::handle text);
+
 // Dicts, lists, strings, numbers (NumPy's too), bools and None. Throws std::invalid_argument for
 // anything else, naming `where`.
 Json json_from_python(py::handle value, const std::string& where);
@@ -62,3 +72,17 @@ std::string repr_of(const std::string& name, const py::dict& fields);
 std::string type_name(py::handle value);
 
 }  // namespace hqq::python
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<hqq::python::Text> {
+  PYBIND11_TYPE_CASTER(hqq::python::Text, const_name("str"));
+  bool load(handle source, bool /*convert*/) {
+    if (!isinstance<str>(source)) return false;
+    value = hqq::python::Text(hqq::python::utf8_of(source));
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail

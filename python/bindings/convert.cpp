@@ -1,10 +1,9 @@
 // Python values <-> JSON, dtypes and shapes.
 #include "python/bindings/common.hpp"
+#include "src/io/json.hpp"
 
 namespace hqq::python {
 namespace {
-
-constexpr int kMaxDepth = 64;
 
 Json from_number(py::handle value, const std::string& where) {
   // __index__ marks integers, NumPy's among them.
@@ -13,19 +12,22 @@ Json from_number(py::handle value, const std::string& where) {
     if (!index) throw py::error_already_set();
     int overflow = 0;
     const long long number = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
-    if (overflow != 0) {
-      throw_invalid(where, "the number " + py::str(value).cast<std::string>() + " is too large");
-    }
+    if (overflow != 0) throw_invalid(where, "an integer is too large: it has more than 64 bits");
     return number;
   }
-  return value.cast<double>();
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return number;
 }
 
 Json from_python(py::handle value, const std::string& where, int depth) {
-  if (depth > kMaxDepth) throw_invalid(where, "nested more than 64 levels deep");
+  if (depth > kMaxJsonDepth) {
+    throw_invalid(
+        where, "it is nested deeper than " + std::to_string(kMaxJsonDepth) + " levels, the limit");
+  }
   if (value.is_none()) return nullptr;
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
-  if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+  if (py::isinstance<py::str>(value)) return utf8_of(value);
   if (PyMapping_Check(value.ptr()) != 0 && py::hasattr(value, "items")) {
     Json json = Json::object();
     for (py::handle item : value.attr("items")()) {
@@ -33,7 +35,7 @@ Json from_python(py::handle value, const std::string& where, int depth) {
       if (!py::isinstance<py::str>(pair[0])) {
         throw_invalid(where, "a key must be a string, not " + type_name(pair[0]));
       }
-      const auto key = pair[0].cast<std::string>();
+      const std::string key = utf8_of(pair[0]);
       // The one field for which NumPy and torch have types of their own.
       const bool is_dtype =
           key == "meta_dtype" && !pair[1].is_none() && !py::isinstance<py::str>(pair[1]);
@@ -60,6 +62,19 @@ Json from_python(py::handle value, const std::string& where, int depth) {
 }
 
 }  // namespace
+
+std::string utf8_of(py::handle text) {
+  Py_ssize_t size = 0;
+  const char* bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+  if (bytes != nullptr) return std::string(bytes, static_cast<std::size_t>(size));
+  if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError) == 0) throw py::error_already_set();
+  PyErr_Clear();
+  const auto escaped = py::reinterpret_steal<py::object>(PyObject_ASCII(text.ptr()));
+  if (!escaped) throw py::error_already_set();
+  throw_invalid("text", cut_text(escaped.cast<std::string>(), 100) +
+                            " is not valid Unicode: it has half of a surrogate pair (U+D800 to "
+                            "U+DFFF), which no file can hold");
+}
 
 Json json_from_python(py::handle value, const std::string& where) {
   return from_python(value, where, 0);
@@ -97,7 +112,7 @@ py::object json_to_python(const Json& json) {
 DType dtype_from_python(py::handle value, const std::string& where, const std::string& allowed) {
   std::string text;
   if (py::isinstance<py::str>(value)) {
-    text = value.cast<std::string>();
+    text = utf8_of(value);
   } else if (PyType_Check(value.ptr()) != 0 && py::hasattr(value, "__name__")) {
     text = value.attr("__name__").cast<std::string>();  // numpy.float16
   } else if (py::hasattr(value, "name")) {
@@ -108,7 +123,7 @@ DType dtype_from_python(py::handle value, const std::string& where, const std::s
   const std::string prefix = "torch.";
   if (text.compare(0, prefix.size(), prefix) == 0) text.erase(0, prefix.size());
   const std::optional<DType> dtype = dtype_from_name(text);
-  if (!dtype) throw_invalid(where, "dtype is '" + text + "'; it must be " + allowed);
+  if (!dtype) throw_invalid(where, "dtype is " + quote_name(text) + "; it must be " + allowed);
   return *dtype;
 }
 

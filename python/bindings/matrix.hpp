@@ -25,7 +25,7 @@ Q matrix_from_tensors(const py::dict& tensors, const py::object& config,
   }
   auto fields = q.fields();
   for (const auto& [key, value] : tensors) {
-    const std::string name = py::str(key).cast<std::string>();
+    const std::string name = utf8_of(py::str(key));
     const auto field = std::find_if(fields.begin(), fields.end(),
                                     [&](const auto& one) { return one.first == name; });
     if (field == fields.end()) {

@@ -35,9 +35,9 @@ DType parse_dtype(const Options& options) {
   if (options.dtype == "auto") return model_dtype(options.source);
   const auto dtype = dtype_from_name(options.dtype);
   if (!dtype || !is_weight_dtype(*dtype)) {
-    throw_invalid(
-        "dequantize",
-        "--dtype must be auto, float32, bfloat16, float16 or float64, not '" + options.dtype + "'");
+    throw_invalid("dequantize",
+                  "--dtype must be auto, float32, bfloat16, float16 or float64, not " +
+                      quote_name(options.dtype));
   }
   return *dtype;
 }
@@ -45,7 +45,7 @@ DType parse_dtype(const Options& options) {
 CheckpointFormat parse_format(const std::string& name) {
   if (name == "upstream") return CheckpointFormat::kUpstream;
   if (name == "hqq_cpp") return CheckpointFormat::kHqqCpp;
-  throw_invalid("convert", "--to must be upstream or hqq_cpp, not '" + name + "'");
+  throw_invalid("convert", "--to must be upstream or hqq_cpp, not " + quote_name(name));
 }
 
 std::uint64_t bytes_of(const std::string& path) { return Checkpoint(path).total_bytes(); }

@@ -11,6 +11,7 @@
 #include "src/cli/progress.hpp"
 #include "src/cli/quantize_config.hpp"
 #include "src/cli/table.hpp"
+#include "src/quoted_text.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -164,7 +165,8 @@ Json parse_group_size(const std::string& text) {
       text.find_first_not_of("0123456789", text[0] == '-' ? 1 : 0) == std::string::npos &&
       text != "-";
   if (!digits) {
-    throw_invalid("quantize", "--group-size must be a multiple of 8 or 'none', not '" + text + "'");
+    throw_invalid("quantize",
+                  "--group-size must be a multiple of 8 or 'none', not " + quote_name(text));
   }
   return std::stoll(text);
 }

@@ -10,6 +10,7 @@
 
 #include "hqq/error.hpp"
 #include "hwy/highway.h"
+#include "src/quoted_text.hpp"
 
 namespace hqq::cpu {
 namespace {
@@ -76,7 +77,8 @@ void choose(const std::string& name) {
   }
   std::string list;
   for (const std::string& known : supported_targets()) list += (list.empty() ? "" : ", ") + known;
-  throw_invalid("cpu", "target '" + name + "' is not supported here; this machine has " + list);
+  throw_invalid("cpu",
+                "target " + quote_name(name) + " is not supported here; this machine has " + list);
 }
 
 // Once, before the first kernel: the best target, or the one the environment names.

@@ -34,8 +34,8 @@ std::string hint(const std::string& text, std::size_t byte) {
     throw_format(where, reason + " at byte " + std::to_string(byte) +
                             "; a number may not be larger than a double, 1.8e308");
   }
-  throw_format(where, "not JSON at byte " + std::to_string(byte) + ": " + reason +
-                          hint(text, byte));
+  throw_format(where,
+               "not JSON at byte " + std::to_string(byte) + ": " + reason + hint(text, byte));
 }
 
 // Receives what nlohmann/json's parser reads. Its own receivers let deep nesting and duplicate keys
