@@ -7,7 +7,8 @@ namespace {
 
 // Names of layers and what files hold may have megabytes.
 std::string sentence(const std::string& where, const std::string& message) {
-  return "[" + cut_text(where, 200) + "] " + cut_text(message, 2000);
+  std::string text(1, '[');
+  return text.append(cut_text(where, 200)).append("] ").append(cut_text(message, 1000));
 }
 
 }  // namespace

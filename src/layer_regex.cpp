@@ -23,7 +23,7 @@ constexpr std::size_t kMaxNameLength = 1000;
 // Of one match; typical expressions need less than a hundred steps. A step may read the whole name
 // or walk over the whole compiled expression (about 8 bytes an item).
 constexpr std::size_t kMaxSteps = 100'000;
-constexpr std::size_t kMaxWork = 6'000'000;
+constexpr std::size_t kMaxWork = 4'000'000;
 constexpr std::size_t kBytesOfItem = 8;
 constexpr std::uint32_t kMaxHeapKilobytes = 16'384;
 

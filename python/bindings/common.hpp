@@ -25,6 +25,7 @@ using Shape = py::typing::Tuple<py::int_, py::ellipsis>;
 
 // One a header; module.cpp calls them in this order.
 void bind_error(py::module_& m);
+void bind_json(py::module_& m);
 void bind_device(py::module_& m);
 void bind_tensor(py::module_& m);
 void bind_config(py::module_& m);

@@ -48,6 +48,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("FORMAT_VERSION") = hqq::kFormatVersion;
   m.attr("_pybind11_version") = bindings::kPybind11Version;
   bindings::bind_error(m);
+  bindings::bind_json(m);
   bindings::bind_device(m);
   bindings::bind_tensor(m);
   bindings::bind_config(m);

@@ -258,20 +258,34 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{R"({"dynamic_config": {"layers[0": {}}})",
                 "glob 'layers[0' has a '[' without its ']'"},
         BadText{R"({"dynamic_config": {"re:a{": {}}})", "'re:a{' is not a valid regex"},
-        BadText{R"({"dynamic_config": {"a": {}, "a": {}}})", "[config] key 'a' given twice"},
-        BadText{R"({"nbits": 4, "nbits": 3})", "[config] key 'nbits' given twice"},
+        BadText{R"({"dynamic_config": {"a": {}, "a": {}}})", "[config] JSON key \"a\" appears twice"},
+        BadText{R"({"nbits": 4, "nbits": 3})", "[config] JSON key \"nbits\" appears twice"},
         BadText{R"({"quant_method": "gptq"})", "quant_method is \"gptq\" (a string)"},
         BadText{R"({"quantizer": "hqq"})", "quantizer is \"hqq\" (a string); it must be \"hqq_cpp\""},
         BadText{R"({"view_as_float": true})", "view_as_float true is not supported"},
         BadText{"[]", "[config] it is [] (an array); it must be an object {...}"},
-        BadText{"", "[config] not valid JSON at byte 1"},
-        BadText{R"({"nbits": 4)", "[config] not valid JSON at byte 12"}));
+        BadText{"", "[config] not JSON at byte 1"},
+        BadText{R"({"nbits": 4)", "[config] not JSON at byte 12"},
+        BadText{R"({"lp_norm": 1e999})", "[config] number overflow parsing '1e999'"},
+        BadText{R"({"iterations": 99999999999999999999})", "iterations is 1e+20 (a number)"}));
+
+TEST(ConfigJsonTest, TextsThatEndTooEarlyOrGoTooDeep) {
+  EXPECT_THAT(parse_error(std::string("{\"nbits\": 3}\0{\"nbits\": 2}", 26)),
+              HasSubstr("[config] not JSON: NUL byte at byte 12"));
+  EXPECT_THAT(parse_error(std::string(200'000, '[')), HasSubstr("nested deeper than 64 levels"));
+  EXPECT_THAT(parse_error("{\"dynamic_config\": {\"a\": " + std::string(200'000, '[')),
+              HasSubstr("nested deeper than 64 levels"));
+}
 
 TEST(ConfigJsonTest, LongValuesAreCutInMessages) {
   const std::string message = parse_error("{\"solver\": \"" + std::string(100000, 'x') + "\"}");
   EXPECT_THAT(message, HasSubstr("solver is \"xxx"));
   EXPECT_LT(message.size(), 300u);
   EXPECT_LT(parse_error("{\"" + std::string(100000, 'x') + "\": 1}").size(), 600u);
+  const std::string key = "\"" + std::string(100000, 'x') + "\": ";
+  EXPECT_LT(parse_error("{" + key + "1, " + key + "1}").size(), 300u);
+  EXPECT_LT(parse_error("{\"dynamic_config\": {" + key + "1}}").size(), 300u);
+  EXPECT_LT(parse_error("{\"skip_modules\": [\"[" + std::string(100000, 'x') + "\"]}").size(), 300u);
 }
 
 // from_json(to_json(c)) == c for random configs.

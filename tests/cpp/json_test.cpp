@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "hqq/error.hpp"
 #include "tests/cpp/io_test_util.hpp"
 
@@ -78,6 +80,56 @@ TEST(ParseJson, PythonsNumbersGetAHint) {
   EXPECT_THAT(error_of("[None]"), ::testing::Not(HasSubstr("is not a JSON number")));
 }
 
+TEST(ParseJson, NumbersBeyondADoubleAreRefused) {
+  EXPECT_EQ(error_of("[1, 1e999]"),
+            "[test] number overflow parsing '1e999' at byte 9; a number may not be larger than a "
+            "double, 1.8e308");
+  EXPECT_THAT(error_of("[-" + std::string(100'000, '9') + "]"),
+              AllOf(HasSubstr("number overflow"), SizeIs(::testing::Lt(400u))));
+  EXPECT_EQ(parse_json("[1e308, 99999999999999999999]", "x").dump(), "[1e+308,1e+20]");
+}
+
+TEST(ParseJson, KeysStayInOrder) {
+  const std::string text = R"({"b":1,"a":{"d":[{"z":1,"y":2}],"c":2}})";
+  EXPECT_EQ(parse_json(text, "x").dump(), text);
+  EXPECT_EQ(parse_python_json(text, "x").dump(), text);
+  EXPECT_EQ(parse_config_json(text, "x").dump(), text);
+}
+
+TEST(ParseJson, WorkIsInProportionToTheText) {
+  std::string text = "{";
+  for (int i = 0; i < 300'000; ++i) text += "\"" + std::to_string(i) + "\":{},";
+  text += "\"\":0}";
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(parse_json(text, "x").size(), 300'001u);
+  // Seconds with a sanitizer; looking every key up among all before it would take minutes.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+}
+
+TEST(ParseJson, SizeHasALimit) {
+  EXPECT_NO_THROW(parse_json(std::string(1'000'000, ' ') + "1", "x"));
+  EXPECT_THAT(error_of(std::string(kMaxJsonBytes, ' ') + "1"),
+              HasSubstr("has 100000001 bytes, more than the 100000000 allowed"));
+}
+
+// What users write is a wrong value, what files hold a broken format.
+TEST(ParseConfigJson, ErrorsAreNoFormatErrors) {
+  for (const std::string& text :
+       {std::string("{"), std::string("{\"a\":1e999}"), std::string("{\"a\":1,\"a\":2}"),
+        nested(kMaxJsonDepth + 1, "[", "]"), std::string("{}\0{}", 5),
+        std::string(kMaxConfigBytes, ' ') + "1"}) {
+    try {
+      parse_config_json(text, "config");
+      ADD_FAILURE() << text.substr(0, 100);
+    } catch (const FormatError& error) {
+      ADD_FAILURE() << error.what();
+    } catch (const std::invalid_argument& error) {
+      EXPECT_THAT(error.what(), StartsWith("[config] "));
+    }
+  }
+  EXPECT_EQ(parse_config_json("{\"nbits\": 4}", "config")["nbits"], 4);
+}
+
 TEST(ParseJson, MessagesDoNotRepeatTheInput) {
   EXPECT_THAT(error_of("{\"" + std::string(1'000'000, 'k')), SizeIs(::testing::Lt(300u)));
   const std::string key = "\"" + std::string(1'000'000, 'k') + "\":1";
@@ -92,6 +144,27 @@ TEST(QuoteText, EscapesAndCuts) {
   const std::string cut = quote_text(std::string(1'000, 'x'));
   EXPECT_LT(cut.size(), 150u);
   EXPECT_THAT(cut, ::testing::EndsWith("...\""));
+}
+
+TEST(QuoteText, NamesHaveSingleQuotes) {
+  EXPECT_EQ(quote_name("re:a\\.\"b\""), "'re:a\\.\"b\"'");
+  EXPECT_EQ(quote_name("\n\xFF"), R"('\x0a\xff')");
+  EXPECT_LT(quote_name(std::string(1'000, 'x')).size(), 150u);
+}
+
+TEST(CutText, CharactersStayWhole) {
+  EXPECT_EQ(cut_text("abc", 3), "abc");
+  EXPECT_EQ(cut_text("abcd", 3), "abc...");
+  EXPECT_EQ(cut_text("ab\xC3\xA9", 3), "ab...");
+  EXPECT_EQ(cut_text("ab\xC3\xA9", 4), "ab\xC3\xA9");
+}
+
+TEST(ThrowInvalid, SentencesAreCut) {
+  const std::string text(3'000'000, 'x');
+  EXPECT_THAT(message_of<FormatError>([&] { throw_format(text, text); }),
+              SizeIs(::testing::Lt(1300u)));
+  EXPECT_THAT(message_of<std::invalid_argument>([&] { throw_invalid(text, text); }),
+              SizeIs(::testing::Lt(1300u)));
 }
 
 TEST(QuoteText, BrokenUtf8IsEscapedByteByByte) {

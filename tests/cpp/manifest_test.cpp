@@ -110,12 +110,6 @@ TEST(Manifest, Refusals) {
   EXPECT_THAT(refusal(with_hash(json)), HasSubstr("version must be a string"));
 }
 
-TEST(Manifest, KeysKeepTheirOrder) {
-  EXPECT_EQ(parse_json_in_order(R"({"b": 1, "a": {"d": 1, "c": 2}})", "x").dump(),
-            R"({"b":1,"a":{"d":1,"c":2}})");
-  EXPECT_THROW(parse_json_in_order(R"({"b": 1, "b": 2})", "x"), FormatError);
-}
-
 class Verify : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {

@@ -337,13 +337,13 @@ def test_wrong_options(tmp_path, options, message):
     "option, text, message",
     [
         ("--config", '{"nbit": 4}', "unknown key 'nbit'; did you mean 'nbits'?"),
-        ("--config", '{"nbits": 4', "not valid JSON"),
-        ("--config", "", "not valid JSON"),
+        ("--config", '{"nbits": 4', "[config] not JSON at byte 12"),
+        ("--config", "", "[config] not JSON at byte 1"),
         ("--config", "[1]", "it must be an object"),
-        ("--config", '{"nbits": 4, "nbits": 3}', "key 'nbits' given twice"),
+        ("--config", '{"nbits": 4, "nbits": 3}', 'JSON key "nbits" appears twice'),
         ("--dynamic-config", '{"a": {"nbit": 4}}', "[config, rule 'a'] unknown key 'nbit'"),
-        ("--dynamic-config", '{"a": {}, "a": {}}', "key 'a' given twice"),
-        ("--dynamic-config", "{", "not valid JSON at byte 2"),
+        ("--dynamic-config", '{"a": {}, "a": {}}', 'JSON key "a" appears twice'),
+        ("--dynamic-config", "{", "[dynamic-config] not JSON at byte 2"),
         ("--dynamic-config", "3", "dynamic_config is 3 (a number)"),
     ],
 )

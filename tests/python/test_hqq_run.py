@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 
 import pytest
 
@@ -12,15 +11,10 @@ import cli_runner
 torch = pytest.importorskip("torch", reason="the results are compared with Transformers'")
 transformers = pytest.importorskip("transformers", reason="the results are compared with it")
 tokenizers = pytest.importorskip("tokenizers", reason="the tokens are compared with its")
+from hqq_runner import needs_hqq_run, refusal, run  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-BINARY = shutil.which(os.environ.get("HQQ_RUN") or "hqq-run")
-pytestmark = [
-    pytest.mark.skipif(
-        not BINARY, reason="no hqq-run: it is not on the PATH and HQQ_RUN does not name it"
-    ),
-    cli_runner.needs_binary,
-]
+pytestmark = [needs_hqq_run, cli_runner.needs_binary]
 
 PROMPT = "In the beginning God created the heaven and the earth, and"
 EXACT = ["--mode", "exact", "--lm-head-bits", "0"]
@@ -35,25 +29,6 @@ SIZES = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-
-
-def run(*arguments):
-    # One thread unless a test asks for more: the models are tiny, and the machine may be shared.
-    environment = os.environ | {"HQQ_NUM_THREADS": "1"}
-    command = [BINARY, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode(errors="replace")
-
-
-def refusal(*arguments):
-    """The message of a run that must fail."""
-    done = subprocess.run(
-        [BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1 and done.stdout == "", done
-    assert done.stderr.startswith("hqq-run: ") and done.stderr.count("\n") == 1
-    return done.stderr
 
 
 def llama3():

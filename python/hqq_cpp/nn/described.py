@@ -98,7 +98,7 @@ def read_descriptions(files: Iterable[Path]) -> tuple[dict[str, Description], se
         if text is None:
             continue
         try:
-            read = json.loads(text)
+            read = _core.parse_json(text, "metadata hqq_cpp")
             transposed.update(read.get("transposed", ()))
             for name, fields in read["layers"].items():
                 settings = {k: v for k, v in fields.items() if k not in NOT_SETTINGS}

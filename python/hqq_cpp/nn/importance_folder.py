@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import api
+from .. import _core, api
 from ..source_check import check_dense_source
 from .importance import Recorder, check_arguments, eval_mode, logits_layer, save_importance
 from .importance_inputs import run_random
@@ -271,7 +270,7 @@ def _weight_files(folder: Path) -> list[str]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"[importance] {str(folder)!r} has no config.json")
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(_core.read_json_file(index)["weight_map"].values()))
     else:
         names = ["model.safetensors"]
     for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -107,7 +106,7 @@ def _files(folder: Path) -> list[Path]:
     if not index.exists():
         return [folder / "model.safetensors"]
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(_core.read_json_file(index)["weight_map"].values()))
         if any(os.path.basename(name) != name for name in names):
             raise ValueError("a file outside of the folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,6 @@ docs/format.md."""
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -77,7 +76,7 @@ def read_headers(files: Iterable[str]) -> Headers:
 def _descriptions(file: str, text: str) -> dict[str, dict[str, Any]]:
     """The layers that the metadata of a file describes."""
     try:
-        read = json.loads(text)
+        read = _core.parse_json(text, "metadata hqq_cpp")
         version, layers = read.get("format_version", _core.FORMAT_VERSION), read["layers"]
         whole = all(
             isinstance(layer["tensor"], str) and all(type(n) is int for n in layer["shape"])
