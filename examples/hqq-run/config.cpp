@@ -71,7 +71,7 @@ Config parse(const Json& json) {
   }
   config.rms_norm_eps = json.at("rms_norm_eps");
   if (!(config.rms_norm_eps >= 0 && config.rms_norm_eps <= 1)) {
-    throw std::invalid_argument("rms_norm_eps is " + json.at("rms_norm_eps").dump() +
+    throw std::invalid_argument("rms_norm_eps is " + shown(json.at("rms_norm_eps")) +
                                 "; it must be from 0 to 1");
   }
   config.tie_word_embeddings = json.value("tie_word_embeddings", false);
@@ -115,8 +115,13 @@ void read_json(const std::filesystem::path& file, std::uintmax_t most,
 void expect(const Json& json, const char* key, const Json& fallback, const std::set<Json>& known) {
   const Json found = json.value(key, fallback);
   if (known.contains(found)) return;
-  throw std::invalid_argument(std::string(key) + " " + found.dump() + " is not known, only " +
+  throw std::invalid_argument(std::string(key) + " " + shown(found) + " is not known, only " +
                               Json(known).dump());
+}
+
+std::string shown(const Json& value) {
+  const std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true);
+  return text.size() <= 100 ? text : text.substr(0, 100) + "...";
 }
 
 std::int64_t integer(const Json& json, const std::string& key, std::int64_t least,
@@ -124,7 +129,7 @@ std::int64_t integer(const Json& json, const std::string& key, std::int64_t leas
   const Json value = json.value(key, fallback);
   const double number = value.is_number() ? value.get<double>() : std::nan("");
   if (value.is_number_integer() && number >= least && number <= most) return value;
-  throw std::invalid_argument(key + " is " + (value.is_null() ? "missing" : value.dump()) +
+  throw std::invalid_argument(key.substr(0, 100) + " is " + (value.is_null() ? "missing" : shown(value)) +
                               "; it must be an integer from " + std::to_string(least) + " to " +
                               std::to_string(most));
 }

@@ -18,6 +18,8 @@ std::string read_text(const std::filesystem::path& file, std::uintmax_t most);
 // Calls use(contents without null values); what is wrong with them becomes an hqq::FormatError.
 void read_json(const std::filesystem::path& file, std::uintmax_t most,
                const std::function<void(const Json&)>& use);
+// A value as it is in the file, cut to 100 characters.
+std::string shown(const Json& value);
 // Throws std::invalid_argument unless json[key] (or `fallback`, without one) is an integer from
 // `least` to `most`.
 std::int64_t integer(const Json& json, const std::string& key, std::int64_t least = 1,

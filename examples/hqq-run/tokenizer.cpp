@@ -64,7 +64,7 @@ Pieces cut(const icu::RegexPattern& pattern, const Pieces& pieces) {
     if (end < piece.length()) smaller.emplace_back(piece, end);
   }
   if (status == U_REGEX_TIME_OUT || status == U_REGEX_STACK_OVERFLOW) {
-    hqq::throw_invalid("tokenizer", "its expression " + to_utf8(pattern.pattern()).substr(0, 100) +
+    hqq::throw_invalid("tokenizer", "its expression " + shown(to_utf8(pattern.pattern())) +
                                         " takes too long for this text: " + u_errorName(status));
   }
   check(status, "tokenizer");
@@ -113,7 +113,8 @@ void Tokenizer::read(const Json& json) {
   }
   // From the last to the first: a token before those that it begins with.
   for (auto token = added_.rbegin(); token != added_.rend(); ++token) {
-    any += (any.empty() ? "" : "|") + escaped(token->first);
+    if (!any.empty()) any += '|';
+    any += escaped(token->first);
   }
   added_pattern_ = compile(any.empty() ? "(?!)" : any);
   for (const Json& step : steps(json, "normalizer", "normalizers")) {
@@ -167,11 +168,11 @@ void Tokenizer::read_model(const Json& model) {
       const std::size_t space = std::min(text.find(' '), text.size());
       pair = {text.substr(0, space), text.substr(std::min(space + 1, text.size()))};
     }
-    if (pair.size() != 2) hqq::throw_invalid("merges", merge.dump() + " is no pair of tokens");
+    if (pair.size() != 2) hqq::throw_invalid("merges", shown(merge) + " is no pair of tokens");
     const std::string left = bytes_of(pair.at(0)), right = bytes_of(pair.at(1));
     for (const std::string& bytes : {left, right, left + right}) {
       if (!vocabulary_.contains(bytes)) {
-        hqq::throw_invalid("merges", merge.dump() + " needs a token that is not in the vocabulary");
+        hqq::throw_invalid("merges", shown(merge) + " needs a token that is not in the vocabulary");
       }
     }
     merges_.try_emplace({vocabulary_[left], vocabulary_[right]}, merges_.size(),

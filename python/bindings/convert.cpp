@@ -69,9 +69,10 @@ std::string utf8_of(py::handle text) {
   if (bytes != nullptr) return std::string(bytes, static_cast<std::size_t>(size));
   if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError) == 0) throw py::error_already_set();
   PyErr_Clear();
-  const auto escaped = py::reinterpret_steal<py::object>(PyObject_ASCII(text.ptr()));
-  if (!escaped) throw py::error_already_set();
-  throw_invalid("text", cut_text(escaped.cast<std::string>(), 100) +
+  const auto repr = py::reinterpret_steal<py::object>(PyObject_ASCII(text.ptr()));
+  if (!repr) throw py::error_already_set();
+  const auto escaped = repr.cast<std::string>();
+  throw_invalid("text", quote_name(std::string_view(escaped).substr(1, escaped.size() - 2)) +
                             " is not valid Unicode: it has half of a surrogate pair (U+D800 to "
                             "U+DFFF), which no file can hold");
 }

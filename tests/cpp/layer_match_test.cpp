@@ -182,7 +182,7 @@ TEST(RegexTest, BadOnesAreRefused) {
   };
   EXPECT_THAT(refused("re:[a"), HasSubstr("[config] 're:[a' is not a valid regex"));
   EXPECT_THAT(refused("re:*"), HasSubstr("not a valid regex"));
-  EXPECT_THAT(refused("re:(a{900}){900}"), HasSubstr("not a valid regex"));
+  EXPECT_THAT(refused("re:a{70000}"), HasSubstr("not a valid regex"));
   EXPECT_THAT(refused("re:" + std::string(600, 'a')),
               HasSubstr("may have 500 characters, this one"));
   EXPECT_THAT(refused("re:(((a{0,99}){0,99}){0,99})*"), HasSubstr("too large"));
@@ -245,9 +245,9 @@ TEST(RegexTest, WorkHasALimit) {
   const std::string name(1000, 'a');
   const auto start = std::chrono::steady_clock::now();
   for (const std::string& pattern :
-       {nested, std::string("re:(a|a|aa)*[!]{2}"), std::string("re:(a*)*(a*)*[!]{2}"),
-        std::string("re:(.*)*(.*)*(.*)*[=]{2}"), std::string("re:(?:\\b|^){0,999}"),
-        std::string("re:(?:.{0,500}){0,100}[!]{2}"), std::string("re:((a?){0,99}){0,9}[!]{2}")}) {
+       {nested, std::string("re:(a|a|aa)*[!#]{2}"), std::string("re:(a*)*(a*)*[!#]{2}"),
+        std::string("re:(.*)*(.*)*(.*)*[=#]{2}"), std::string("re:(?:\\b|^){0,999}"),
+        std::string("re:(?:.{0,500}){0,100}[!#]{2}"), std::string("re:((a?){0,99}){0,9}[!#]{2}")}) {
     const std::string message = message_of([&] { pattern_matches(pattern, name); });
     if (pattern == nested) continue;  // matches
     EXPECT_THAT(message, HasSubstr("steps, the limit")) << pattern;
