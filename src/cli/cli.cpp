@@ -17,6 +17,7 @@
 #include "src/cli/commands.hpp"
 #include "src/cli/interrupt.hpp"
 #include "src/cli/table.hpp"
+#include "src/io/json.hpp"
 #include "src/layer_match.hpp"
 
 namespace hqq::cli {
@@ -181,9 +182,9 @@ void print_json(std::ostream& out, const nlohmann::ordered_json& json) {
 }
 
 std::string read_text_file(const std::string& path, const std::string& what) {
-  constexpr std::size_t kMost = 16 << 20;
   const auto fail = [&] {
-    throw std::system_error(errno, std::generic_category(), "[" + what + "] cannot read " + path);
+    throw std::system_error(errno, std::generic_category(),
+                            "[" + what + "] cannot read " + quote_text(path));
   };
   // Without waiting: a shell's <(command) is a pipe, and whoever waits for one must hear Ctrl-C.
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -191,7 +192,7 @@ std::string read_text_file(const std::string& path, const std::string& what) {
   const std::shared_ptr<void> closer(nullptr, [fd](void*) { ::close(fd); });
   std::string text;
   char buffer[1 << 16];
-  while (text.size() <= kMost) {
+  while (text.size() <= kMaxConfigBytes) {
     if (interrupted()) throw Interrupted("[" + what + "] interrupted");
     pollfd ready{fd, POLLIN, 0};
     if (::poll(&ready, 1, 100) <= 0) continue;
@@ -200,7 +201,8 @@ std::string read_text_file(const std::string& path, const std::string& what) {
     if (count == 0) return text;
     if (count > 0) text.append(buffer, static_cast<std::size_t>(count));
   }
-  throw_invalid(what, path + " has more than 16 MB");
+  throw_invalid(what, quote_text(path) + " has more than the " +
+                          std::to_string(kMaxConfigBytes) + " bytes allowed");
 }
 
 nlohmann::ordered_json shape_json(const std::vector<std::int64_t>& shape) {

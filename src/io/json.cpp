@@ -230,7 +230,7 @@ std::string json_error_reason(const std::string& what) {
     reason.erase(last);
     reason += expected;
   }
-  return reason.substr(0, 200);
+  return cut_text(reason, 200);
 }
 
 nlohmann::ordered_json parse_json(const std::string& text, const std::string& where) {

@@ -136,10 +136,7 @@ Json fingerprint_shard(const SafetensorsFile& file) {
   return json;
 }
 
-std::string shown(const Json& value) {
-  const std::string text = value.dump();
-  return text.size() <= 100 ? text : text.substr(0, 100) + "...";
-}
+std::string shown(const Json& value) { return cut_text(value.dump(), 100); }
 
 }  // namespace
 
