@@ -8,6 +8,7 @@
 #include "hqq/error.hpp"
 #include "src/config_rules.hpp"
 #include "src/layer_match.hpp"
+#include "src/layer_regex.hpp"
 #include "src/quoted_text.hpp"
 
 namespace hqq {
@@ -37,6 +38,20 @@ const Rule* closest_rule(const std::vector<Rule>& rules, const std::string& laye
     closest = &rule;
   }
   return closest;
+}
+
+void check_regex_count(const HqqConfig& config) {
+  const auto is_regex = [](const std::string& pattern) {
+    return pattern_kind(pattern) == PatternKind::kRegex;
+  };
+  auto count = std::count_if(config.skip_modules.begin(), config.skip_modules.end(), is_regex);
+  count += std::count_if(config.dynamic_config.begin(), config.dynamic_config.end(),
+                         [&](const Rule& rule) { return is_regex(rule.first); });
+  if (static_cast<std::size_t>(count) > kMaxRegexes) {
+    throw_invalid("config", "it has " + std::to_string(count) + " regular expressions, more than " +
+                                "the " + std::to_string(kMaxRegexes) +
+                                " allowed; names and globs have no limit");
+  }
 }
 
 }  // namespace
@@ -149,6 +164,7 @@ std::optional<LayerConfig> HqqConfig::layer(const std::string& layer_name,
 
 void HqqConfig::validate() const {
   defaults.validate();
+  check_regex_count(*this);
   std::set<std::string> seen;
   for (const auto& [key, rule] : dynamic_config) {
     validate_pattern(key, "config");

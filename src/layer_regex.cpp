@@ -216,11 +216,10 @@ struct Compiled {
 
 // Models have thousands of layers and configs few patterns: compile each pattern once a thread.
 const Compiled& compiled(const std::string& pattern) {
-  constexpr std::size_t kMaxCached = 64;
   thread_local std::unordered_map<std::string, Compiled> cache;
   const auto found = cache.find(pattern);
   if (found != cache.end()) return found->second;
-  if (cache.size() >= kMaxCached) cache.clear();
+  if (cache.size() >= kMaxRegexes) cache.clear();
   Code code = compile(pattern, "config");
   MatchData data(allocated(pcre2_match_data_create_from_pattern(code.get(), nullptr)));
   const std::size_t bytes = size_of(code);

@@ -1,9 +1,13 @@
 // Regular expressions for layer names: ECMAScript's syntax on PCRE2, with limits on their work.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace hqq {
+
+// Of one config: all stay compiled while layers are matched.
+inline constexpr std::size_t kMaxRegexes = 1000;
 
 // `pattern` is "re:" and an expression. Throws std::invalid_argument for one that is no valid
 // ECMAScript, has back-references, or is too large.

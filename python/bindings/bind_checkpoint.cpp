@@ -1,8 +1,7 @@
 // hqq_cpp.Checkpoint: an open checkpoint folder (include/hqq/checkpoint.hpp).
-#include <pybind11/stl/filesystem.h>
-
 #include "hqq/checkpoint.hpp"
 #include "python/bindings/array.hpp"
+#include "python/bindings/file_path.hpp"
 #include "src/io/json.hpp"
 
 namespace hqq::python {
@@ -98,7 +97,7 @@ std::map<std::string, std::string> metadata(const Checkpoint& checkpoint) {
 
 void bind_checkpoint(py::module_& m) {
   py::class_<Checkpoint, std::shared_ptr<Checkpoint>>(m, "Checkpoint", kCheckpointDoc)
-      .def(py::init([](const std::filesystem::path& path) {
+      .def(py::init([](const FilePath& path) {
              const py::gil_scoped_release release;
              return std::make_shared<Checkpoint>(path);
            }),

@@ -1,8 +1,7 @@
 // quantize_checkpoint and its kin: include/hqq/checkpoint.hpp. Their docstrings are in
 // hqq_cpp/api.py.
-#include <pybind11/stl/filesystem.h>
-
 #include "hqq/checkpoint.hpp"
+#include "python/bindings/file_path.hpp"
 #include "python/bindings/plain.hpp"
 #include "python/bindings/progress.hpp"
 #include "src/io/quantized_source.hpp"
@@ -10,7 +9,7 @@
 namespace hqq::python {
 namespace {
 
-using Path = std::filesystem::path;
+using Path = FilePath;
 
 constexpr const char* kProgressDoc =
     R"doc(What a long operation is at; given to ``progress`` callbacks.

@@ -1,7 +1,5 @@
 // JSON from outside: src/io/json.hpp.
-#include <pybind11/stl/filesystem.h>
-
-#include "python/bindings/common.hpp"
+#include "python/bindings/file_path.hpp"
 #include "src/io/atomic_file.hpp"
 #include "src/io/json.hpp"
 
@@ -32,7 +30,7 @@ Raises:
     OSError: If it cannot be read.
 )doc";
 
-py::object read_file(const std::filesystem::path& path) {
+py::object read_file(const FilePath& path) {
   return json_to_python(parse_python_json(read_text_file(path), quote_text(path.string())));
 }
 

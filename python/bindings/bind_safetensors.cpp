@@ -1,13 +1,12 @@
 // load_safetensors and save_safetensors: include/hqq/safetensors.hpp. Docstrings in hqq_cpp/api.py.
-#include <pybind11/stl/filesystem.h>
-
 #include "hqq/safetensors.hpp"
 #include "python/bindings/array.hpp"
+#include "python/bindings/file_path.hpp"
 
 namespace hqq::python {
 namespace {
 
-py::typing::Dict<py::str, Tensor> load(const std::filesystem::path& path) {
+py::typing::Dict<py::str, Tensor> load(const FilePath& path) {
   std::vector<std::pair<std::string, Tensor>> tensors;
   {
     const py::gil_scoped_release release;
@@ -19,12 +18,12 @@ py::typing::Dict<py::str, Tensor> load(const std::filesystem::path& path) {
   return dict;
 }
 
-std::map<std::string, std::string> read_metadata(const std::filesystem::path& path) {
+std::map<std::string, std::string> read_metadata(const FilePath& path) {
   const py::gil_scoped_release release;
   return SafetensorsFile(path).metadata();
 }
 
-void save(const std::filesystem::path& path, const py::dict& tensors,
+void save(const FilePath& path, const py::dict& tensors,
           const std::map<Text, Text>& metadata) {
   std::vector<std::pair<std::string, Tensor>> owned;
   for (const auto& [key, value] : tensors) {

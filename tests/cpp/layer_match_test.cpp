@@ -258,6 +258,16 @@ TEST(RegexTest, WorkHasALimit) {
   EXPECT_FALSE(pattern_matches("re:.*\\..*\\..*x", "model.layers.17.mlp.experts.211.down_proj"));
 }
 
+TEST(RegexTest, AConfigMayHaveAThousand) {
+  HqqConfig config;
+  for (int i = 0; i < 999; ++i) config.skip_modules.push_back("re:a" + std::to_string(i));
+  config.dynamic_config.emplace_back("re:b", std::nullopt);
+  EXPECT_EQ(message_of([&] { config.validate(); }), "nothing was thrown");
+  config.dynamic_config.emplace_back("re:c", std::nullopt);
+  EXPECT_THAT(message_of([&] { config.validate(); }),
+              HasSubstr("it has 1001 regular expressions, more than the 1000 allowed"));
+}
+
 TEST(EditDistanceTest, CountsEdits) {
   EXPECT_EQ(edit_distance("", "abc"), 3u);
   EXPECT_EQ(edit_distance("abc", ""), 3u);

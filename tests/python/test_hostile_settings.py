@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import hqq_cpp
 import pytest
@@ -13,6 +14,9 @@ DEEP = 100_000
 LONG = "x" * 3_000_000
 SURROGATE = "\ud800"
 NOT_UNICODE = r"'\\ud800.*' is not valid Unicode"
+
+
+NO_FILE = r"'\\ud800.*cannot be the name of a file"
 
 
 def nested(levels):
@@ -147,6 +151,30 @@ def test_text_that_is_not_unicode(call):
         call("\u00e9")
     except (ValueError, KeyError, OSError) as error:
         assert "not valid Unicode" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        hqq_cpp.Checkpoint,
+        hqq_cpp.load_safetensors,
+        hqq_cpp.safetensors_metadata,
+        hqq_cpp.verify_checkpoint,
+        lambda path: hqq_cpp.save_safetensors(path, tensors("a")),
+        lambda path: hqq_cpp.quantize_checkpoint(path, "/nowhere/at/all"),
+        lambda path: hqq_cpp.dequantize_checkpoint(MODEL, path),
+        lambda path: hqq_cpp.diff_checkpoints(MODEL, path),
+    ],
+)
+def test_paths_that_no_file_can_have(call):
+    for text in (SURROGATE + "x" * 10_000, Path(SURROGATE), SURROGATE + "\0"):
+        with pytest.raises(ValueError, match=NO_FILE) as caught:
+            call(text)
+        assert len(str(caught.value)) < 300
+    with pytest.raises(ValueError, match="cannot be the name of a file"):
+        call("a\0b")
+    with pytest.raises(OSError, match="."):
+        call("/nowhere/\udcff/\u00e9")
 
 
 @pytest.mark.parametrize(
