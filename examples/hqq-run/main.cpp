@@ -40,7 +40,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(between(0, 100));
   app.add_option("--top-p", o.top_p, "Only the most likely tokens, which add up to this")
       ->check(between(0, 1));
-  app.add_option("--seed", o.seed, "Of everything random");
+  app.add_option("--seed", o.seed, "Of everything random")->check(CLI::NonNegativeNumber);
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after the end of the text");
   app.add_option("--mode", o.mode, "Products: fast, exact, or auto (HQQ_CPU_MODE, else fast)");
   app.add_option("--threads", o.threads, "0: HQQ_NUM_THREADS, else all processors")

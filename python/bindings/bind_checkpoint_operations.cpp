@@ -108,8 +108,7 @@ void bind_results(py::module_& m) {
 
 QuantizeReport quantize(const Path& source, const Path& destination, const py::object& config,
                         const Path& importance, int threads, bool force, bool resume, bool dry_run,
-                        const Text& device, bool follow_links,
-                        const py::object& progress) {
+                        const Text& device, bool follow_links, const py::object& progress) {
   const HqqConfig settings = config_from_python(config);
   QuantizeCheckpointOptions options;
   options.threads = threads;
@@ -196,7 +195,7 @@ void bind_checkpoint_operations(py::module_& m) {
       "find_quantization",
       [](const std::vector<Path>& files) {
         const py::gil_scoped_release release;
-        return find_quantization(files);
+        return find_quantization(std::vector<std::filesystem::path>(files.begin(), files.end()));
       },
       py::arg("files"),
       "What says that weight files, or the folder they are in, are quantized already; None if "

@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -1163,6 +1163,21 @@ def load_safetensors(path: os.PathLike | str | bytes) -> dict[str, Tensor]:
     """
     See hqq_cpp.load_safetensors.
     """
+def parse_json(text: str, where: str) -> typing.Any:
+    """
+    Reads a JSON text, with the limits of docs/cli.md.
+
+    Args:
+        text: One document.
+        where: What messages begin with.
+
+    Raises:
+        FormatError: If it is no JSON, or has a duplicate key, or exceeds a limit.
+
+    Example:
+        >>> hqq_cpp._core.parse_json('{"a": [1, null]}', "example")
+        {'a': [1, None]}
+    """
 def parse_upstream(tensors: dict, name: str) -> tuple:
     """
     What the tensors of a layer of upstream hqq say about it.
@@ -1186,6 +1201,17 @@ def quantize(W: typing.Any, config: typing.Any, name: str, importance: typing.An
 def quantize_checkpoint(src: os.PathLike | str | bytes, dst: os.PathLike | str | bytes, config: typing.Any, importance: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, force: bool, resume: bool, dry_run: bool, device: str, follow_links: bool, progress: typing.Any) -> QuantizeReport:
     """
     See hqq_cpp.quantize_checkpoint.
+    """
+def read_json_file(path: os.PathLike | str | bytes) -> typing.Any:
+    """
+    Reads a JSON file that Python wrote, such as an index.
+
+    Args:
+        path: A regular file; NaN and numbers beyond a double in it become None.
+
+    Raises:
+        FormatError: As parse_json, and for a folder, a pipe or a device.
+        OSError: If it cannot be read.
     """
 def resolve_balance(balance: str, has_importance: bool) -> str:
     """

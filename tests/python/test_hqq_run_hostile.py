@@ -160,6 +160,7 @@ def test_weights_that_are_no_numbers(model, tmp_path):
         (["--threads", "16777216"], "--threads"),
         (["--temperature", "nan"], "--temperature"),
         (["--top-p", "nan"], "--top-p"),
+        (["--seed", "-1"], "--seed"),
         (["--random-tokens", "16777216"], "1024 positions (max_position_embeddings)"),
         (["--tokens", "1024"], "--tokens 1024 are more than the model's 1024 positions"),
         (["--logits", "out", "--random-tokens", "1025"], "1025 tokens are more than its 1024"),
