@@ -227,7 +227,7 @@ std::optional<std::string> find_quantization(const std::vector<fs::path>& files)
   if (files.empty()) return std::nullopt;
   const fs::path folder = files[0].parent_path();
   if (auto found = read_or_nothing(folder / "config.json", [](const fs::path& path) {
-        return quantization_in_config(read_text_file(path));
+        return quantization_in_config(read_text_file(path, kMaxConfigBytes));
       })) {
     return found;
   }

@@ -173,8 +173,9 @@ def test_paths_that_no_file_can_have(call):
         assert len(str(caught.value)) < 300
     with pytest.raises(ValueError, match="cannot be the name of a file"):
         call("a\0b")
-    with pytest.raises(OSError, match="."):
+    with pytest.raises((OSError, ValueError)) as caught:
         call("/nowhere/\udcff/\u00e9")
+    assert "cannot be the name" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

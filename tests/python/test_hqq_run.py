@@ -328,7 +328,7 @@ def test_refused_tokenizers(tmp_path, change, expected):
         ({"hidden_act": "gelu"}, 'hidden_act "gelu"'),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"rope_parameters": {"rope_type": "yarn"}}, 'rope_type "yarn"'),
-        ({"hidden_size": "wide"}, "type must be number"),
+        ({"hidden_size": "wide"}, 'hidden_size is "wide"'),
         ({"num_key_value_heads": 3}, "heads"),
         ({"vocab_size": 2049}, "model.embed_tokens.weight"),
         ({"num_hidden_layers": 4}, "model.layers.3.input_layernorm.weight"),
