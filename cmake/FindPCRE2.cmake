@@ -13,7 +13,7 @@ include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(PCRE2 REQUIRED_VARS PCRE2_LIBRARY PCRE2_INCLUDE_DIR
                                         VERSION_VAR PCRE2_VERSION)
 if(PCRE2_FOUND AND NOT TARGET hqq::pcre2)
-  add_library(hqq::pcre2 UNKNOWN IMPORTED)
+  add_library(hqq::pcre2 UNKNOWN IMPORTED GLOBAL)
   set_target_properties(hqq::pcre2 PROPERTIES
     IMPORTED_LOCATION "${PCRE2_LIBRARY}"
     INTERFACE_INCLUDE_DIRECTORIES "${PCRE2_INCLUDE_DIR}")
