@@ -66,6 +66,10 @@ PatternKind pattern_kind(const std::string& pattern) {
 
 void validate_pattern(const std::string& pattern, const std::string& where) {
   if (pattern.empty()) throw_invalid(where, "a layer name or pattern must not be empty");
+  if (!is_utf8(pattern)) {
+    throw_invalid(where, "layer name or pattern " + quote_name(pattern) +
+                             " is not UTF-8, which names of tensors are");
+  }
   switch (pattern_kind(pattern)) {
     case PatternKind::kExact:
       return;

@@ -57,6 +57,15 @@ std::string quote_text(std::string_view text) { return quoted(text, '"'); }
 
 std::string quote_name(std::string_view text) { return quoted(text, '\''); }
 
+bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const std::size_t length = utf8_length(text);
+    if (length == 0) return false;
+    text.remove_prefix(length);
+  }
+  return true;
+}
+
 std::string cut_text(std::string_view text, std::size_t most) {
   if (text.size() <= most) return std::string(text);
   std::size_t end = most;

@@ -138,19 +138,18 @@ Json fingerprint_shard(const SafetensorsFile& file) {
 
 std::string shown(const Json& value) { return cut_text(value.dump(), 100); }
 
+void check_listable(const std::string& name, const fs::path& folder) {
+  if (is_utf8(name)) return;
+  throw_format("checkpoint", "the name of file " + quote_text(name) + " in " +
+                                 quote_text(folder.string()) +
+                                 " is not UTF-8, so no manifest can list it");
+}
+
 }  // namespace
 
 std::vector<std::string> other_files(const fs::path& folder, bool follow_links) {
   std::vector<std::string> names = Collector(folder, follow_links).run();
-  for (const std::string& name : names) {
-    try {
-      (void)Json(name).dump();
-    } catch (const Json::exception&) {
-      throw_format("checkpoint", "the name of file " + quote_text(name) + " in " +
-                                     quote_text(folder.string()) +
-                                     " is not UTF-8, so no manifest can list it");
-    }
-  }
+  for (const std::string& name : names) check_listable(name, folder);
   return names;
 }
 
@@ -203,7 +202,9 @@ Json fingerprint_file(const fs::path& path) {
 Json fingerprint_source(const Checkpoint& checkpoint, bool follow_links) {
   Json files = Json::object();
   for (std::size_t i = 0; i < checkpoint.shard_count(); ++i) {
-    files[checkpoint.shard_names()[i]] = fingerprint_shard(checkpoint.shard(i));
+    const std::string& name = checkpoint.shard_names()[i];
+    check_listable(name, checkpoint.shard(i).path().parent_path());
+    files[name] = fingerprint_shard(checkpoint.shard(i));
   }
   if (!checkpoint.config_json().empty()) {
     const std::string& text = checkpoint.config_json();

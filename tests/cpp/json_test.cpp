@@ -152,6 +152,13 @@ TEST(QuoteText, NamesHaveSingleQuotes) {
   EXPECT_LT(quote_name(std::string(1'000, 'x')).size(), 150u);
 }
 
+TEST(IsUtf8, KnowsWhatQuotesEscape) {
+  for (const char* text : {"", "a", "\xC3\xA9", "\xF0\x9F\x98\x80", "\n"}) EXPECT_TRUE(is_utf8(text));
+  for (const char* text : {"\x80", "a\xC3", "\xC0\xAF", "\xED\xA0\x80", "\xFF"}) {
+    EXPECT_FALSE(is_utf8(text)) << text;
+  }
+}
+
 TEST(CutText, CharactersStayWhole) {
   EXPECT_EQ(cut_text("abc", 3), "abc");
   EXPECT_EQ(cut_text("abcd", 3), "abc...");

@@ -182,6 +182,7 @@ TEST(RegexTest, BadOnesAreRefused) {
   };
   EXPECT_THAT(refused("re:[a"), HasSubstr("[config] 're:[a' is not a valid regex"));
   EXPECT_THAT(refused("re:*"), HasSubstr("not a valid regex"));
+  EXPECT_THAT(refused("re:\xFF"), HasSubstr("is not UTF-8"));
   EXPECT_THAT(refused("re:a{70000}"), HasSubstr("not a valid regex"));
   EXPECT_THAT(refused("re:" + std::string(600, 'a')),
               HasSubstr("may have 500 characters, this one"));

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def test_config_files(tmp_path, option, text, message):
     assert result.stderr.startswith("hqq-cpp: [") and result.stderr.count("\n") == 1
     assert message in result.stderr or "unknown key 'a'" in result.stderr
     assert len(result.stderr) < 1000 and not (tmp_path / "out").exists()
+
+
+@needs_binary
+def test_names_that_are_not_utf8(tmp_path):
+    """Bytes that no JSON can hold, from the command line and the file system."""
+    out = tmp_path / "out"
+    for name in (b"\xff", b"re:\xff", b"*\xff"):
+        refused = run("quantize", MODEL, out, "--skip", os.fsdecode(name), code=USER).stderr
+        assert "is not UTF-8" in refused and "\\xff" in refused
+    single = tmp_path / os.fsdecode(b"\xff.safetensors")
+    shutil.copy(MODEL / "model.safetensors", single)
+    assert "is not UTF-8" in run("quantize", single, out, code=FORMAT).stderr
+    assert not out.exists()
+    odd = tmp_path / os.fsdecode(b"out\xff")
+    run("quantize", MODEL, odd, "-q", "--iterations", "1", "--skip", "\u00e9")
+    assert "\ufffd" in run("verify", odd, "--json").stdout
 
 
 @needs_binary
