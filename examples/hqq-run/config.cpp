@@ -129,9 +129,9 @@ std::int64_t integer(const Json& json, const std::string& key, std::int64_t leas
   const Json value = json.value(key, fallback);
   const double number = value.is_number() ? value.get<double>() : std::nan("");
   if (value.is_number_integer() && number >= least && number <= most) return value;
-  throw std::invalid_argument(key.substr(0, 100) + " is " + (value.is_null() ? "missing" : shown(value)) +
-                              "; it must be an integer from " + std::to_string(least) + " to " +
-                              std::to_string(most));
+  throw std::invalid_argument(
+      key.substr(0, 100) + " is " + (value.is_null() ? "missing" : shown(value)) +
+      "; it must be an integer from " + std::to_string(least) + " to " + std::to_string(most));
 }
 
 Config Config::load(const std::filesystem::path& folder) {

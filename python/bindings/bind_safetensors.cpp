@@ -23,8 +23,7 @@ std::map<std::string, std::string> read_metadata(const FilePath& path) {
   return SafetensorsFile(path).metadata();
 }
 
-void save(const FilePath& path, const py::dict& tensors,
-          const std::map<Text, Text>& metadata) {
+void save(const FilePath& path, const py::dict& tensors, const std::map<Text, Text>& metadata) {
   std::vector<std::pair<std::string, Tensor>> owned;
   for (const auto& [key, value] : tensors) {
     if (!py::isinstance<py::str>(key)) {

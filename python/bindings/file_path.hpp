@@ -7,8 +7,8 @@
 
 namespace hqq::python {
 
-// A str, bytes or os.PathLike. pybind11 calls one that no file can have an incompatible argument; as
-// FilePath it is a std::invalid_argument that says so.
+// A str, bytes or os.PathLike. pybind11 calls one that no file can have an incompatible argument;
+// as FilePath it is a std::invalid_argument that says so.
 struct FilePath : std::filesystem::path {
   FilePath() = default;
   explicit FilePath(std::filesystem::path path) : std::filesystem::path(std::move(path)) {}

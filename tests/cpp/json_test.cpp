@@ -153,7 +153,8 @@ TEST(QuoteText, NamesHaveSingleQuotes) {
 }
 
 TEST(IsUtf8, KnowsWhatQuotesEscape) {
-  for (const char* text : {"", "a", "\xC3\xA9", "\xF0\x9F\x98\x80", "\n"}) EXPECT_TRUE(is_utf8(text));
+  for (const char* text : {"", "a", "\xC3\xA9", "\xF0\x9F\x98\x80", "\n"})
+    EXPECT_TRUE(is_utf8(text));
   for (const char* text : {"\x80", "a\xC3", "\xC0\xAF", "\xED\xA0\x80", "\xFF"}) {
     EXPECT_FALSE(is_utf8(text)) << text;
   }

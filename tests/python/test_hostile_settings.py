@@ -1,4 +1,4 @@
-"""Settings, names and expressions that nobody has checked: each is used, or one sentence says why not."""
+"""Settings, names and expressions that nobody has checked: used, or refused in one sentence."""
 
 import json
 import math
@@ -215,7 +215,9 @@ def test_deep_dicts(call):
 
 @pytest.mark.parametrize("key", ["nbits", "group_size", "lp_norm", "iterations", "beta", "kappa"])
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, -math.inf, 10**5000, -(10**30)], ids=["nan", "inf", "-inf", "+", "-"]
+    "value",
+    [math.nan, math.inf, -math.inf, 10**5000, -(10**30)],
+    ids=["nan", "inf", "-inf", "large", "small"],
 )
 def test_numbers_that_nothing_can_be(key, value):
     shown = str(value) if isinstance(value, float) else "more than 64 bits"
@@ -237,7 +239,7 @@ def test_a_number_that_fails_to_convert():
 
 
 def test_json_for_python(tmp_path):
-    assert _core.parse_json('{"a": [1, 2.5, null, "\u00e9"]}', "x") == {"a": [1, 2.5, None, "\u00e9"]}
+    assert _core.parse_json('{"a": [2.5, null, "\u00e9"]}', "x") == {"a": [2.5, None, "\u00e9"]}
     for text in ("[" * DEEP, "[NaN]", '{"a": 1, "a": 2}', "1e999", "{}\0"):
         with pytest.raises(hqq_cpp.FormatError, match=r"^\[x\] "):
             _core.parse_json(text, "x")

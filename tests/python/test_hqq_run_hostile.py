@@ -1,4 +1,4 @@
-"""Models, tokenizers and options that make no sense for examples/hqq-run: one sentence each, at once."""
+"""Models, tokenizers and options that make no sense for examples/hqq-run: one sentence each."""
 
 import json
 import os
