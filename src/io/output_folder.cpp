@@ -70,6 +70,15 @@ void check_journal(const Json& journal) {
   }
 }
 
+// For destructors. The function of the standard library throws when there is no memory.
+void remove_if_possible(const fs::path& path) noexcept {
+  try {
+    std::error_code ignored;
+    fs::remove_all(path, ignored);
+  } catch (const std::bad_alloc&) {
+  }
+}
+
 }  // namespace
 
 OutputFolder::OutputFolder(const fs::path& source, const fs::path& destination, Options options)
@@ -88,18 +97,13 @@ OutputFolder::OutputFolder(const fs::path& source, const fs::path& destination, 
     if (!options_.request.is_null()) write_journal();
   } catch (...) {
     // The destructor does not run; what was there stays as it was for another attempt.
-    if (finished_.empty() && !options_.resume) {
-      std::error_code ignored;
-      fs::remove_all(partial_, ignored);
-    }
+    if (finished_.empty() && !options_.resume) remove_if_possible(partial_);
     throw;
   }
 }
 
 OutputFolder::~OutputFolder() {
-  if (!claimed_ || !finished_.empty()) return;
-  std::error_code ignored;
-  fs::remove_all(partial_, ignored);
+  if (claimed_ && finished_.empty()) remove_if_possible(partial_);
 }
 
 void OutputFolder::claim(const fs::path& source) {
