@@ -110,11 +110,12 @@ inline bool should_fail() {
 
 inline void* allocate(std::size_t size, std::size_t alignment) {
   if (should_fail()) return nullptr;
-  if (size == 0) size = 1;
-  void* memory = alignment == 0 ? std::malloc(size)
-                                : std::aligned_alloc(
-                                      alignment, (size + alignment - 1) / alignment * alignment);
-  if (memory != nullptr) ++allocator.live;
+  void* memory = nullptr;
+  if (::posix_memalign(&memory, std::max(alignment, sizeof(void*)), std::max(size, alignment)) !=
+      0) {
+    return nullptr;
+  }
+  ++allocator.live;
   return memory;
 }
 
@@ -163,4 +164,10 @@ void operator delete(void* memory, std::align_val_t) noexcept { hqq::testing::re
 void operator delete[](void* memory, std::align_val_t) noexcept { hqq::testing::release(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { hqq::testing::release(memory); }
 void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { hqq::testing::release(memory); }
+// Buffer::allocate().
+extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  if (hqq::testing::should_fail()) return nullptr;
+  void* memory = nullptr;
+  return ::posix_memalign(&memory, alignment, size) == 0 ? memory : nullptr;
+}
 // clang-format on
