@@ -2,6 +2,7 @@
 // what it has taken, and a destination is whole or as it was. Every allocation of every operation
 // with HQQ_LONG_TESTS=1, else a sample.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <functional>
@@ -9,6 +10,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/linear.hpp"
+#include "src/cpu/parallel.hpp"
 #include "tests/cpp/failing_allocator.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
@@ -32,6 +34,9 @@ AllocationFailure current;
                static_cast<long long>(current.first), current.all_after ? " and all after it" : "");
   std::abort();
 }
+
+// Most of the time would go into fsync().
+const bool in_memory = ::access("/dev/shm", W_OK) == 0 && ::setenv("TMPDIR", "/dev/shm", 0) == 0;
 
 class AllocationFailures : public ::testing::TestWithParam<bool> {
  protected:
@@ -226,6 +231,18 @@ TEST_P(AllocationFailures, QuantizeAndMultiplyInMemory) {
   multiply();
   const std::vector<float> expected = y;
   each_failure(multiply, [&](bool done) { EXPECT_TRUE(!done || y == expected); });
+}
+
+// Pools live as long as the process, so each failure gets one of its own.
+TEST_P(AllocationFailures, MakingAPool) {
+  for (int first = 1; first <= 60; ++first) {
+    current = {first, GetParam()};
+    const int threads = 4 + first / 8;
+    std::atomic<int> units = 0;
+    if (succeeds([&] { cpu::parallel_for(100, threads, [&](std::int64_t) { ++units; }); })) {
+      EXPECT_EQ(units, 100);
+    }
+  }
 }
 
 }  // namespace
