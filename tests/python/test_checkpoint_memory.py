@@ -1,16 +1,20 @@
 """Memory follows the largest matrix, not the model."""
 
+import json
+import os
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from cli_runner import BINARY, needs_binary
+from cli_runner import BINARY, needs_binary, run
 from model_maker import bfloat16, llama_layer, save_model
 
 pytestmark = needs_binary
 
+LONG = bool(os.environ.get("HQQ_LONG_TESTS"))
 MB = 1_000_000
 ALLOWANCE = 100 * MB
 
@@ -63,3 +67,40 @@ def test_peak_memory(model, tmp_path, nbits):
     print({name: f"{peak / MB:.0f} MB" for name, peak in peaks.items()})
     for name, peak in peaks.items():
         assert peak <= bound, f"{name}: {peak / MB:.0f} MB, allowed {bound / MB:.0f} MB"
+
+
+def save_sparse(folder, shape):
+    """One bfloat16 tensor of zeros that takes no room on the disk. Returns its bytes."""
+    folder.mkdir()
+    size = 2 * int(np.prod(shape, dtype=np.int64))
+    name = "model.layers.0.mlp.experts.up_proj" if len(shape) == 3 else "model.up_proj.weight"
+    entry = {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}
+    text = json.dumps({name: entry}).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + size)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return size
+
+
+def test_a_tensor_larger_than_memory_may_be(tmp_path):
+    """A tensor of many matrices: 300 MB, or 20 GB, with the memory of a few matrices."""
+    experts, matrix = 2400 if LONG else 36, 2 * 2048 * 2048
+    total = save_sparse(tmp_path / "m", [experts, 2048, 2048])
+    settings = ("--nbits", 1, "--solver", "minmax", "--balance", "none", "--threads", 2)
+    peak = peak_memory("quantize", tmp_path / "m", tmp_path / "q", *settings)
+    print(f"{total / MB:.0f} MB with {peak / MB:.0f} MB")
+    assert peak <= 3 * matrix + ALLOWANCE
+    assert peak_memory("verify", tmp_path / "q") <= 3 * matrix + ALLOWANCE
+
+
+@pytest.mark.skipif(not LONG, reason="a minute and 6 GB of disk: HQQ_LONG_TESTS=1")
+def test_more_elements_than_int32_counts(tmp_path):
+    """2^31 + 1 weights in a matrix, whose rows end with a short group."""
+    shape = [3, (2**31 + 1) // 3]
+    assert np.prod(shape, dtype=np.int64) == 2**31 + 1
+    save_sparse(tmp_path / "m", shape)
+    settings = ("--solver", "minmax", "--balance", "none", "--quiet")
+    run("quantize", tmp_path / "m", tmp_path / "q", *settings)
+    run("verify", tmp_path / "q", "--quiet")
+    run("diff", tmp_path / "m", tmp_path / "q", "--quiet")  # zeros are exact
