@@ -50,7 +50,7 @@ export -f run_target
 
 compiler=$(find_clang)
 if [ -z "$compiler" ]; then
-  echo "skipped: no clang++ with libFuzzer (Debian packages clang-14 and libclang-rt-14-dev)"
+  echo "skipped: no clang++ with libFuzzer (Debian packages clang and libclang-rt-dev)"
   exit 0
 fi
 cmake -S "$root" -B "$build" -G Ninja "-DCMAKE_CXX_COMPILER=$compiler" -DHQQ_BUILD_FUZZERS=ON \
