@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets of tests/fuzz with clang and runs them, as many at a time as there are processors.
+# Builds the fuzz targets of tests/fuzz with clang and runs them, one on each processor.
 #
 #   scripts/fuzz.sh [SECONDS] [TARGET...]        20 seconds each; all targets
 #   RUNS=5000000 scripts/fuzz.sh 0 folder_fuzz   as many executions; 0 seconds: no limit
 #
-# Prints executions and findings of each. What a target has found out stays in build/fuzz/found, the input that
-# ends it in build/fuzz/TARGET-crash-...; build/fuzz/TARGET.log says why.
+# Prints executions and findings of each. What a target has found out stays in build/fuzz/found, the
+# input that ends it in build/fuzz/TARGET-crash-...; build/fuzz/TARGET.log says why.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -35,10 +35,10 @@ corpus_of() {
 run_target() {
   local target=$1 corpus=$2 log=$build/$1.log
   mkdir -p "$build/found/$target"
-  if "$build/tests/fuzz/$target" -max_total_time="$FUZZ_SECONDS" -runs="$RUNS" -max_len=4096 -timeout=25 \
-    -verbosity=0 -print_final_stats=1 -artifact_prefix="$build/$target-" "$build/found/$target" "$corpus" \
-    >"$log" 2>&1; then
-    awk -v target="$target" '/number_of_executed_units/ { runs = $2 } /average_exec_per_sec/ { rate = $2 }
+  if "$build/tests/fuzz/$target" -max_total_time="$FUZZ_SECONDS" -runs="$RUNS" -max_len=4096 \
+    -timeout=25 -verbosity=0 -print_final_stats=1 -artifact_prefix="$build/$target-" \
+    "$build/found/$target" "$corpus" >"$log" 2>&1; then
+    awk -v target="$target" '/number_of_executed/ { runs = $2 } /average_exec/ { rate = $2 }
       END { printf "%s: %d executions, %d a second, no finding\n", target, runs, rate }' "$log"
   else
     tail -n 60 "$log"

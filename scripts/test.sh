@@ -3,8 +3,8 @@
 #
 #   scripts/test.sh            everything (about half an hour on two cores from nothing)
 #   scripts/test.sh --quick    without sanitizers, fuzzing and the consumer projects
-#   scripts/test.sh --long     ten minutes of fuzzing a target, HQQ_LONG_TESTS=1 for the tests, Python threads
-#                              with the thread sanitizer, CUDA also for sm_75,
+#   scripts/test.sh --long     ten minutes of fuzzing a target, HQQ_LONG_TESTS=1 for the tests,
+#                              Python threads with the thread sanitizer, CUDA also for sm_75,
 #                              the oldest and the newest Transformers
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

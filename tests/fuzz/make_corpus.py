@@ -122,7 +122,12 @@ def quantized_inputs(model: Path, work: Path, upstream_too: bool):
         ours = work / f"{model.name}-{nbits}-{axis}-{small}"
         balance = "sinkhorn" if axis == 1 and small else "none"
         config = hqq_cpp.HqqConfig(
-            nbits=nbits, group_size=8, axis=axis, quant_scale=small, quant_zero=small, balance=balance
+            nbits=nbits,
+            group_size=8,
+            axis=axis,
+            quant_scale=small,
+            quant_zero=small,
+            balance=balance,
         )
         hqq_cpp.quantize_checkpoint(model, ours, config)
         command = (READ, VERIFY, DEQUANTIZE, DIFF)[(number + number // 4) % 4]
@@ -172,15 +177,30 @@ def configs() -> None:
     }
     inputs = {
         "ours": ours | {"dynamic_config": rules},
-        "described": {"quant_method": "hqq_cpp", "format_version": 1, "nbits": 3, "not_quantized": ["a"]},
+        "described": {
+            "quant_method": "hqq_cpp",
+            "format_version": 1,
+            "nbits": 3,
+            "not_quantized": ["a"],
+        },
         "upstream": upstream,
-        "transformers": {"quant_config": upstream, "quant_method": "hqq", "skip_modules": ["lm_head"]},
+        "transformers": {
+            "quant_config": upstream,
+            "quant_method": "hqq",
+            "skip_modules": ["lm_head"],
+        },
         "per_tag": {
             "self_attn.q_proj": {"weight_quant_params": {"nbits": 1.58, "group_size": 64}},
             "mlp.x": {"weight_quant_params": {"nbits": 3}},
         },
         "keywords": {"quant_method": "hqq", "nbits": 4, "group_size": 64, "axis": 1},
-        "numbers": {"beta": 1e308, "kappa": 1.01, "lp_norm": 0.7, "iterations": 20, "group_size": 8},
+        "numbers": {
+            "beta": 1e308,
+            "kappa": 1.01,
+            "lp_norm": 0.7,
+            "iterations": 20,
+            "group_size": 8,
+        },
     }
     for name, value in inputs.items():
         write("config", name, dump(value))

@@ -1,8 +1,8 @@
 """Every system call may fail: strace makes the Nth openat, read, write, ... of a command fail.
 
-The command says so and ends with 4, or its result is right; the destination is whole or as it was, and
---resume goes on to the same bytes. All N with HQQ_LONG_TESTS=1, else a sample. Counts are those of a
-thread: a command has several, and each of them meets its Nth call.
+The command says so and ends with 4, or its result is right; the destination is whole or as it was,
+and --resume goes on to the same bytes. All N with HQQ_LONG_TESTS=1, else a sample. Counts are those
+of a thread: a command has several, and each of them meets its Nth call.
 """
 
 import json
@@ -96,7 +96,9 @@ class Worker:
         return os.waitstatus_to_exitcode(status), text, trace.read_text() if strace else ""
 
     def status(self, pid: int) -> int:
-        alarm = subprocess.Popen(["sh", "-c", f"sleep {HANGS}; kill -9 {pid}"], start_new_session=True)
+        alarm = subprocess.Popen(
+            ["sh", "-c", f"sleep {HANGS}; kill -9 {pid}"], start_new_session=True
+        )
         try:
             return int(self.process.stdout.readline())
         finally:
