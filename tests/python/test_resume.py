@@ -106,7 +106,7 @@ def test_kill_while_replacing(model, expected, tmp_path):
     run("quantize", model, out, "--nbits", "2", "--quiet")
     old = files_of(out)
     kills = 0
-    while kills < 10:
+    while kills < KILLS // 2:
         # Half of the kills come where the folders change places.
         delay = rng.choice([rng.uniform(0, longest), rng.uniform(0.8, 1.1) * longest])
         kills += run_and_kill(["quantize", model, out, "--force", *SETTINGS], delay)
