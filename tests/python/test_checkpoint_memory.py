@@ -1,6 +1,7 @@
 """Memory follows the largest matrix, not the model."""
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from cli_runner import BINARY, needs_binary, run
+from cli_runner import BINARY, needs_binary
 from model_maker import bfloat16, llama_layer, save_model
 
 pytestmark = needs_binary
@@ -69,38 +70,46 @@ def test_peak_memory(model, tmp_path, nbits):
         assert peak <= bound, f"{name}: {peak / MB:.0f} MB, allowed {bound / MB:.0f} MB"
 
 
-def save_sparse(folder, shape):
-    """One bfloat16 tensor of zeros that takes no room on the disk. Returns its bytes."""
+def save_sparse(folder, shapes):
+    """bfloat16 tensors of zeros that take no room on the disk."""
     folder.mkdir()
-    size = 2 * int(np.prod(shape, dtype=np.int64))
-    name = "model.layers.0.mlp.experts.up_proj" if len(shape) == 3 else "model.up_proj.weight"
-    entry = {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}
-    text = json.dumps({name: entry}).encode()
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + size)
+        file.truncate(8 + len(text) + end)
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    return size
+
+
+# The quickest.
+PLAIN = ("--solver", "minmax", "--balance", "none", "--threads", 2)
 
 
 def test_a_tensor_larger_than_memory_may_be(tmp_path):
     """A tensor of many matrices: 300 MB, or 20 GB, with the memory of a few matrices."""
     experts, matrix = 2400 if LONG else 36, 2 * 2048 * 2048
-    total = save_sparse(tmp_path / "m", [experts, 2048, 2048])
-    settings = ("--nbits", 1, "--solver", "minmax", "--balance", "none", "--threads", 2)
-    peak = peak_memory("quantize", tmp_path / "m", tmp_path / "q", *settings)
-    print(f"{total / MB:.0f} MB with {peak / MB:.0f} MB")
+    save_sparse(tmp_path / "m", {"model.layers.0.mlp.experts.up_proj": [experts, 2048, 2048]})
+    out = tmp_path / "q"
+    peak = peak_memory("quantize", tmp_path / "m", out, "--nbits", 1, *PLAIN)
+    print(f"{experts * matrix / MB:.0f} MB with {peak / MB:.0f} MB")
     assert peak <= 3 * matrix + ALLOWANCE
-    assert peak_memory("verify", tmp_path / "q") <= 3 * matrix + ALLOWANCE
+    assert peak_memory("verify", out) <= 3 * matrix + ALLOWANCE
 
 
-@pytest.mark.skipif(not LONG, reason="a minute and 6 GB of disk: HQQ_LONG_TESTS=1")
+@pytest.mark.skipif(not LONG, reason="minutes, and 6 GB of disk: HQQ_LONG_TESTS=1")
 def test_more_elements_than_int32_counts(tmp_path):
-    """2^31 + 1 weights in a matrix, whose rows end with a short group."""
-    shape = [3, (2**31 + 1) // 3]
-    assert np.prod(shape, dtype=np.int64) == 2**31 + 1
-    save_sparse(tmp_path / "m", shape)
-    settings = ("--solver", "minmax", "--balance", "none", "--quiet")
-    run("quantize", tmp_path / "m", tmp_path / "q", *settings)
-    run("verify", tmp_path / "q", "--quiet")
-    run("diff", tmp_path / "m", tmp_path / "q", "--quiet")  # zeros are exact
+    """2^31 + 1 values that are copied, and as many weights in a matrix with short last groups."""
+    side = 46_344
+    assert side**2 > 2**31 and side % 64
+    shapes = {"model.norm.weight": [2**31 + 1], "model.up_proj.weight": [side, side]}
+    save_sparse(tmp_path / "m", shapes)
+
+    def succeed(*args):
+        subprocess.run([BINARY, *map(str, args), "--quiet"], check=True)
+
+    succeed("quantize", tmp_path / "m", tmp_path / "q", *PLAIN)
+    succeed("verify", tmp_path / "q")
+    succeed("diff", tmp_path / "m", tmp_path / "q")  # zeros are exact
