@@ -25,6 +25,11 @@ function(hqq_cpu_kernels target)
   if(HQQ_SANITIZE)
     # Unrolled and inlined, an instrumented file compiles for many minutes.
     set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_DEFINITIONS HQQ_SMALL_CODE)
+    if(HQQ_SANITIZE MATCHES "fuzzer")
+      # Inputs decide nothing in here, and half of the time would go into it; addresses are checked.
+      set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_OPTIONS
+                   -fno-sanitize=undefined,fuzzer-no-link)
+    endif()
   endif()
   target_sources(${target} PRIVATE ${sources})
 endfunction()

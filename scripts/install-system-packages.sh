@@ -62,6 +62,7 @@ if $tests; then
   need libicu-dev has_header unicode/regex.h
   need libbenchmark-dev has_header benchmark/benchmark.h
   need libsimde-dev has_header simde/x86/avx512.h
+  need strace has_command strace
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then
@@ -72,6 +73,10 @@ fi
 if $tests && [ "$(uname -m)" = x86_64 ]; then
   has_command aarch64-linux-gnu-g++ || missing+=(g++-aarch64-linux-gnu)
   has_command qemu-aarch64 || missing+=(qemu-user)
+fi
+# Fuzzing is left out without clang and its libFuzzer.
+if $tests && ! has_command clang++ && ! has_command clang++-14; then
+  missing+=(clang libclang-rt-dev)
 fi
 # Saves a test run that compiles the library twice several minutes; nothing fails without it.
 if $tests && ! has_command ccache; then missing+=(ccache); fi

@@ -3,7 +3,8 @@
 #
 #   scripts/test.sh            everything (about half an hour on two cores from nothing)
 #   scripts/test.sh --quick    without sanitizers, fuzzing and the consumer projects
-#   scripts/test.sh --long     ten minutes of fuzzing, HQQ_LONG_TESTS=1 for the tests, CUDA also for sm_75,
+#   scripts/test.sh --long     ten minutes of fuzzing a target, HQQ_LONG_TESTS=1 for the tests,
+#                              Python threads with the thread sanitizer, CUDA also for sm_75,
 #                              the oldest and the newest Transformers
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -77,18 +78,10 @@ if ! $quick; then
   ctest --test-dir "$sanitized" --output-on-failure -j "$(nproc)" | tee "$sanitized/ctest.txt"
 
   begin "Fuzzing"
-  if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
-    clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null 2>/dev/null; then
-    fuzz=$root/build/fuzz
-    cmake -S "$root" -B "$fuzz" -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DHQQ_BUILD_FUZZERS=ON
-    cmake --build "$fuzz" --target safetensors_fuzz
-    mkdir -p "$fuzz/found"
-    "$fuzz/tests/fuzz/safetensors_fuzz" -max_total_time=$fuzz_seconds -max_len=4096 -timeout=10 \
-      -verbosity=0 "-artifact_prefix=$fuzz/" "$fuzz/found" "$root/tests/golden/hostile"
-    echo "no crash in $fuzz_seconds seconds"
-  else
-    echo "skipped: no clang++ with libFuzzer (Debian packages clang and libclang-rt-14-dev)"
-  fi
+  bash "$root/scripts/fuzz.sh" "$fuzz_seconds"
+
+  begin "C++ with the thread sanitizer"
+  if $long; then bash "$root/scripts/tsan.sh" --python; else bash "$root/scripts/tsan.sh"; fi
 
   begin "Kernels for 64-bit Arm, emulated"
   if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then

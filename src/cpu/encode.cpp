@@ -29,9 +29,11 @@ struct RowBuffers {
 
   void resize(std::int64_t cols) {
     const auto size = static_cast<std::size_t>((cols + kSlots - 1) / kSlots * kSlots);
-    if (weights.size() >= size) return;
-    for (auto* v : {&weights, &balanced, &scale, &inv_scale, &zero}) v->resize(size);
-    codes.resize(size);
+    // Each for itself: memory may have run out between them.
+    for (auto* v : {&weights, &balanced, &scale, &inv_scale, &zero}) {
+      if (v->size() < size) v->resize(size);
+    }
+    if (codes.size() < size) codes.resize(size);
   }
 };
 

@@ -137,12 +137,21 @@ void run_on_threads(int threads, Work& work) {
   const int others = std::min(threads - 1, workers->NumThreads());
   Eigen::Barrier barrier(static_cast<unsigned>(others));
   std::atomic<int> working{others};
-  for (int i = 0; i < others; ++i) {
-    workers->Schedule([&] {
-      work();
-      working.fetch_sub(1, std::memory_order_release);
-      barrier.Notify();
-    });
+  const auto done = [&] {
+    working.fetch_sub(1, std::memory_order_release);
+    barrier.Notify();
+  };
+  int scheduled = 0;
+  try {
+    for (; scheduled < others; ++scheduled) {
+      workers->Schedule([&] {
+        work();
+        done();
+      });
+    }
+  } catch (const std::bad_alloc&) {
+    // Those that are on their way use this frame: nobody may leave it. There are fewer, then.
+    for (; scheduled < others; ++scheduled) done();
   }
   work();
   // The others finish soon, and waking up takes longer than a small layer does.

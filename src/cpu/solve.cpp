@@ -153,10 +153,9 @@ HWY_INLINE void solve_unit_lanes(const SolveArgs& args, std::int64_t unit) {
   // Reused between units: a thread solves thousands of them.
   thread_local Buffers buffers;
   const auto size = static_cast<std::size_t>(layout.group_size * kLanes);
-  if (buffers.tile.size() < size) {
-    buffers.tile.resize(size);
-    buffers.scratch.resize(size);
-    buffers.importance.resize(size);
+  // Each for itself: memory may have run out between them.
+  for (auto* v : {&buffers.tile, &buffers.scratch, &buffers.importance}) {
+    if (v->size() < size) v->resize(size);
   }
   if (layout.axis == 1) {
     const std::int64_t begin = unit * kUnitRows;

@@ -343,10 +343,12 @@ bool is_quantized_by_us(const Checkpoint& checkpoint) {
   if (!config.is_object()) return false;
   const auto quantization = config.find("quantization_config");
   if (quantization == config.end() || !quantization->is_object()) return false;
-  for (const char* key : {kQuantizerKey, "quant_method"}) {
-    if (quantization->value(key, Json()) == kQuantizerName) return true;
-  }
-  return false;
+  const auto names_us = [&](const char* key) {
+    const auto found = quantization->find(key);
+    return found != quantization->end() && found->is_string() &&
+           found->get_ref<const std::string&>() == kQuantizerName;
+  };
+  return names_us(kQuantizerKey) || names_us("quant_method");
 }
 
 QuantizedTensor load_quantized(const Checkpoint& checkpoint, const std::string& layer_name,

@@ -36,20 +36,36 @@ bool is_inside(const fs::path& path, const fs::path& folder) {
 
 bool is_there(const fs::path& path) { return fs::exists(fs::symlink_status(path)); }
 
-// What may be replaced on request: a checkpoint, what a run has left, or an empty folder. A
-// mistyped name must not cost a home folder.
+// Whether a file of this name makes its folder a checkpoint, or what a run has left.
+bool marks_folder(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") ||
+         name == "config.json" || name.starts_with("hqq_cpp.") || is_temporary_file_name(name);
+}
+
+// What may be replaced on request: a folder with such a file, or an empty one. A mistyped name must
+// not cost a home folder.
 bool is_replaceable(const fs::path& path) {
   if (!fs::is_directory(fs::symlink_status(path))) return false;
-  bool empty = true;
-  for (const auto& entry : fs::directory_iterator(path)) {
-    const std::string name = entry.path().filename().string();
-    if (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") ||
-        name == "config.json" || name.starts_with("hqq_cpp.")) {
-      return true;
-    }
-    empty = false;
-  }
-  return empty;
+  const fs::directory_iterator entries(path);
+  return entries == fs::directory_iterator() ||
+         std::any_of(entries, fs::directory_iterator(),
+                     [](const auto& entry) { return marks_folder(entry.path()); });
+}
+
+// The files that mark a folder go last: one that a killed process leaves can still be replaced.
+void remove_in_order(std::vector<fs::path> paths) {
+  std::partition(paths.begin(), paths.end(),
+                 [](const fs::path& path) { return !marks_folder(path); });
+  for (const fs::path& path : paths) fs::remove_all(path);
+}
+
+void remove_folder(const fs::path& folder) {
+  if (!is_there(folder)) return;
+  std::vector<fs::path> paths;
+  for (const auto& entry : fs::directory_iterator(folder)) paths.push_back(entry.path());
+  remove_in_order(std::move(paths));
+  fs::remove(folder);
 }
 
 // Atomic writes never leave a broken journal; somebody's editor may.
@@ -67,6 +83,15 @@ void check_journal(const Json& journal) {
     throw_format(kJournalName,
                  "it does not hold what a run writes into it; use force instead of resume to start "
                  "over");
+  }
+}
+
+// For destructors.
+void remove_if_possible(const fs::path& folder) noexcept {
+  try {
+    remove_folder(folder);
+  } catch (const std::system_error&) {
+  } catch (const std::bad_alloc&) {
   }
 }
 
@@ -88,18 +113,13 @@ OutputFolder::OutputFolder(const fs::path& source, const fs::path& destination, 
     if (!options_.request.is_null()) write_journal();
   } catch (...) {
     // The destructor does not run; what was there stays as it was for another attempt.
-    if (finished_.empty() && !options_.resume) {
-      std::error_code ignored;
-      fs::remove_all(partial_, ignored);
-    }
+    if (finished_.empty() && !options_.resume) remove_if_possible(partial_);
     throw;
   }
 }
 
 OutputFolder::~OutputFolder() {
-  if (!claimed_ || !finished_.empty()) return;
-  std::error_code ignored;
-  fs::remove_all(partial_, ignored);
+  if (claimed_ && finished_.empty()) remove_if_possible(partial_);
 }
 
 void OutputFolder::claim(const fs::path& source) {
@@ -122,7 +142,7 @@ void OutputFolder::claim(const fs::path& source) {
       check_finished(destination_, source, options_.progress);
       // Killed between the last rename and the clean-up after it.
       if (partial_exists) check_replaceable(partial_);
-      fs::remove_all(partial_);
+      remove_folder(partial_);
       already_complete_ = true;
       return;
     }
@@ -184,7 +204,7 @@ void OutputFolder::remove_leftovers() {
     const std::string name = entry.path().filename().string();
     if (!finished_.contains(name)) leftovers.push_back(entry.path());
   }
-  for (const fs::path& path : leftovers) fs::remove_all(path);
+  remove_in_order(std::move(leftovers));
 }
 
 void OutputFolder::write_journal() {
@@ -268,13 +288,14 @@ void OutputFolder::swap_in() {
 void OutputFolder::remove_old(const fs::path& old) {
   // From here on the new folder is in place, whatever happens.
   claimed_ = false;
-  std::error_code error;
-  fs::remove_all(old, error);
-  if (error) {
-    throw std::system_error(error, "[" + options_.where + "] " + quote_text(destination_.string()) +
-                                       " is written and in place, but what it has replaced cannot "
-                                       "be removed from " +
-                                       quote_text(old.string()) + "; remove it yourself");
+  try {
+    remove_folder(old);
+  } catch (const std::system_error& error) {
+    throw std::system_error(error.code(),
+                            "[" + options_.where + "] " + quote_text(destination_.string()) +
+                                " is written and in place, but what it has replaced cannot "
+                                "be removed from " +
+                                quote_text(old.string()) + "; remove it yourself");
   }
 }
 

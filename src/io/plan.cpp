@@ -101,8 +101,9 @@ std::string what_matrices_are(const std::vector<std::string>& names, const Roles
   };
   std::string text;
   for (const auto& [role, words] : kWords) {
-    const auto count = std::count_if(names.begin(), names.end(),
-                                     [&](const std::string& n) { return roles.role(n) == role; });
+    const auto count =
+        std::count_if(names.begin(), names.end(),
+                      [&, role = role](const std::string& n) { return roles.role(n) == role; });
     if (count == 0) continue;
     text += text.empty() ? "" : ", ";
     text += std::to_string(count) + (text.empty() ? " are " : " ") + std::string(words);

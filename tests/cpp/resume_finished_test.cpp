@@ -112,12 +112,14 @@ TEST_F(Finished, AFolderOfSomebodyElseStays) {
   write_bytes(folder_ / "q.partial/thesis.txt", "my notes");
   EXPECT_THAT(refusal(), AllOf(HasSubstr("q.partial"), HasSubstr("not a checkpoint folder")));
   EXPECT_EQ(read_bytes(folder_ / "q.partial/thesis.txt"), "my notes");
-  // What a killed run has left goes.
-  fs::remove_all(folder_ / "q.partial");
-  fs::create_directories(folder_ / "q.partial");
-  write_bytes(folder_ / "q.partial" / kJournalName, "{}");
-  resume();
-  EXPECT_THAT(folder_.names(), ElementsAre("m", "q"));
+  // What a killed run has left goes, also when it was killed while it wrote its first file.
+  for (const char* name : {kJournalName, ".hqq_cpp.journal.json.0123456789abcdef.hqq-tmp"}) {
+    fs::remove_all(folder_ / "q.partial");
+    fs::create_directories(folder_ / "q.partial");
+    write_bytes(folder_ / "q.partial" / name, "{}");
+    resume();
+    EXPECT_THAT(folder_.names(), ElementsAre("m", "q"));
+  }
 }
 
 TEST_F(Finished, CleaningUpFailsAfterTheResultIsInPlace) {

@@ -1,5 +1,9 @@
 """Memory follows the largest matrix, not the model."""
 
+import json
+import math
+import os
+import struct
 import subprocess
 import sys
 
@@ -11,6 +15,7 @@ from model_maker import bfloat16, llama_layer, save_model
 
 pytestmark = needs_binary
 
+LONG = bool(os.environ.get("HQQ_LONG_TESTS"))
 MB = 1_000_000
 ALLOWANCE = 100 * MB
 
@@ -63,3 +68,48 @@ def test_peak_memory(model, tmp_path, nbits):
     print({name: f"{peak / MB:.0f} MB" for name, peak in peaks.items()})
     for name, peak in peaks.items():
         assert peak <= bound, f"{name}: {peak / MB:.0f} MB, allowed {bound / MB:.0f} MB"
+
+
+def save_sparse(folder, shapes):
+    """bfloat16 tensors of zeros that take no room on the disk."""
+    folder.mkdir()
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+# The quickest.
+PLAIN = ("--solver", "minmax", "--balance", "none", "--threads", 2)
+
+
+def test_a_tensor_larger_than_memory_may_be(tmp_path):
+    """A tensor of many matrices: 300 MB, or 20 GB, with the memory of a few matrices."""
+    experts, matrix = 2400 if LONG else 36, 2 * 2048 * 2048
+    save_sparse(tmp_path / "m", {"model.layers.0.mlp.experts.up_proj": [experts, 2048, 2048]})
+    out = tmp_path / "q"
+    peak = peak_memory("quantize", tmp_path / "m", out, "--nbits", 1, *PLAIN)
+    print(f"{experts * matrix / MB:.0f} MB with {peak / MB:.0f} MB")
+    assert peak <= 3 * matrix + ALLOWANCE
+    assert peak_memory("verify", out) <= 3 * matrix + ALLOWANCE
+
+
+@pytest.mark.skipif(not LONG, reason="minutes, and 6 GB of disk: HQQ_LONG_TESTS=1")
+def test_more_elements_than_int32_counts(tmp_path):
+    """2^31 + 1 values that are copied, and as many weights in a matrix with short last groups."""
+    side = 46_344
+    assert side**2 > 2**31 and side % 64
+    shapes = {"model.norm.weight": [2**31 + 1], "model.up_proj.weight": [side, side]}
+    save_sparse(tmp_path / "m", shapes)
+
+    def succeed(*args):
+        subprocess.run([BINARY, *map(str, args), "--quiet"], check=True)
+
+    succeed("quantize", tmp_path / "m", tmp_path / "q", *PLAIN)
+    succeed("verify", tmp_path / "q")
+    succeed("diff", tmp_path / "m", tmp_path / "q")  # zeros are exact

@@ -17,7 +17,9 @@ from model_maker import bfloat16, llama_layer, save_model
 
 pytestmark = needs_binary
 
-KILLS = 50
+LONG = bool(os.environ.get("HQQ_LONG_TESTS"))
+KILLS = 200 if LONG else 20
+ROUNDS = 500 if LONG else 5  # of processes at one destination
 SHARDS = 6
 # Long enough to be hit by a kill, short enough for many.
 SETTINGS = ["--threads", "2", "--iterations", "60", "--quiet"]
@@ -104,7 +106,7 @@ def test_kill_while_replacing(model, expected, tmp_path):
     run("quantize", model, out, "--nbits", "2", "--quiet")
     old = files_of(out)
     kills = 0
-    while kills < 10:
+    while kills < KILLS // 2:
         # Half of the kills come where the folders change places.
         delay = rng.choice([rng.uniform(0, longest), rng.uniform(0.8, 1.1) * longest])
         kills += run_and_kill(["quantize", model, out, "--force", *SETTINGS], delay)
@@ -116,15 +118,31 @@ def test_kill_while_replacing(model, expected, tmp_path):
     assert files_of(out) == expected
 
 
-def test_two_processes_do_not_share_a_destination(model, expected, tmp_path):
-    args = ["quantize", model, tmp_path / "q", "--resume", *SETTINGS]
-    processes = [start(*args) for _ in range(4)]
-    results = [(process.communicate()[1], process.returncode) for process in processes]
-    assert any(code == OK for _, code in results)
+def check_round(out, results, expected):
+    assert any(code == OK for _, code in results), results
     for errors, code in results:
         # A process that comes when all is done finds it done.
-        assert code == OK or (code == USER and b"another process is writing" in errors)
-    assert files_of(tmp_path / "q") == expected
+        assert code == OK or (code == USER and b"another process is writing" in errors), errors
+    assert files_of(out) == expected
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_processes_do_not_share_a_destination(model, expected, tmp_path):
+    """Four at a time, with --resume and --force in any mixture, begun within a moment."""
+    rng = random.Random(os.environ.get("HQQ_TEST_SEED", 3))
+    out = tmp_path / "rounds" / "q"
+    out.parent.mkdir()
+    longest = duration(model, tmp_path)
+    for _ in range(ROUNDS):
+        if out.exists() and rng.random() < 0.5:
+            shutil.rmtree(out)
+        processes = []
+        for _ in range(4):
+            again = rng.choice(["--resume", "--force"])
+            processes.append(start("quantize", model, out, again, *SETTINGS))
+            time.sleep(rng.uniform(0, longest / 3))
+        results = [(process.communicate()[1], process.returncode) for process in processes]
+        check_round(out, results, expected)
 
 
 def limit_file_size(size):

@@ -47,8 +47,7 @@ void linear_by_rows(const LinearTask& task, int threads) {
   RowMajorMatrix y(x.rows(), q.out_features);
   parallel_for((q.out_features + kLinearUnitRows - 1) / kLinearUnitRows, threads,
                [&](std::int64_t unit) {
-                 thread_local Eigen::VectorXf weights;
-                 weights.resize(q.in_features);
+                 Eigen::VectorXf weights(q.in_features);
                  const std::int64_t first = unit * kLinearUnitRows;
                  const std::int64_t end = std::min(q.out_features, first + kLinearUnitRows);
                  for (std::int64_t n = first; n < end; ++n) {

@@ -1,5 +1,7 @@
 // The kernels for any machine, without those that decode few rows: panels serve them.
+#ifndef HQQ_SMALL_CODE  // builds with sanitizers define it for all kernels
 #define HQQ_SMALL_CODE
+#endif
 #define HQQ_NO_DECODE
 #include <cstring>
 
