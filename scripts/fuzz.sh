@@ -13,13 +13,13 @@ build=$root/build/fuzz
 export build RUNS=${RUNS:--1} FUZZ_SECONDS=${1:-20}
 shift || true
 
-# Newest version first; Debian's clang package has the plain name.
+# The whole path: CMake starts over where the same compiler has another name.
 find_clang() {
   local candidate
-  for candidate in ${FUZZ_CXX:-clang++ clang++-19 clang++-16 clang++-14}; do
+  for candidate in ${FUZZ_CXX:-clang++ clang++-14 clang++-16 clang++-19}; do
     if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
       "$candidate" -fsanitize=fuzzer,address -x c++ - -o /dev/null 2>/dev/null; then
-      echo "$candidate"
+      command -v "$candidate"
       return
     fi
   done
