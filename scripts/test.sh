@@ -70,7 +70,7 @@ if ! $quick; then
   sanitized=$root/build/sanitize
   begin "C++ with address and undefined-behaviour sanitizers: build"
   # -O1 -g1: stack traces with lines, at half the compile time of -O2 -g.
-  cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined \
+  cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined -DHQQ_UNITY=ON \
     -DCMAKE_CUDA_COMPILER=NOTFOUND -DHQQ_BUILD_CLI=OFF -DHQQ_BUILD_EXAMPLES=OFF \
     -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"
   cmake --build "$sanitized"

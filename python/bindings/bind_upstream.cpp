@@ -47,7 +47,7 @@ py::tuple parse(const py::dict& tensors, const Text& name) {
                         py::make_tuple(layer.out_features, layer.in_features));
 }
 
-QuantizedTensor convert(const py::dict& tensors, const Text& name) {
+QuantizedTensor read_layer(const py::dict& tensors, const Text& name) {
   const std::map<std::string, Tensor> fields = tensors_from(tensors, name);
   const py::gil_scoped_release release;
   return from_upstream(fields, name);
@@ -58,7 +58,7 @@ QuantizedTensor convert(const py::dict& tensors, const Text& name) {
 void bind_upstream(py::module_& m) {
   m.attr("UPSTREAM_KEYS") = upstream_keys();
   m.def("parse_upstream", &parse, py::arg("tensors"), py::arg("name"), kParseDoc);
-  m.def("from_upstream", &convert, py::arg("tensors"), py::arg("name"), kFromDoc);
+  m.def("from_upstream", &read_layer, py::arg("tensors"), py::arg("name"), kFromDoc);
 }
 
 }  // namespace hqq::python
