@@ -6,7 +6,7 @@
 namespace hqq::python {
 namespace {
 
-constexpr const char* kParseDoc = R"doc(What the tensors of a layer of upstream hqq say about it.
+constexpr const char* kUpstreamDoc = R"doc(What the tensors of a layer of upstream hqq say about it.
 
 Args:
     tensors: Key ("W_q", "nbits", ...) -> array. Of W_q, scale, zero and zero_scale only shape and
@@ -57,7 +57,7 @@ QuantizedTensor read_layer(const py::dict& tensors, const Text& name) {
 
 void bind_upstream(py::module_& m) {
   m.attr("UPSTREAM_KEYS") = upstream_keys();
-  m.def("parse_upstream", &parse, py::arg("tensors"), py::arg("name"), kParseDoc);
+  m.def("parse_upstream", &parse, py::arg("tensors"), py::arg("name"), kUpstreamDoc);
   m.def("from_upstream", &read_layer, py::arg("tensors"), py::arg("name"), kFromDoc);
 }
 
