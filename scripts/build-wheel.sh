@@ -6,7 +6,7 @@
 #
 #   PYTHON   3.10 or newer; without it, the one that the other scripts use
 #   --quick  of tests/python only those of the wheel itself, and no packages but the few that they need
-#   OUT      folder for the results (build/dist), emptied first of older ones
+#   OUT      folder for the results; without it build/dist, where older ones are removed
 #
 # HQQ_CUDA=ON demands the CUDA part, OFF leaves it out; by default the wheel has it where there is an nvcc.
 set -euo pipefail
@@ -33,7 +33,11 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ ${#pythons[@]} -gt 0 ] || pythons=("$(find_python)")
-mkdir -p "${out:=$root/build/dist}"
+if [ -z "$out" ]; then
+  out=$root/build/dist
+  rm -rf "$out"
+fi
+mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$root/build/wheels
 mkdir -p "$work"
@@ -53,13 +57,13 @@ commands_without_compilers() {
 
 build_sdist() {
   step "Source distribution"
-  rm -f "$out"/hqq_cpp-*
+  rm -rf "$work/sdist"
   (cd "$root" && "$python" -c 'import sys
 from scikit_build_core import build
-build.build_sdist(sys.argv[1])' "$out") >"$work/sdist.log" 2>&1 || die "no sdist; see $work/sdist.log"
+build.build_sdist(sys.argv[1])' "$work/sdist")
   # Built where a clone would be, seen from its build folder: ccache finds what other builds compiled.
   rm -rf "$work/source" && mkdir "$work/source"
-  tar -xzf "$out"/hqq_cpp-*.tar.gz --strip-components=1 -C "$work/source"
+  tar -xzf "$work"/sdist/hqq_cpp-*.tar.gz --strip-components=1 -C "$work/source"
 }
 
 # Builds for $python; sets $wheel.
@@ -74,7 +78,6 @@ build_wheel() {
     "$work/$tag-plain"/hqq_cpp-*.whl
   wheel=$(echo "$work/$tag-wheel"/hqq_cpp-*manylinux*.whl)
   [ -f "$wheel" ] || die "auditwheel made no manylinux wheel of $(ls "$work/$tag-plain")"
-  cp "$wheel" "$out"
 }
 
 test_wheel() {
@@ -95,6 +98,8 @@ test_wheel() {
   (cd "$root" && env "${environment[@]}" HQQ_TEST_WHEEL=1 "$python" -m pytest -q $tests)
 }
 
+step "System packages"
+bash "$root/scripts/install-system-packages.sh"
 for base in "${pythons[@]}"; do
   tag=$("$base" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
   venv=$work/$tag-tools
@@ -104,6 +109,8 @@ for base in "${pythons[@]}"; do
   sdist_built=1
   build_wheel
   PYTHON=$base test_wheel
+  cp "$wheel" "$out"
 done
+cp "$work"/sdist/hqq_cpp-*.tar.gz "$out"
 step "Results in $out"
 ls -l "$out"/hqq_cpp-*

@@ -96,7 +96,7 @@ if ! $quick; then
 fi
 
 begin "Python: sdist and wheel"
-bash "$root/scripts/build-wheel.sh" --quick --python "$python" "$root/build/dist"
+bash "$root/scripts/build-wheel.sh" --quick --python "$python"
 pip_install -q --force-reinstall --no-deps "$root"/build/dist/hqq_cpp-*.whl
 "$venv/bin/hqq-cpp" --version
 
