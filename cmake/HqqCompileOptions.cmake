@@ -18,3 +18,13 @@ function(hqq_compile_options target)
     target_link_options(${target} PUBLIC -fsanitize=${HQQ_SANITIZE})
   endif()
 endfunction()
+
+# hqq_unity(<target>): with HQQ_UNITY its files are compiled several at a time, which parses nlohmann/json,
+# pybind11 and CLI11 once for all of them. Kernels stay alone: they are compiled once for each instruction
+# set, and what is inlined into them must not depend on their neighbours.
+function(hqq_unity target)
+  get_target_property(sources ${target} SOURCES)
+  list(FILTER sources INCLUDE REGEX "src/cpu/")
+  set_source_files_properties(${sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${HQQ_UNITY} UNITY_BUILD_BATCH_SIZE 12)
+endfunction()

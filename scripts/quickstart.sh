@@ -9,7 +9,7 @@ nbits=${1:-4}
 step "System packages"
 bash "$root/scripts/install-system-packages.sh"
 
-step "Python module and command (the first build takes a few minutes)"
+step "Python module and command (the first build takes a minute or two)"
 make_venv
 # Kernels that nothing here could run need not be built.
 cuda=AUTO

@@ -25,8 +25,7 @@ for pin in "${pins[@]}"; do
   pip_install -q "$pin" -r "$venv/requirements.txt"
   pip_install -q --no-deps -r "$root/scripts/requirements-oracles.txt"
   if ! ls "$root"/build/dist/hqq_cpp-*.whl >/dev/null 2>&1; then
-    SKBUILD_BUILD_DIR="$root/build/wheel" "$python" -m pip wheel --disable-pip-version-check -q \
-      --no-deps --no-build-isolation --wheel-dir "$root/build/dist" "$root"
+    bash "$root/scripts/build-wheel.sh" --quick --python "$python"
   fi
   pip_install -q --force-reinstall --no-deps "$root"/build/dist/hqq_cpp-*.whl
   (cd "$root" && "$python" -m pytest -q tests/python/test_{after_import,versions,transformers_*,peft}.py \

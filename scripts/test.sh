@@ -70,7 +70,7 @@ if ! $quick; then
   sanitized=$root/build/sanitize
   begin "C++ with address and undefined-behaviour sanitizers: build"
   # -O1 -g1: stack traces with lines, at half the compile time of -O2 -g.
-  cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined \
+  cmake -S "$root" -B "$sanitized" "${configure[@]}" -DHQQ_SANITIZE=address,undefined -DHQQ_UNITY=ON \
     -DCMAKE_CUDA_COMPILER=NOTFOUND -DHQQ_BUILD_CLI=OFF -DHQQ_BUILD_EXAMPLES=OFF \
     -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"
   cmake --build "$sanitized"
@@ -95,11 +95,8 @@ if ! $quick; then
   bash "$root/tests/install/run.sh" "$build" "$root/build/consumer"
 fi
 
-begin "Python: wheel"
-rm -rf "$root/build/dist"
-# Without isolation: with the pinned pybind11, which the stubs were made with.
-SKBUILD_BUILD_DIR="$root/build/wheel" "$python" -m pip wheel --disable-pip-version-check -q \
-  --no-deps --no-build-isolation --wheel-dir "$root/build/dist" "$root"
+begin "Python: sdist and wheel"
+bash "$root/scripts/build-wheel.sh" --quick --python "$python"
 pip_install -q --force-reinstall --no-deps "$root"/build/dist/hqq_cpp-*.whl
 "$venv/bin/hqq-cpp" --version
 
@@ -110,7 +107,7 @@ for log in "$build/ctest.txt" "${sanitized:-$build}/ctest.txt"; do
 done
 begin "Python: tests and the examples in docstrings"
 cd "$root"
-HQQ_RUN=$build/examples/hqq-run/hqq-run HQQ_CUDA_SIMT=$build/cuda/libhqq_cuda_simt.so PATH=$venv/bin:$PATH "$python" -m pytest tests/python
+HQQ_TEST_WHEEL=1 HQQ_RUN=$build/examples/hqq-run/hqq-run HQQ_CUDA_SIMT=$build/cuda/libhqq_cuda_simt.so PATH=$venv/bin:$PATH "$python" -m pytest tests/python
 if $long; then
   begin "Python: the oldest and the newest Transformers"
   bash "$root/scripts/test-versions.sh"

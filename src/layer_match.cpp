@@ -6,6 +6,7 @@
 #include "hqq/config.hpp"
 #include "hqq/error.hpp"
 #include "src/layer_regex.hpp"
+#include "src/model/role_names.hpp"
 #include "src/quoted_text.hpp"
 
 namespace hqq {
@@ -34,8 +35,6 @@ bool set_contains(std::string_view set, char c) {
   }
   return found != negated;
 }
-
-std::string last_component(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
 bool begins_with_number(const std::string& name) {
   const std::string first = name.substr(0, name.find('.'));

@@ -30,7 +30,7 @@ Example:
     'llama'
 )doc";
 
-constexpr const char* kTensorDoc = R"doc(One tensor as it is in the file, without a copy.
+constexpr const char* kReadTensorDoc = R"doc(One tensor as it is in the file, without a copy.
 
 Args:
     name: Its name, one of ``tensor_names``.
@@ -133,7 +133,7 @@ void bind_checkpoint(py::module_& m) {
             return load_quantized(self, name, expert);
           },
           py::arg("name"), py::arg("expert") = 0, kLoadDoc)
-      .def("tensor", &read_tensor, py::arg("name"), kTensorDoc)
+      .def("tensor", &read_tensor, py::arg("name"), kReadTensorDoc)
       .def("__contains__", [](const Checkpoint& self,
                               const Text& name) { return self.find(name).first != nullptr; })
       .def("__len__", [](const Checkpoint& self) { return tensor_names(self).size(); })

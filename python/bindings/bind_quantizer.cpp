@@ -18,9 +18,12 @@ Example:
     ['max_abs_error', 'mean_abs_error', 'relative_error', 'rms_error']
 )doc";
 
-std::pair<QuantizedTensor, QuantizeStats> quantize(const py::object& W, const py::object& config,
-                                                   const Text& name, const py::object& importance,
-                                                   int threads, const Text& device, bool stats) {
+std::pair<QuantizedTensor, QuantizeStats> quantize_matrix(const py::object& W,
+                                                          const py::object& config,
+                                                          const Text& name,
+                                                          const py::object& importance,
+                                                          int threads, const Text& device,
+                                                          bool stats) {
   const std::string where = name.empty() ? "quantize" : name.c_str();
   const Quantizer quantizer(config_from_python(config), Device::parse(device));
   const ArrayView array = view_array(W, where);
@@ -70,7 +73,7 @@ void bind_quantizer(py::module_& m) {
       .field("max_abs_error", &QuantizeStats::max_abs_error, "max |W - W_r|.")
       .field("relative_error", &QuantizeStats::relative_error,
              "||W - W_r|| / ||W|| (Frobenius); 0 when W is all zeros.");
-  m.def("quantize", &quantize, py::arg("W"), py::arg("config"), py::arg("name"),
+  m.def("quantize", &quantize_matrix, py::arg("W"), py::arg("config"), py::arg("name"),
         py::arg("importance"), py::arg("threads"), py::arg("device"), py::arg("stats"),
         "See hqq_cpp.quantize.");
   m.def("dequantize", &dequantize_to, py::arg("q"), py::arg("dtype"), py::arg("threads"),

@@ -5,7 +5,7 @@
 namespace hqq::python {
 namespace {
 
-constexpr const char* kClassDoc =
+constexpr const char* kTiledDoc =
     R"doc(A quantized matrix in the order in which the CPU kernels read it.
 
 Made by ``QuantizedTensor.tile``; immutable. linear() is fastest with it: other weights are put into
@@ -26,7 +26,7 @@ Example:
     True
 )doc";
 
-constexpr const char* kFromTensorsDoc = R"doc(Builds a tiled matrix from its tensors, as
+constexpr const char* kTiledFromTensorsDoc = R"doc(Builds a tiled matrix from its tensors, as
 QuantizedTensor.from_tensors does.
 
 Raises:
@@ -79,7 +79,7 @@ Example:
     (4, 2, 256)
 )doc";
 
-std::string repr(const TiledTensor& q) {
+std::string tiled_repr(const TiledTensor& q) {
   const Json config = layer_config_to_json(q.config);
   const bool whole = config.at("group_size").is_null();
   return "TiledTensor(" + shape_string({q.out_features, q.in_features}) +
@@ -101,11 +101,11 @@ py::array rows_of(const TiledTensor& q, const std::vector<std::int64_t>& rows) {
 }  // namespace
 
 void bind_tiled_tensor(py::module_& m) {
-  py::class_<TiledTensor> tiled(m, "TiledTensor", kClassDoc);
+  py::class_<TiledTensor> tiled(m, "TiledTensor", kTiledDoc);
   bind_fields(tiled);
   tiled
       .def_static("from_tensors", &matrix_from_tensors<TiledTensor>, py::arg("tensors"),
-                  py::arg("config"), py::arg("shape"), kFromTensorsDoc)
+                  py::arg("config"), py::arg("shape"), kTiledFromTensorsDoc)
       .def("tensors", &tensors_of<TiledTensor>, "All present tensors by name.")
       .def(
           "untile",
@@ -115,7 +115,7 @@ void bind_tiled_tensor(py::module_& m) {
           },
           py::arg("threads") = 0, kUntileDoc)
       .def("dequantize_rows", &rows_of, py::arg("rows"), kRowsDoc)
-      .def("__repr__", &repr);
+      .def("__repr__", &tiled_repr);
   // Here, where both types have their names.
   py::class_<QuantizedTensor> quantized(m.attr("QuantizedTensor"));
   quantized.def(

@@ -6,7 +6,7 @@
 namespace hqq::python {
 namespace {
 
-constexpr const char* kParseDoc = R"doc(What the tensors of a layer of upstream hqq say about it.
+constexpr const char* kUpstreamDoc = R"doc(What the tensors of a layer of upstream hqq say about it.
 
 Args:
     tensors: Key ("W_q", "nbits", ...) -> array. Of W_q, scale, zero and zero_scale only shape and
@@ -47,7 +47,7 @@ py::tuple parse(const py::dict& tensors, const Text& name) {
                         py::make_tuple(layer.out_features, layer.in_features));
 }
 
-QuantizedTensor convert(const py::dict& tensors, const Text& name) {
+QuantizedTensor read_layer(const py::dict& tensors, const Text& name) {
   const std::map<std::string, Tensor> fields = tensors_from(tensors, name);
   const py::gil_scoped_release release;
   return from_upstream(fields, name);
@@ -57,8 +57,8 @@ QuantizedTensor convert(const py::dict& tensors, const Text& name) {
 
 void bind_upstream(py::module_& m) {
   m.attr("UPSTREAM_KEYS") = upstream_keys();
-  m.def("parse_upstream", &parse, py::arg("tensors"), py::arg("name"), kParseDoc);
-  m.def("from_upstream", &convert, py::arg("tensors"), py::arg("name"), kFromDoc);
+  m.def("parse_upstream", &parse, py::arg("tensors"), py::arg("name"), kUpstreamDoc);
+  m.def("from_upstream", &read_layer, py::arg("tensors"), py::arg("name"), kFromDoc);
 }
 
 }  // namespace hqq::python

@@ -11,7 +11,7 @@
 namespace hqq::cli {
 namespace {
 
-struct Options {
+struct ConvertFlags {
   CommonOptions common;
   std::string source, destination;
   std::string dtype = "auto";
@@ -31,7 +31,7 @@ DType model_dtype(const std::string& source) {
   return DType::kF32;
 }
 
-DType parse_dtype(const Options& options) {
+DType parse_dtype(const ConvertFlags& options) {
   if (options.dtype == "auto") return model_dtype(options.source);
   const auto dtype = dtype_from_name(options.dtype);
   if (!dtype || !is_weight_dtype(*dtype)) {
@@ -51,7 +51,7 @@ CheckpointFormat parse_format(const std::string& name) {
 std::uint64_t bytes_of(const std::string& path) { return Checkpoint(path).total_bytes(); }
 
 // Runs `work`, then prints what was written. `details` goes into the JSON document.
-int run_and_report(const std::string& name, const Options& options, Context& context,
+int run_and_report(const std::string& name, const ConvertFlags& options, Context& context,
                    const nlohmann::ordered_json& details,
                    const std::function<void(const CheckpointOptions&)>& work) {
   const auto start = std::chrono::steady_clock::now();
@@ -84,7 +84,7 @@ int run_and_report(const std::string& name, const Options& options, Context& con
   return kOk;
 }
 
-int run_dequantize(const Options& options, Context& context) {
+int run_dequantize(const ConvertFlags& options, Context& context) {
   const DType dtype = parse_dtype(options);
   return run_and_report("dequantize", options, context, {{"dtype", std::string(dtype_name(dtype))}},
                         [&](const CheckpointOptions& how) {
@@ -93,7 +93,7 @@ int run_dequantize(const Options& options, Context& context) {
 }
 
 // Upstream's own loader reads qmodel.pt, a pickle, and no safetensors.
-int add_qmodel(const Options& options, Context& context) {
+int add_qmodel(const ConvertFlags& options, Context& context) {
   Hooks::Outcome outcome{kOk, "the command hqq-cpp of the Python package writes it"};
   if (context.hooks.write_qmodel) outcome = context.hooks.write_qmodel(options.destination);
   if (outcome.code != kOk) {
@@ -106,7 +106,7 @@ int add_qmodel(const Options& options, Context& context) {
   return outcome.code;
 }
 
-int run_convert(const Options& options, Context& context) {
+int run_convert(const ConvertFlags& options, Context& context) {
   const CheckpointFormat to = parse_format(options.to);
   const int code = run_and_report("convert", options, context, {{"to", options.to}},
                                   [&](const CheckpointOptions& how) {
@@ -117,7 +117,7 @@ int run_convert(const Options& options, Context& context) {
 }
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
-                      Options& options) {
+                      ConvertFlags& options) {
   CLI::App* command = app.add_subcommand(name, description);
   command->add_option("SRC", options.source, "Quantized checkpoint folder")->required();
   command->add_option("DST", options.destination, "Folder to write")->required();
@@ -131,7 +131,7 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
 }  // namespace
 
 void add_dequantize(CLI::App& app, Context& context) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<ConvertFlags>();
   CLI::App* command =
       add_command(app, "dequantize", "Write quantized layers as dense weights again", *o);
   command->add_option("--dtype", o->dtype,
@@ -141,7 +141,7 @@ void add_dequantize(CLI::App& app, Context& context) {
 }
 
 void add_convert(CLI::App& app, Context& context) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<ConvertFlags>();
   CLI::App* command =
       add_command(app, "convert", "Change between our format and that of the hqq package", *o);
   command->add_option("--to", o->to, "upstream or hqq_cpp")->required();

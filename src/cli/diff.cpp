@@ -8,7 +8,7 @@
 namespace hqq::cli {
 namespace {
 
-struct Options {
+struct DiffFlags {
   CommonOptions common;
   std::string a, b;
   double tolerance = 0;
@@ -21,7 +21,7 @@ bool differs(const TensorDiff& diff, double tolerance) {
   return !diff.note.empty() || !(diff.relative <= tolerance) || tolerance == 0;
 }
 
-void print_diffs(std::ostream& out, const std::vector<TensorDiff>& diffs, const Options& options,
+void print_diffs(std::ostream& out, const std::vector<TensorDiff>& diffs, const DiffFlags& options,
                  std::size_t different) {
   Table table({"tensor", "mean |A-B|", "rms", "max |A-B|", "relative", "note"});
   for (const TensorDiff& diff : diffs) {
@@ -39,7 +39,7 @@ void print_diffs(std::ostream& out, const std::vector<TensorDiff>& diffs, const 
   out << different << " of " << diffs.size() << " tensors differ\n";
 }
 
-int run_diff(const Options& options, Context& context) {
+int run_diff(const DiffFlags& options, Context& context) {
   if (!(options.tolerance >= 0)) throw_invalid("diff", "--tolerance must be 0 or more");
   std::vector<TensorDiff> diffs;
   {
@@ -80,7 +80,7 @@ int run_diff(const Options& options, Context& context) {
 
 void add_diff(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("diff", "Compare two checkpoints tensor by tensor");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<DiffFlags>();
   command->add_option("A", o->a, "Checkpoint, quantized or not")->required();
   command->add_option("B", o->b, "Checkpoint, quantized or not")->required();
   command->add_option("--tolerance", o->tolerance,

@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Options {
+struct InspectFlags {
   CommonOptions common;
   std::string path;
 };
@@ -139,7 +139,8 @@ void print_contents(std::ostream& out, const Checkpoint& checkpoint, const Conte
       << '\n';
 }
 
-Json contents_json(const Options& options, const Checkpoint& checkpoint, const Contents& contents) {
+Json contents_json(const InspectFlags& options, const Checkpoint& checkpoint,
+                   const Contents& contents) {
   Json json;
   json["command"] = "inspect";
   json["path"] = options.path;
@@ -173,7 +174,7 @@ Json contents_json(const Options& options, const Checkpoint& checkpoint, const C
   return json;
 }
 
-int run_inspect(const Options& options, Context& context) {
+int run_inspect(const InspectFlags& options, Context& context) {
   const Checkpoint checkpoint(options.path);
   const Contents contents = contents_of(checkpoint);
   if (options.common.json) {
@@ -188,7 +189,7 @@ int run_inspect(const Options& options, Context& context) {
 
 void add_inspect(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("inspect", "List the layers and tensors of a checkpoint");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<InspectFlags>();
   command->add_option("PATH", o->path, "Checkpoint folder or .safetensors file")->required();
   add_output(*command, o->common);
   command->callback(

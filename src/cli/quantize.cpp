@@ -18,7 +18,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Options {
+struct QuantizeFlags {
   CommonOptions common;
   std::string source, destination;
   double nbits = 0;
@@ -122,7 +122,8 @@ void print_report(std::ostream& out, const QuantizeReport& report, bool stats) {
   out << "\n";
 }
 
-Json report_json(const Options& options, const HqqConfig& config, const QuantizeReport& report) {
+Json report_json(const QuantizeFlags& options, const HqqConfig& config,
+                 const QuantizeReport& report) {
   const bool stats = !options.dry_run;
   Json json;
   json["command"] = "quantize";
@@ -171,7 +172,7 @@ Json parse_group_size(const std::string& text) {
   return std::stoll(text);
 }
 
-HqqConfig make_config(const CLI::App& command, const Options& options) {
+HqqConfig make_config(const CLI::App& command, const QuantizeFlags& options) {
   ConfigSources sources;
   if (!options.config_file.empty()) {
     sources.config_text = read_text_file(options.config_file, "config");
@@ -198,7 +199,7 @@ HqqConfig make_config(const CLI::App& command, const Options& options) {
   return build_config(sources);
 }
 
-int run_quantize(const CLI::App& command, const Options& options, Context& context) {
+int run_quantize(const CLI::App& command, const QuantizeFlags& options, Context& context) {
   const HqqConfig config = make_config(command, options);
   QuantizeReport report;
   {
@@ -242,7 +243,7 @@ int run_quantize(const CLI::App& command, const Options& options, Context& conte
 
 void add_quantize(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("quantize", "Quantize a checkpoint folder");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<QuantizeFlags>();
   command->add_option("SRC", o->source, "Folder with safetensors, or one .safetensors file")
       ->required();
   command->add_option("DST", o->destination, "Folder to write")->required();

@@ -7,12 +7,12 @@
 namespace hqq::cli {
 namespace {
 
-struct Options {
+struct VerifyFlags {
   CommonOptions common;
   std::string path;
 };
 
-int run_verify(const Options& options, Context& context) {
+int run_verify(const VerifyFlags& options, Context& context) {
   VerifyReport report;
   {
     ProgressPrinter progress(context.err, options.common.quiet);
@@ -49,7 +49,7 @@ int run_verify(const Options& options, Context& context) {
 void add_verify(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand(
       "verify", "Recompute every hash and check every layer of a quantized checkpoint");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<VerifyFlags>();
   command->add_option("PATH", o->path, "Folder that 'quantize' wrote")->required();
   add_threads(*command, o->common);
   add_output(*command, o->common);

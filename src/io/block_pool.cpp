@@ -9,26 +9,22 @@
 #include <vector>
 
 namespace hqq {
-namespace {
-
-struct Block {
-  void* data = nullptr;
-  std::size_t size = 0;
-};
-
-void free_block(Block block) {
-  if (block.data != nullptr) ::munmap(block.data, block.size);
-}
-
-Block new_block(std::size_t size) {
-  void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) throw std::bad_alloc();
-  return {data, size};
-}
-
-}  // namespace
 
 struct BlockPool::State {
+  struct Block {
+    void* data = nullptr;
+    std::size_t size = 0;
+  };
+
+  static void free_block(Block block) {
+    if (block.data != nullptr) ::munmap(block.data, block.size);
+  }
+  static Block new_block(std::size_t size) {
+    void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    return {data, size};
+  }
+
   std::mutex mutex;
   Block large;
   std::vector<Block> small;
@@ -79,10 +75,10 @@ std::size_t BlockPool::taken(std::size_t size) const {
 }
 
 Buffer BlockPool::take(std::size_t size) {
-  Block block = size <= kSmall ? state_->take_small() : state_->take_large();
+  State::Block block = size <= kSmall ? state_->take_small() : state_->take_large();
   if (block.size < size || block.data == nullptr) {
-    free_block(block);
-    block = new_block(block_size(size));
+    State::free_block(block);
+    block = State::new_block(block_size(size));
   }
   std::shared_ptr<void> owner(block.data,
                               [state = state_, block](void*) { state->give_back(block); });

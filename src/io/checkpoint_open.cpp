@@ -9,14 +9,14 @@
 #include "src/io/json.hpp"
 #include "src/io/links.hpp"
 #include "src/io/source_check.hpp"
+#include "src/io/source_files.hpp"
 
 namespace hqq {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* kWhere = "checkpoint";
+constexpr const char* kCheckpointWhere = "checkpoint";
 constexpr const char* kSingleName = "model.safetensors";
-constexpr const char* kIndexName = "model.safetensors.index.json";
 
 // Tensor -> shard, as the index says.
 using WeightMap = std::map<std::string, std::string>;
@@ -41,23 +41,24 @@ void check_shard_name(const std::string& index, const std::string& tensor,
                       const std::string& shard) {
   const std::string entry =
       index + ": tensor " + quote_text(tensor) + " is in shard " + quote_text(shard);
-  if (shard.empty()) throw_format(kWhere, entry + ", but the name is empty");
+  if (shard.empty()) throw_format(kCheckpointWhere, entry + ", but the name is empty");
   // A NUL would end the name early inside the system call.
   if (std::any_of(shard.begin(), shard.end(), [](char c) { return c >= 0 && c < 0x20; })) {
-    throw_format(kWhere, entry + ", but control characters are not allowed");
+    throw_format(kCheckpointWhere, entry + ", but control characters are not allowed");
   }
   if (shard.front() == '/' || shard.front() == '\\' || (shard.size() > 1 && shard[1] == ':')) {
-    throw_format(kWhere, entry + ", but an absolute path is not allowed");
+    throw_format(kCheckpointWhere, entry + ", but an absolute path is not allowed");
   }
   if (shard == "." || shard == ".." || shard.starts_with("../") || shard.starts_with("..\\") ||
       shard.find("/..") != std::string::npos || shard.find("\\..") != std::string::npos) {
-    throw_format(kWhere, entry + ", but the path leaves the folder");
+    throw_format(kCheckpointWhere, entry + ", but the path leaves the folder");
   }
   if (shard.find_first_of("/\\") != std::string::npos) {
-    throw_format(kWhere, entry + ", but shards must lie in the folder of the index itself");
+    throw_format(kCheckpointWhere,
+                 entry + ", but shards must lie in the folder of the index itself");
   }
   if (!shard.ends_with(".safetensors")) {
-    throw_format(kWhere, entry + ", but a name ending in .safetensors is needed");
+    throw_format(kCheckpointWhere, entry + ", but a name ending in .safetensors is needed");
   }
 }
 
@@ -69,30 +70,33 @@ void check_link(const fs::path& folder, const std::string& shard, bool follow_li
     throw_system(error, "open", folder / shard);
   }
   if (error) {
-    throw_format(kWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
-                             ", which the index lists, is missing");
+    throw_format(kCheckpointWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
+                                       ", which the index lists, is missing");
   }
   if (follow_links || !leaves_folder(folder, real)) return;
-  throw_format(kWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
-                           " is a link that leaves the folder, to " + quote_text(real.string()) +
-                           kLinkHelp);
+  throw_format(kCheckpointWhere, quote_text(folder.string()) + ": shard " + quote_text(shard) +
+                                     " is a link that leaves the folder, to " +
+                                     quote_text(real.string()) + kLinkHelp);
 }
 
 WeightMap read_index(const fs::path& path) {
   const std::string index = quote_text(path.string());
-  const auto json = parse_python_json(read_text_file(path), std::string(kWhere) + " " + index);
-  if (!json.is_object()) throw_format(kWhere, index + ": the index must be a JSON object");
+  const auto json =
+      parse_python_json(read_text_file(path), std::string(kCheckpointWhere) + " " + index);
+  if (!json.is_object())
+    throw_format(kCheckpointWhere, index + ": the index must be a JSON object");
   const auto map = json.find("weight_map");
-  if (map == json.end()) throw_format(kWhere, index + ": the index has no weight_map");
+  if (map == json.end()) throw_format(kCheckpointWhere, index + ": the index has no weight_map");
   if (!map->is_object()) {
-    throw_format(kWhere, index + ": weight_map must be an object, but it is " + map->type_name());
+    throw_format(kCheckpointWhere,
+                 index + ": weight_map must be an object, but it is " + map->type_name());
   }
-  if (map->empty()) throw_format(kWhere, index + ": weight_map lists no tensor");
+  if (map->empty()) throw_format(kCheckpointWhere, index + ": weight_map lists no tensor");
   WeightMap result;
   for (const auto& [tensor, shard] : map->items()) {
     if (!shard.is_string()) {
-      throw_format(kWhere, index + ": the shard of tensor " + quote_text(tensor) +
-                               " must be a string, but it is " + shard.type_name());
+      throw_format(kCheckpointWhere, index + ": the shard of tensor " + quote_text(tensor) +
+                                         " must be a string, but it is " + shard.type_name());
     }
     check_shard_name(index, tensor, shard.get_ref<const std::string&>());
     result.emplace(tensor, shard.get<std::string>());
@@ -102,9 +106,10 @@ WeightMap read_index(const fs::path& path) {
 
 [[noreturn]] void throw_no_model(const fs::path& folder) {
   if (is_adapter_folder(folder)) {
-    throw_format(kWhere, quote_text(folder.string()) +
-                             " holds an adapter (adapter_config.json) and no model; merge it into "
-                             "its base model first");
+    throw_format(kCheckpointWhere,
+                 quote_text(folder.string()) +
+                     " holds an adapter (adapter_config.json) and no model; merge it into "
+                     "its base model first");
   }
   std::string found;
   int count = 0;
@@ -117,16 +122,16 @@ WeightMap read_index(const fs::path& path) {
                        name.ends_with(".pt") || name.ends_with(".gguf");
     if (other && ++count <= 3) found += (count == 1 ? "; it has " : ", ") + quote_text(name);
   }
-  throw_format(kWhere, quote_text(folder.string()) + " has neither " + kSingleName + " nor " +
-                           kIndexName + found);
+  throw_format(kCheckpointWhere, quote_text(folder.string()) + " has neither " + kSingleName +
+                                     " nor " + kIndexName + found);
 }
 
 std::string read_config(const fs::path& path) {
   if (!has_entry(path)) return {};
   std::string text = read_text_file(path, kMaxConfigBytes);
   const std::string file = quote_text(path.string());
-  if (!parse_python_json(text, std::string(kWhere) + " " + file).is_object()) {
-    throw_format(kWhere, file + ": config.json must hold a JSON object");
+  if (!parse_python_json(text, std::string(kCheckpointWhere) + " " + file).is_object()) {
+    throw_format(kCheckpointWhere, file + ": config.json must hold a JSON object");
   }
   return text;
 }
@@ -137,22 +142,22 @@ void check_index(const fs::path& folder, const WeightMap& weight_map,
   for (const auto& [tensor, shard] : weight_map) {
     const auto place = places.find(tensor);
     if (place == places.end()) {
-      throw_format(kWhere, quote_text(folder.string()) + ": the index puts tensor " +
-                               quote_text(tensor) + " into " + quote_text(shard) +
-                               ", but no shard holds it");
+      throw_format(kCheckpointWhere, quote_text(folder.string()) + ": the index puts tensor " +
+                                         quote_text(tensor) + " into " + quote_text(shard) +
+                                         ", but no shard holds it");
     }
     const std::string& real = shard_names[place->second.first];
     if (real != shard) {
-      throw_format(kWhere, quote_text(folder.string()) + ": the index puts tensor " +
-                               quote_text(tensor) + " into " + quote_text(shard) +
-                               ", but it is in " + quote_text(real));
+      throw_format(kCheckpointWhere, quote_text(folder.string()) + ": the index puts tensor " +
+                                         quote_text(tensor) + " into " + quote_text(shard) +
+                                         ", but it is in " + quote_text(real));
     }
   }
   for (const auto& [tensor, place] : places) {
     if (!weight_map.contains(tensor)) {
-      throw_format(kWhere, quote_text(folder.string()) + ": shard " +
-                               quote_text(shard_names[place.first]) + " holds tensor " +
-                               quote_text(tensor) + ", which the index does not list");
+      throw_format(kCheckpointWhere, quote_text(folder.string()) + ": shard " +
+                                         quote_text(shard_names[place.first]) + " holds tensor " +
+                                         quote_text(tensor) + ", which the index does not list");
     }
   }
 }
@@ -170,8 +175,8 @@ Checkpoint::Checkpoint(const fs::path& path, bool follow_links) : path_(path) {
   WeightMap weight_map;
   if (!fs::is_directory(status)) {
     if (path.extension() != ".safetensors") {
-      throw_format(kWhere, quote_text(path.string()) +
-                               " is neither a checkpoint folder nor a .safetensors file");
+      throw_format(kCheckpointWhere, quote_text(path.string()) +
+                                         " is neither a checkpoint folder nor a .safetensors file");
     }
     shard_names_ = {path.filename().string()};
     folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
@@ -195,10 +200,10 @@ Checkpoint::Checkpoint(const fs::path& path, bool follow_links) : path_(path) {
     for (std::size_t t = 0; t < tensors.size(); ++t) {
       const auto [place, inserted] = where_.emplace(tensors[t].name, std::pair(s, t));
       if (!inserted) {
-        throw_format(kWhere, quote_text(path.string()) + ": tensor " + quote_text(tensors[t].name) +
-                                 " is in two shards, " +
-                                 quote_text(shard_names_[place->second.first]) + " and " +
-                                 quote_text(shard_names_[s]));
+        throw_format(kCheckpointWhere, quote_text(path.string()) + ": tensor " +
+                                           quote_text(tensors[t].name) + " is in two shards, " +
+                                           quote_text(shard_names_[place->second.first]) + " and " +
+                                           quote_text(shard_names_[s]));
       }
     }
   }

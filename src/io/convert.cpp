@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kWhere = "convert";
+constexpr const char* kConvertWhere = "convert";
 
 // How one tensor of the result is made.
 struct Recipe {
@@ -57,7 +57,8 @@ class ShardBuilder {
 
   void make(const std::string& name, DType dtype, std::vector<std::int64_t> shape, Recipe recipe) {
     TensorInfo info{name, dtype, std::move(shape), 0, 0};
-    info.end = static_cast<std::uint64_t>(checked_numel(info.shape, kWhere)) * dtype_size(dtype);
+    info.end =
+        static_cast<std::uint64_t>(checked_numel(info.shape, kConvertWhere)) * dtype_size(dtype);
     recipe.output_bytes = info.end;
     outputs_.push_back({std::move(info), nullptr, plan_.recipes.size()});
     plan_.recipes.push_back(std::move(recipe));
@@ -344,16 +345,17 @@ ConvertPlan make_plan(const Checkpoint& source, CheckpointFormat to) {
   if (to == CheckpointFormat::kUpstream) {
     const std::vector<StoredLayer> layers = read_stored_layers(source);
     if (layers.empty()) {
-      throw_invalid(kWhere, shown + " holds no layer in format 1 of hqq_cpp; quantize it first");
+      throw_invalid(kConvertWhere,
+                    shown + " holds no layer in format 1 of hqq_cpp; quantize it first");
     }
     return plan_to_upstream(source, layers);
   }
   if (is_quantized_by_us(source)) {
-    throw_invalid(kWhere, shown + " is in format 1 of hqq_cpp already");
+    throw_invalid(kConvertWhere, shown + " is in format 1 of hqq_cpp already");
   }
   ConvertPlan plan = plan_from_upstream(source);
   if (plan.layers.empty()) {
-    throw_invalid(kWhere, shown + " holds no layer of hqq: no tensor is named <layer>.W_q");
+    throw_invalid(kConvertWhere, shown + " holds no layer of hqq: no tensor is named <layer>.W_q");
   }
   return plan;
 }
@@ -386,12 +388,12 @@ void convert_checkpoint(const fs::path& source_path, const fs::path& destination
   const std::vector<std::string> others = other_files_of(source, options.follow_links);
   const ConvertPlan plan = make_plan(source, to);
   OutputFolder output(source_path, destination,
-                      {kWhere, options.force, false, nullptr, options.progress});
-  check_free_space(kWhere, output.path(), total_data_bytes(plan.shards));
+                      {kConvertWhere, options.force, false, nullptr, options.progress});
+  check_free_space(kConvertWhere, output.path(), total_data_bytes(plan.shards));
 
   ConvertJob job(source, plan, output);
-  run_pipeline(job, kWhere, options.progress);
-  job.check_source(kWhere);
+  run_pipeline(job, kConvertWhere, options.progress);
+  job.check_source(kConvertWhere);
   copy_files(source, others, output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));

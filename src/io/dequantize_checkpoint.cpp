@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kWhere = "dequantize";
+constexpr const char* kDequantizeWhere = "dequantize";
 
 struct DensePlan {
   std::vector<ShardPlan> shards;
@@ -58,8 +58,8 @@ DensePlan plan_dense(const Checkpoint& source, DType dtype) {
   DensePlan plan;
   plan.layers = read_stored_layers(source);
   if (plan.layers.empty()) {
-    throw_invalid(
-        kWhere, quote_text(source.path().string()) + " holds no layer that hqq_cpp has quantized");
+    throw_invalid(kDequantizeWhere, quote_text(source.path().string()) +
+                                        " holds no layer that hqq_cpp has quantized");
   }
   for (std::size_t s = 0; s < source.shard_count(); ++s) {
     plan.shards.push_back(plan_shard(source, s, plan.layers, dtype));
@@ -144,22 +144,23 @@ class DequantizeJob : public ShardJob {
 void dequantize_checkpoint(const fs::path& source_path, const fs::path& destination, DType dtype,
                            const CheckpointOptions& options) {
   if (!is_weight_dtype(dtype)) {
-    throw_invalid(kWhere, "dtype is " + std::string(dtype_name(dtype)) +
-                              "; it must be float32, bfloat16, float16 or float64");
+    throw_invalid(kDequantizeWhere, "dtype is " + std::string(dtype_name(dtype)) +
+                                        "; it must be float32, bfloat16, float16 or float64");
   }
   if (options.threads < 0) {
-    throw_invalid(kWhere, "threads is " + std::to_string(options.threads) + "; it must be >= 0");
+    throw_invalid(kDequantizeWhere,
+                  "threads is " + std::to_string(options.threads) + "; it must be >= 0");
   }
   const Checkpoint source(source_path, options.follow_links);
   const std::vector<std::string> others = other_files_of(source, options.follow_links);
   const DensePlan plan = plan_dense(source, dtype);
   OutputFolder output(source_path, destination,
-                      {kWhere, options.force, false, nullptr, options.progress});
-  check_free_space(kWhere, output.path(), total_data_bytes(plan.shards));
+                      {kDequantizeWhere, options.force, false, nullptr, options.progress});
+  check_free_space(kDequantizeWhere, output.path(), total_data_bytes(plan.shards));
 
   DequantizeJob job(source, plan, output, dtype, options.threads);
-  run_pipeline(job, kWhere, options.progress);
-  job.check_source(kWhere);
+  run_pipeline(job, kDequantizeWhere, options.progress);
+  job.check_source(kDequantizeWhere);
   copy_files(source, others, output);
   if (source.is_sharded()) {
     output.write_file("model.safetensors.index.json", make_index(plan.shards, index_text(source)));

@@ -17,13 +17,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kWhere = "resume";
+constexpr const char* kResumeWhere = "resume";
 
 // Nanoseconds: of the last change to the data, or to the file as a whole, which no copying tool
 // sets back.
 std::int64_t last_change(const fs::path& path) {
   struct stat status;
-  if (::stat(path.c_str(), &status) != 0) throw_errno(kWhere, "look at", path);
+  if (::stat(path.c_str(), &status) != 0) throw_errno(kResumeWhere, "look at", path);
   const auto nanoseconds = [](const timespec& time) {
     return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
   };
@@ -46,9 +46,10 @@ void check_source(const fs::path& folder, const fs::path& source, const Manifest
     if (!record.contains("header_xxh3")) continue;  // other files are compared by their contents
     const fs::path shard = fs::is_directory(source) ? source / name : source;
     if (last_change(shard) <= written) continue;
-    throw_invalid(kWhere, quote_text(shard.string()) + " was changed, or copied to where it is, after " +
-                              quote_text(folder.string()) +
-                              " was written; use force instead of resume to quantize it again");
+    throw_invalid(kResumeWhere,
+                  quote_text(shard.string()) + " was changed, or copied to where it is, after " +
+                      quote_text(folder.string()) +
+                      " was written; use force instead of resume to quantize it again");
   }
 }
 
@@ -72,7 +73,7 @@ void check_finished(const fs::path& folder, const fs::path& source,
   check_source(folder, source, manifest);
   std::uint64_t total = 0;
   for (const auto& [name, record] : manifest.files) total += record.size;
-  ProgressMeter meter(kWhere, total, progress);
+  ProgressMeter meter(kResumeWhere, total, progress);
   for (const auto& [name, record] : manifest.files) {
     const fs::path file = folder / name;
     std::string problem;
@@ -88,9 +89,9 @@ void check_finished(const fs::path& folder, const fs::path& source,
       if (hash != record.xxh3_128) problem = "was changed";
     }
     if (problem.empty()) continue;
-    throw_invalid(kWhere, quote_text(folder.string()) + " is complete but damaged: " +
-                              quote_text(name) + " " + problem +
-                              "; use force instead of resume to start over");
+    throw_invalid(kResumeWhere, quote_text(folder.string()) +
+                                    " is complete but damaged: " + quote_text(name) + " " +
+                                    problem + "; use force instead of resume to start over");
   }
 }
 

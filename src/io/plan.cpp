@@ -17,7 +17,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kWhere = "quantize";
+constexpr const char* kPlanWhere = "quantize";
 
 Roles roles_of(const Checkpoint& source) {
   std::vector<const TensorInfo*> tensors;
@@ -80,8 +80,8 @@ void check_unique(const std::vector<ShardPlan>& shards) {
   for (const ShardPlan& shard : shards) {
     for (const TensorInfo& tensor : shard.tensors) {
       if (names.insert(tensor.name).second) continue;
-      throw_invalid(kWhere, "the result would hold two tensors named " + quote_text(tensor.name) +
-                                "; the source already has one");
+      throw_invalid(kPlanWhere, "the result would hold two tensors named " +
+                                    quote_text(tensor.name) + "; the source already has one");
     }
   }
 }
@@ -174,9 +174,10 @@ QuantizePlan plan_quantization(const Checkpoint& source, const HqqConfig& config
     plan.shards.push_back(std::move(shard));
   }
   if (plan.layers.empty()) {
-    throw_invalid(kWhere, quote_text(source.path().string()) +
-                              " holds no linear layer that the config quantizes" +
-                              what_matrices_are(plan.copied, roles) + sentence_of(plan.warnings));
+    throw_invalid(kPlanWhere, quote_text(source.path().string()) +
+                                  " holds no linear layer that the config quantizes" +
+                                  what_matrices_are(plan.copied, roles) +
+                                  sentence_of(plan.warnings));
   }
   check_unique(plan.shards);
   return plan;

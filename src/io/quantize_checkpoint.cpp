@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kWhere = "quantize";
+constexpr const char* kQuantizeWhere = "quantize";
 
 // Errors of one layer from those of its matrices, which may be known in any order.
 struct LayerStats {
@@ -206,7 +206,8 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
                                    const QuantizeCheckpointOptions& options) {
   const double start = steady_seconds();
   if (options.threads < 0) {
-    throw_invalid(kWhere, "threads is " + std::to_string(options.threads) + "; it must be >= 0");
+    throw_invalid(kQuantizeWhere,
+                  "threads is " + std::to_string(options.threads) + "; it must be >= 0");
   }
   const Checkpoint source = open_dense_source(source_path, options.follow_links);
   const ImportanceFile importance(options.importance);
@@ -225,7 +226,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
 
   const Json request = make_request(source, config, importance, options.follow_links);
   OutputFolder output(source_path, destination,
-                      {kWhere, options.force, options.resume, request, options.progress});
+                      {kQuantizeWhere, options.force, options.resume, request, options.progress});
   if (output.already_complete()) {
     if (options.stats) {
       for (LayerReport& layer : report.layers) layer.stats = kUnknownStats;
@@ -237,7 +238,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   for (const ShardPlan& shard : plan.shards) {
     if (output.finished_shard(shard.name) == nullptr) missing += shard.data_bytes();
   }
-  check_free_space(kWhere, output.path(), missing);
+  check_free_space(kQuantizeWhere, output.path(), missing);
   // Before the job replaces what is known with what it finishes.
   if (options.stats) add_old_stats(plan, output, report);
   std::vector<bool> finished_before;
@@ -246,8 +247,8 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   }
 
   QuantizeJob job(source, plan, output, config, importance, options);
-  run_pipeline(job, kWhere, options.progress);
-  job.check_source(kWhere);
+  run_pipeline(job, kQuantizeWhere, options.progress);
+  job.check_source(kQuantizeWhere);
   for (std::size_t s = 0; s < plan.shards.size(); ++s) {
     if (finished_before[s]) continue;
     for (const PlannedStep& step : plan.shards[s].steps) {

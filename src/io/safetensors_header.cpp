@@ -11,7 +11,7 @@
 namespace hqq {
 namespace {
 
-constexpr const char* kWhere = "safetensors";
+constexpr const char* kSafetensorsWhere = "safetensors";
 constexpr std::uint64_t kMaxDimension = std::numeric_limits<std::int64_t>::max();
 
 std::string number(std::uint64_t value) { return std::to_string(value); }
@@ -132,7 +132,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   }
 
   [[noreturn]] void fail(const std::string& message) const {
-    throw_format(kWhere, file_ + ": " + message);
+    throw_format(kSafetensorsWhere, file_ + ": " + message);
   }
 
   static constexpr std::string_view kMetadataKey = "__metadata__";
@@ -272,25 +272,27 @@ void check_tensor(const TensorInfo& info, std::uint64_t data_size, const HeaderH
 
 std::uint64_t parse_header_length(std::span<const std::byte> prefix, std::uint64_t file_size,
                                   const std::string& file) {
-  if (file_size == 0) throw_format(kWhere, file + ": the file is empty");
+  if (file_size == 0) throw_format(kSafetensorsWhere, file + ": the file is empty");
   if (file_size < kHeaderLengthBytes || prefix.size() < kHeaderLengthBytes) {
-    throw_format(kWhere, file + ": the file has " + number(file_size) +
-                             " bytes, too few for the 8 bytes of the header length");
+    throw_format(kSafetensorsWhere, file + ": the file has " + number(file_size) +
+                                        " bytes, too few for the 8 bytes of the header length");
   }
   std::uint64_t length = 0;
   for (std::size_t i = kHeaderLengthBytes; i-- > 0;) {
     length = length << 8 | std::to_integer<std::uint64_t>(prefix[i]);
   }
   if (length > kMaxHeaderBytes) {
-    throw_format(kWhere, file + ": the header claims " + number(length) +
-                             " bytes, more than the limit of " + number(kMaxHeaderBytes));
+    throw_format(kSafetensorsWhere, file + ": the header claims " + number(length) +
+                                        " bytes, more than the limit of " +
+                                        number(kMaxHeaderBytes));
   }
   if (length > file_size - kHeaderLengthBytes) {
-    throw_format(kWhere, file + ": the header claims " + number(length) + " bytes, but only " +
-                             number(file_size - kHeaderLengthBytes) + " follow its length");
+    throw_format(kSafetensorsWhere,
+                 file + ": the header claims " + number(length) + " bytes, but only " +
+                     number(file_size - kHeaderLengthBytes) + " follow its length");
   }
   if (length < 2) {
-    throw_format(kWhere,
+    throw_format(kSafetensorsWhere,
                  file + ": the header has " + number(length) + " bytes, but {} alone takes 2");
   }
   return length;
@@ -327,14 +329,14 @@ std::uint64_t assign_offsets(std::vector<TensorInfo>& tensors, const std::string
   for (TensorInfo& info : tensors) {
     const std::string name = file + ": tensor " + quote_text(info.name);
     if (info.name == HeaderHandler::kMetadataKey) {
-      throw_invalid(kWhere, file + ": the name __metadata__ is reserved");
+      throw_invalid(kSafetensorsWhere, file + ": the name __metadata__ is reserved");
     }
-    if (!names.insert(info.name).second) throw_invalid(kWhere, name + " is given twice");
-    checked_numel(info.shape, kWhere + (" " + name));
+    if (!names.insert(info.name).second) throw_invalid(kSafetensorsWhere, name + " is given twice");
+    checked_numel(info.shape, kSafetensorsWhere + (" " + name));
     const auto nbytes = checked_nbytes(info);
     if (!nbytes || *nbytes > kMaxDimension - position) {
-      throw_invalid(
-          kWhere, name + " " + shape_string(info.shape) + " makes the file larger than 2^63 bytes");
+      throw_invalid(kSafetensorsWhere, name + " " + shape_string(info.shape) +
+                                           " makes the file larger than 2^63 bytes");
     }
     info.begin = position;
     position += *nbytes;
@@ -361,7 +363,7 @@ std::string format_safetensors_header(const std::vector<TensorInfo>& tensors,
               number(info.begin) + "," + number(info.end) + "]}";
     }
   } catch (const json::exception& error) {
-    throw_invalid(kWhere,
+    throw_invalid(kSafetensorsWhere,
                   file + ": a name or metadata is not UTF-8: " + json_error_reason(error.what()));
   }
   text += '}';
@@ -369,8 +371,9 @@ std::string format_safetensors_header(const std::vector<TensorInfo>& tensors,
   text.append((8 - text.size() % 8) % 8, ' ');
   const std::uint64_t length = text.size() - kHeaderLengthBytes;
   if (length > kMaxHeaderBytes) {
-    throw_invalid(kWhere, file + ": the header takes " + number(length) +
-                              " bytes, more than the limit of " + number(kMaxHeaderBytes));
+    throw_invalid(kSafetensorsWhere, file + ": the header takes " + number(length) +
+                                         " bytes, more than the limit of " +
+                                         number(kMaxHeaderBytes));
   }
   for (std::size_t i = 0; i < kHeaderLengthBytes; ++i) {
     text[i] = static_cast<char>(length >> (8 * i) & 0xFF);

@@ -15,12 +15,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kWhere = "quantize";
+constexpr const char* kSourceWhere = "quantize";
 constexpr const char* kMergeFirst = "; merge it into its base model first";
 
 [[noreturn]] void throw_quantized(const fs::path& source, const std::string& what) {
-  throw_invalid(kWhere, quote_text(source.string()) + " is already quantized: " + what +
-                            "; an unquantized checkpoint is needed");
+  throw_invalid(kSourceWhere, quote_text(source.string()) + " is already quantized: " + what +
+                                  "; an unquantized checkpoint is needed");
 }
 
 std::string shown(const ListedTensor& tensor) {
@@ -41,17 +41,17 @@ bool is_in_weight_place(const ListedTensor& tensor) {
 void check_no_adapter(const Checkpoint& source, const std::vector<ListedTensor>& tensors) {
   const std::string path = quote_text(source.path().string());
   if (const auto folder = checkpoint_folder(source); folder && is_adapter_folder(*folder)) {
-    throw_invalid(kWhere, path +
-                              " has an adapter_config.json, so that loaders take it for an "
-                              "adapter" +
-                              kMergeFirst + ", or remove the adapter's files");
+    throw_invalid(kSourceWhere, path +
+                                    " has an adapter_config.json, so that loaders take it for an "
+                                    "adapter" +
+                                    kMergeFirst + ", or remove the adapter's files");
   }
   const bool all =
       !tensors.empty() && std::all_of(tensors.begin(), tensors.end(),
                                       [](const auto& t) { return is_adapter_tensor(t.name); });
   if (all) {
-    throw_invalid(kWhere, path + " is an adapter: all of its tensors are like " +
-                              quote_text(tensors[0].name) + kMergeFirst);
+    throw_invalid(kSourceWhere, path + " is an adapter: all of its tensors are like " +
+                                    quote_text(tensors[0].name) + kMergeFirst);
   }
 }
 
@@ -111,17 +111,18 @@ Checkpoint open_dense_source(const fs::path& path, bool follow_links) {
 
 void check_dense_source(const Checkpoint& source) {
   if (is_quantized_by_us(source)) {
-    throw_invalid(kWhere, quote_text(source.path().string()) +
-                              " is already quantized by hqq_cpp; dequantize it first");
+    throw_invalid(kSourceWhere, quote_text(source.path().string()) +
+                                    " is already quantized by hqq_cpp; dequantize it first");
   }
   const std::vector<ListedTensor> tensors = list_tensors(source);
   check_no_adapter(source, tensors);
   if (const auto found = find_quantization(source)) throw_quantized(source.path(), *found);
   for (const ListedTensor& tensor : tensors) {
     if (!tensor.dtype.starts_with("F8_") || !is_in_weight_place(tensor)) continue;
-    throw_invalid(kWhere, "tensor " + shown(tensor) + " in " + quote_text(tensor.file) +
-                              " is an 8-bit float weight without a scale; convert it to F16, BF16 "
-                              "or F32 first");
+    throw_invalid(kSourceWhere,
+                  "tensor " + shown(tensor) + " in " + quote_text(tensor.file) +
+                      " is an 8-bit float weight without a scale; convert it to F16, BF16 "
+                      "or F32 first");
   }
 }
 

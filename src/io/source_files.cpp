@@ -26,8 +26,6 @@ constexpr std::array kOtherWeightFormats = {
     ".bin",  ".pt",        ".pth",     ".ckpt",   ".pkl",  ".gguf", ".ggml", ".h5",
     ".onnx", ".onnx_data", ".msgpack", ".tflite", ".nemo", ".pte",  ".ot",   ".mlmodel"};
 
-constexpr const char* kIndexName = "model.safetensors.index.json";
-
 bool ends_with_any_weight_format(const std::string& name) {
   return std::any_of(kOtherWeightFormats.begin(), kOtherWeightFormats.end(),
                      [&](const char* suffix) { return name.ends_with(suffix); });

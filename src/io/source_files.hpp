@@ -11,6 +11,8 @@
 
 namespace hqq {
 
+inline constexpr const char* kIndexName = "model.safetensors.index.json";
+
 // Names of the files in a model folder that belong into every copy of it (tokenizer,
 // generation_config, README, subfolders), relative to it with '/', sorted. Left out: the weights
 // and their index (rewritten by the caller), config.json (likewise), weights in other formats

@@ -98,6 +98,23 @@ def test_kill_at_random_moments(model, expected, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "timing"]
 
 
+def test_killed_before_the_first_file_is_whole(model, expected, tmp_path):
+    left = tmp_path / "q.partial" / ".hqq_cpp.journal.json.00006c951a825a9b.hqq-tmp"
+    left.parent.mkdir()
+    left.write_text("{")
+    run("quantize", model, tmp_path / "q", "--resume", *SETTINGS)
+    assert files_of(tmp_path / "q") == expected
+
+
+def test_a_temporary_file_of_others_is_left_alone(model, tmp_path):
+    left = tmp_path / "q.partial" / ".thesis.tmp"
+    left.parent.mkdir()
+    left.write_text("{")
+    done = run("quantize", model, tmp_path / "q", "--resume", *SETTINGS, code=USER)
+    assert "nothing in it is touched" in done.stderr
+    assert left.read_text() == "{" and not (tmp_path / "q").exists()
+
+
 def test_kill_while_replacing(model, expected, tmp_path):
     """With --force the old folder stays whole until the new one is."""
     longest = duration(model, tmp_path)
