@@ -21,7 +21,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   accepted([] { Config::load(scratch() / "."); });
   accepted([&] {
     const Tokenizer tokenizer(scratch() / "tokenizer.json");
-    for (const std::int64_t token : tokenizer.encode(std::string(input))) tokenizer.decode(token);
+    // Short: an expression that backtracks would cost its whole limit, which has a test of its own.
+    const std::string text(input.substr(0, 16));
+    for (const std::int64_t token : tokenizer.encode(text)) tokenizer.decode(token);
     for (const std::int64_t token : {-1, 0, 1, 300}) tokenizer.decode(token);
   });
   return 0;
