@@ -93,8 +93,8 @@ inline bool is_exempt(void* frame) {
 }
 
 inline bool is_exempt() {
-  void* frames[16];
-  const int count = ::backtrace(frames, 16);
+  void* frames[32];
+  const int count = ::backtrace(frames, 32);
   return std::any_of(frames, frames + count, [](void* frame) { return is_exempt(frame); });
 }
 
