@@ -23,11 +23,17 @@ command -v debootstrap >/dev/null || skip "no debootstrap (Debian package deboot
 inside() {
   chroot "$system" env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
+mounted=()
 unmount_all() {
   local folder
-  for folder in proc dev; do
-    if mountpoint -q "$system/$folder"; then umount --lazy "$system/$folder"; fi
-  done
+  for folder in "${mounted[@]}"; do umount --lazy "$folder"; done
+}
+mount_once() {
+  local folder=$system/$1
+  shift
+  if mountpoint -q "$folder"; then return; fi
+  mount "$@" "$folder"
+  mounted+=("$folder")
 }
 
 if [ ! -e "$system/etc/debian_version" ] || [ -e "$system/debootstrap" ]; then
@@ -41,8 +47,8 @@ if [ ! -e "$system/etc/debian_version" ] || [ -e "$system/debootstrap" ]; then
   if [ -e /etc/pip.conf ]; then cp /etc/pip.conf "$system/etc/"; fi
 fi
 trap unmount_all EXIT
-mountpoint -q "$system/proc" || mount -t proc proc "$system/proc"
-mountpoint -q "$system/dev" || mount --bind /dev "$system/dev"
+mount_once proc -t proc proc
+mount_once dev --bind /dev
 cp /etc/resolv.conf "$system/etc/resolv.conf"
 inside apt-get update -q
 
