@@ -20,8 +20,10 @@ skip() {
 [ "$(id -u)" -eq 0 ] || skip "a Debian 13 folder needs root (debootstrap, chroot)"
 command -v debootstrap >/dev/null || skip "no debootstrap (Debian package debootstrap)"
 
+# A warning is an error here.
 inside() {
-  chroot "$system" env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
+  chroot "$system" env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    CXXFLAGS=-Werror "$@"
 }
 mounted=()
 unmount_all() {
