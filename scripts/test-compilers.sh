@@ -9,9 +9,10 @@
 #
 # Names: gcc-N, clang-N (g++-N and clang++-N of the PATH), zig (the newest clang, with libc++: the
 # Python package ziglang), and zig-aarch64-linux, zig-aarch64-macos (sources are compiled, nothing runs).
+# HQQ_COMPILERS is the folder to build in, build/compilers if it is not set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-folder=$root/build/compilers
+folder=${HQQ_COMPILERS:-$root/build/compilers}
 
 quick=false
 install=false
@@ -127,6 +128,7 @@ build_and_test() {
 
 export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 results=()
+tried=false
 failed=false
 for name in "${names[@]}"; do
   step "$name"
@@ -140,6 +142,7 @@ for name in "${names[@]}"; do
     results+=("$name: skipped, not here (install $(package_of "$name"), or use --install)")
     continue
   fi
+  tried=true
   case $name in
     zig*) write_zig_wrapper "$name" ;;
   esac
@@ -162,4 +165,5 @@ done
 
 step "Summary"
 printf '%s\n' "${results[@]}"
+$tried || die "none of these compilers is here"
 ! $failed
