@@ -103,6 +103,10 @@ configure() {
   local options=(-DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS=-Werror -DHQQ_PYTHON=OFF
     -DCMAKE_CUDA_COMPILER=NOTFOUND -DCMAKE_EXPORT_COMPILE_COMMANDS=ON)
   if command -v ccache >/dev/null; then options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
+  # The system's libraries may be built with a newer GCC than this one.
+  case $name in
+    gcc-*) options+=(-DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined) ;;
+  esac
   # Debian's build of GoogleTest and of ICU is for GCC's library; zig brings libc++.
   if [ "$name" = zig ]; then
     options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON -DFETCHCONTENT_SOURCE_DIR_GTEST=/usr/src/googletest
