@@ -103,15 +103,16 @@ configure() {
   local options=(-DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS=-Werror -DHQQ_PYTHON=OFF
     -DCMAKE_CUDA_COMPILER=NOTFOUND -DCMAKE_EXPORT_COMPILE_COMMANDS=ON)
   if command -v ccache >/dev/null; then options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
-  # The system's libraries may be built with a newer GCC than this one.
+  # The system's libraries may be built with a newer GCC than this one. Shared ones find what they need
+  # when they are loaded; GoogleTest, which is static, is built from its sources.
   case $name in
     gcc-*) options+=(-DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined) ;;
   esac
-  # Debian's build of GoogleTest and of ICU is for GCC's library; zig brings libc++.
-  if [ "$name" = zig ]; then
-    options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON -DFETCHCONTENT_SOURCE_DIR_GTEST=/usr/src/googletest
-      -DHQQ_BUILD_EXAMPLES=OFF)
+  if [ -d /usr/src/googletest ]; then
+    options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON -DFETCHCONTENT_SOURCE_DIR_GTEST=/usr/src/googletest)
   fi
+  # ICU speaks C++, and zig brings libc++.
+  if [ "$name" = zig ]; then options+=(-DHQQ_BUILD_EXAMPLES=OFF); fi
   cmake -S "$root" -B "$folder/$name" -G Ninja "-DCMAKE_CXX_COMPILER=$compiler" "${options[@]}" "$@"
 }
 
