@@ -80,7 +80,7 @@ link_headers() {
 }
 
 # Reads command lines, each ended by NUL, and runs them on all cores.
-run_all() { nice -n 5 xargs -0 -P "$(nproc)" -I{} bash -c '{}'; }
+run_all() { xargs -0 -P "$(nproc)" -I{} bash -c '{}'; }
 
 cross_compile() {
   local name=$1 compiler=$2 headers=$folder/headers source object
