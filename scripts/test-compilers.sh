@@ -109,7 +109,8 @@ configure() {
     gcc-*) options+=(-DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined) ;;
   esac
   if [ -d /usr/src/googletest ]; then
-    options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON -DFETCHCONTENT_SOURCE_DIR_GTEST=/usr/src/googletest)
+    options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON
+      -DFETCHCONTENT_SOURCE_DIR_HQQ_GTEST=/usr/src/googletest)
   fi
   # ICU speaks C++, and zig brings libc++.
   if [ "$name" = zig ]; then options+=(-DHQQ_BUILD_EXAMPLES=OFF); fi
