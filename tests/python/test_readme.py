@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -39,12 +40,18 @@ def test_shell_examples(repository, clone):
 
 
 def test_python_examples(repository, clone):
-    for block in blocks(repository, "python"):
+    examples = blocks(repository, "python")
+    runnable = examples
+    if importlib.util.find_spec("torch") is None:
+        runnable = [block for block in examples if "torch" not in block and "transformers" not in block]
+    for block in runnable:
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=clone, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
+    if len(runnable) < len(examples):
+        pytest.skip(f"{len(examples) - len(runnable)} of {len(examples)} examples need torch")
 
 
 def test_cpp_example_is_the_one_that_is_built(repository):
