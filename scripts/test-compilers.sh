@@ -103,17 +103,6 @@ configure() {
   local options=(-DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS=-Werror -DHQQ_PYTHON=OFF
     -DCMAKE_CUDA_COMPILER=NOTFOUND -DCMAKE_EXPORT_COMPILE_COMMANDS=ON)
   if command -v ccache >/dev/null; then options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
-  # The system's libraries may be built with a newer GCC than this one. Shared ones find what they need
-  # when they are loaded; GoogleTest, which is static, is built from its sources.
-  case $name in
-    gcc-*) options+=(-DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined) ;;
-  esac
-  if [ -d /usr/src/googletest ]; then
-    options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON
-      -DFETCHCONTENT_SOURCE_DIR_HQQ_GTEST=/usr/src/googletest)
-  fi
-  # ICU speaks C++, and zig brings libc++.
-  if [ "$name" = zig ]; then options+=(-DHQQ_BUILD_EXAMPLES=OFF); fi
   cmake -S "$root" -B "$folder/$name" -G Ninja "-DCMAKE_CXX_COMPILER=$compiler" "${options[@]}" "$@"
 }
 
@@ -127,7 +116,19 @@ PYTHON
 }
 
 build_and_test() {
-  configure "$1" "$2" -DHQQ_BUILD_TESTS=ON
+  local options=(-DHQQ_BUILD_TESTS=ON)
+  # The system's libraries may be built with a newer GCC than this one. Shared ones find what they need
+  # when they are loaded; GoogleTest, which is static, is built from its sources.
+  case $1 in
+    gcc-*) options+=(-DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined) ;;
+  esac
+  if [ -d /usr/src/googletest ]; then
+    options+=(-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON
+      -DFETCHCONTENT_SOURCE_DIR_HQQ_GTEST=/usr/src/googletest)
+  fi
+  # ICU speaks C++, and zig brings libc++.
+  if [ "$1" = zig ]; then options+=(-DHQQ_BUILD_EXAMPLES=OFF); fi
+  configure "$1" "$2" "${options[@]}"
   cmake --build "$folder/$1"
   ctest --test-dir "$folder/$1" --output-on-failure -j "$(nproc)"
 }
