@@ -5,22 +5,25 @@
 #   scripts/test.sh --quick    without sanitizers, fuzzing and the consumer projects
 #   scripts/test.sh --long     ten minutes of fuzzing a target, HQQ_LONG_TESTS=1 for the tests,
 #                              Python threads with the thread sanitizer, CUDA also for sm_75,
-#                              the oldest and the newest Transformers
+#                              the oldest and the newest Transformers, every compiler, Debian 13
+#   scripts/test.sh --no-torch without torch and what needs it: those Python tests are skipped
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 quick=false
 long=false
+torch=true
 fuzz_seconds=20
 for argument in "$@"; do
   case $argument in
     --quick) quick=true ;;
+    --no-torch) torch=false ;;
     --long)
       long=true
       export HQQ_LONG_TESTS=1
       fuzz_seconds=600
       ;;
-    *) die "unknown argument $argument (there are --quick and --long)" ;;
+    *) die "unknown argument $argument (there are --quick, --long and --no-torch)" ;;
   esac
 done
 trap 'code=$?; [ $code -eq 0 ] || printf "\nFAILED in step: %s\n" "${current:-set-up}" >&2; exit $code' EXIT
@@ -34,8 +37,14 @@ bash "$root/scripts/install-system-packages.sh" --tests
 
 begin "Python environment"
 make_venv
-pip_install -q -r "$root/scripts/requirements-test.txt"
-pip_install -q --no-deps -r "$root/scripts/requirements-oracles.txt"
+if $torch; then
+  pip_install -q -r "$root/scripts/requirements-test.txt"
+  pip_install -q --no-deps -r "$root/scripts/requirements-oracles.txt"
+else
+  grep -vE '^(torch|transformers|accelerate|peft|diffusers|sentence-transformers)=' \
+    "$root/scripts/requirements-test.txt" >"$venv/requirements.txt"
+  pip_install -q -r "$venv/requirements.txt"
+fi
 
 # One name for the compiler in every build: ccache tells c++ and g++ apart.
 CXX=${CXX:-$(command -v g++ || command -v c++)}
@@ -83,6 +92,15 @@ if ! $quick; then
   begin "C++ with the thread sanitizer"
   if $long; then bash "$root/scripts/tsan.sh" --python; else bash "$root/scripts/tsan.sh"; fi
 
+  begin "Another compiler: warnings"
+  # The newest of those that are here; --long builds and tests with all of them.
+  other=$(compgen -c clang++- | grep -E '^clang\+\+-[0-9]+$' | sort -V | tail -n 1 || true)
+  if [ -n "$other" ]; then
+    bash "$root/scripts/test-compilers.sh" --quick "clang-${other#clang++-}"
+  else
+    echo "skipped: no clang++-N (Debian package clang)"
+  fi
+
   begin "Kernels for 64-bit Arm, emulated"
   if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
     bash "$root/scripts/test-neon.sh"
@@ -111,4 +129,8 @@ HQQ_TEST_WHEEL=1 HQQ_RUN=$build/examples/hqq-run/hqq-run HQQ_CUDA_SIMT=$build/cu
 if $long; then
   begin "Python: the oldest and the newest Transformers"
   bash "$root/scripts/test-versions.sh"
+  begin "Every compiler that is here"
+  bash "$root/scripts/test-compilers.sh"
+  begin "Debian 13"
+  bash "$root/scripts/test-debian13.sh"
 fi

@@ -59,7 +59,8 @@ bool is_result_of(const fs::path& folder, const nlohmann::ordered_json& request)
   if (request.is_null() || !fs::exists(folder / kManifestName)) return false;
   try {
     const Manifest manifest = read_manifest(folder);
-    return manifest.version == request.at("version") && manifest.config == request.at("config") &&
+    return request.at("version").get_ref<const std::string&>() == manifest.version &&
+           manifest.config == request.at("config") &&
            manifest.importance == request.at("importance") &&
            manifest.source == without_times(request.at("source"));
   } catch (const FormatError&) {

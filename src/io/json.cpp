@@ -141,6 +141,10 @@ nlohmann::ordered_json parse_checked(const std::string& text, const std::string&
   if (const auto nul = text.find('\0'); nul != std::string::npos) {
     throw_format(where, "not JSON: NUL byte at byte " + std::to_string(nul));
   }
+  // Releases of nlohmann/json say different things of it.
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos) {
+    throw_format(where, "not JSON at byte 1: the text is empty");
+  }
   if (text.starts_with("\xEF\xBB\xBF")) {
     throw_format(where, "not JSON: it starts with a byte order mark, which must be removed");
   }

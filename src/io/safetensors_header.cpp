@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <tuple>
 #include <unordered_set>
 #include <utility>
 
@@ -224,6 +226,21 @@ void check_names(const std::vector<TensorInfo>& tensors, const HeaderHandler& ha
   }
 }
 
+// By place in the file; empty tensors at the same place keep the order of the header. Not by
+// std::stable_sort, which in GCC 12's library calls what that library marks as deprecated.
+std::vector<TensorInfo> in_file_order(std::vector<TensorInfo> tensors) {
+  std::vector<std::size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::tuple(tensors[a].begin, tensors[a].end, a) <
+           std::tuple(tensors[b].begin, tensors[b].end, b);
+  });
+  std::vector<TensorInfo> sorted;
+  sorted.reserve(order.size());
+  for (const std::size_t i : order) sorted.push_back(std::move(tensors[i]));
+  return sorted;
+}
+
 // The tensors, sorted, must follow each other from byte 0 to the last one without a gap.
 void check_tiling(const std::vector<TensorInfo>& tensors, std::uint64_t data_size,
                   const HeaderHandler& handler) {
@@ -314,11 +331,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, std::uint64_t 
 
   check_names(header.tensors, handler);
   for (const TensorInfo& info : header.tensors) check_tensor(info, data_size, handler);
-  // Stable, so that empty tensors at the same place keep the order of the header.
-  std::stable_sort(header.tensors.begin(), header.tensors.end(),
-                   [](const TensorInfo& a, const TensorInfo& b) {
-                     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-                   });
+  header.tensors = in_file_order(std::move(header.tensors));
   check_tiling(header.tensors, data_size, handler);
   return header;
 }

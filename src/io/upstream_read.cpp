@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 
 #include "hqq/error.hpp"
 #include "src/io/json.hpp"
@@ -19,9 +20,9 @@ const Tensor* find(const Tensors& tensors, const std::string& key) {
   return found == tensors.end() ? nullptr : &found->second;
 }
 
-const Tensor& require(const Tensors& tensors, const std::string& key, const std::string& where) {
-  const Tensor* tensor = find(tensors, key);
-  if (tensor == nullptr) throw_format(where, "tensor " + key + " is missing");
+const Tensor& require(const Tensors& tensors, std::string_view key, const std::string& where) {
+  const Tensor* tensor = find(tensors, std::string(key));
+  if (tensor == nullptr) throw_format(where, "tensor " + std::string(key) + " is missing");
   return *tensor;
 }
 

@@ -331,7 +331,7 @@ def indexes():
     folder(
         "index_empty",
         {INDEX: b""},
-        "not JSON at byte 1: syntax error while parsing value - unexpected end",
+        "not JSON at byte 1: the text is empty",
     )
     folder("index_list", {INDEX: []}, "the index must be a JSON object")
     folder("index_no_map", {INDEX: {"metadata": {}}}, "the index has no weight_map")

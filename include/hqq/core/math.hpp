@@ -10,6 +10,11 @@
 #include "hqq/core/lane.hpp"
 #include "hqq/core/params.hpp"
 
+// With them a compiler reorders additions and takes NaN for impossible.
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "hqq needs IEEE arithmetic: compile without -ffast-math, -Ofast and -ffinite-math-only"
+#endif
+
 namespace hqq::core {
 namespace HQQ_CORE_TARGET {
 

@@ -6,7 +6,10 @@
 #define SIMDE_NO_INLINE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx2.h>
+// Clang has a type of this name by now, and not the one of SIMDe 0.7.4.
+#define __m128bh hqq_simde_m128bh
 #include <simde/x86/avx512.h>
+#undef __m128bh
 #include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
 
