@@ -63,6 +63,7 @@ install_compiler() {
 write_zig_wrapper() {
   local target=()
   case $1 in
+    zig-*-linux) target=(-target "${1#zig-}-gnu") ;;
     zig-*) target=(-target "${1#zig-}") ;;
   esac
   mkdir -p "$folder/$1"
