@@ -279,6 +279,7 @@ void OutputFolder::swap_in() {
 #endif
   fs::path old = partial_;
   old += ".old";
+  if (is_there(old)) check_replaceable(old);
   fs::remove_all(old);
   fs::rename(destination_, old);
   fs::rename(partial_, destination_);
