@@ -91,6 +91,7 @@ test_wheel() {
   venv=$work/$tag-empty
   rm -rf "$venv" && make_venv
   pip_install -q "${packages[@]}" "$wheel"
+  $quick || pip_install -q --no-deps -r "$root/scripts/requirements-oracles.txt"
   environment=(-u PYTHONPATH -u LD_LIBRARY_PATH -u CC -u CXX "PATH=$venv/bin:$work/commands")
   if env "${environment[@]}" "BASH_ENV=" bash -c 'command -v c++ cc gcc g++ clang'; then
     die "a compiler is in reach of the tests"
