@@ -223,6 +223,18 @@ def test_any_shape_round_trips(nbits, axis, rows, cols, group_size, meta, quant,
     assert same(rebuilt, q)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("solver", ["minmax", "hqq", "joint"])
+def test_constant_groups_with_quantized_zeros(rng, axis, solver):
+    """Ordinary weights in groups of one: their zeros must not take all bits of their block."""
+    W = rng.standard_normal((40, 1) if axis == 1 else (1, 40)).astype(np.float32)
+    for meta in ("float16", "bfloat16", "float32"):
+        config = {"axis": axis, "group_size": None, "solver": solver, "meta_dtype": meta}
+        config["quant_zero"] = True
+        error = np.abs(hqq_cpp.dequantize(hqq_cpp.quantize(W, config)) - W).max()
+        assert error < 0.01
+
+
 def test_dequantize_dtypes(rng):
     q = hqq_cpp.quantize(rng.standard_normal((8, 64)))
     W_r = hqq_cpp.dequantize(q)

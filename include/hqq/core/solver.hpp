@@ -345,8 +345,13 @@ HQQ_HD ScaleZero<V> solve_joint(const W& w, const H& h, std::int64_t n,
     best = search_closed_form(w, h, n, range, first, params);
   }
   const ScaleZero<V> candidate = stored(params, best);
-  const auto better = both(group_error(w, h, n, candidate, params) < baseline_error,
+  // Zeros in float32 are yet to be quantized to 8 bits, with those of other groups. That of a constant
+  // group, at the smallest scale, is millions of codes away and would leave the others no bits.
+  const V least_width = set<V>(
+      params.zero_type == MetaType::kF32 ? min_scale(params.scale_type) * 0.5f : -1.0f);
+  const auto usable = both(least_width < range.high - range.low,
                            abs(candidate.zero) < set<V>(max_zero(params.zero_type)));
+  const auto better = both(group_error(w, h, n, candidate, params) < baseline_error, usable);
   return {select(better, candidate.scale, baseline.scale),
           select(better, candidate.zero, baseline.zero)};
 }
