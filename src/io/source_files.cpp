@@ -67,8 +67,19 @@ class Collector {
         const bool edited = prefix.empty() && (name == "config.json" || name == kIndexName);
         if ((copied || edited) && entry.is_symlink() && !follow_links_) check_link(entry.path());
         if (copied) names_.push_back(prefix + name);
+      } else if (belongs_in_copy(name, prefix.empty())) {
+        refuse(entry);
       }
     }
+  }
+
+  // A copy without it would lack a file that is there by name.
+  [[noreturn]] static void refuse(const fs::directory_entry& entry) {
+    const char* what = entry.is_symlink() && !entry.exists()
+                           ? " is a link to a file that is not there"
+                           : " is neither a file nor a folder (a pipe, a socket or a device)";
+    throw_format("checkpoint", quote_text(entry.path().string()) + what +
+                                   ", so it cannot be copied; remove or replace it");
   }
 
   // Before any work: the result has files of these names.

@@ -1,6 +1,7 @@
 // quantize_checkpoint from end to end: what is in the folder afterwards.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cmath>
 #include <fstream>
@@ -404,6 +405,27 @@ TEST(QuantizeCheckpoint, LinkedFilesAsInACache) {
   fs::copy_file(folder / "real/tokenizer.json", folder / "snapshot/tokenizer.json");
   quantize_checkpoint(folder / "snapshot", folder / "b", {});
   EXPECT_TRUE(same_contents(contents_of(folder / "a"), contents_of(folder / "b")));
+}
+
+// The result would lack them without a word.
+TEST(QuantizeCheckpoint, FilesThatCannotBeCopied) {
+  const TempFolder folder;
+  save_model(folder / "m", {testing::layer_tensors(0)});
+  const auto refusal = [&] {
+    return message_of<FormatError>([&] { quantize_checkpoint(folder / "m", folder / "q", {}); });
+  };
+  const fs::path file = folder / "m/vocab.json";
+  fs::create_symlink("gone.json", file);
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("vocab.json"), HasSubstr("a file that is not there")));
+  fs::remove(file);
+  ASSERT_EQ(::mkfifo(file.c_str(), 0600), 0);
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("vocab.json"), HasSubstr("neither a file nor a folder")));
+  EXPECT_THAT(folder.names(), ElementsAre("m"));
+  fs::remove(file);
+  // Hidden files and other formats are not copied, whatever they are.
+  fs::create_symlink("gone", folder / "m/.gone");
+  fs::create_symlink("gone", folder / "m/pytorch_model.bin");
+  quantize_checkpoint(folder / "m", folder / "q", {});
 }
 
 // Such a folder would stand where the result has a file, after all the work.
