@@ -36,7 +36,8 @@ std::vector<const LinearKernels*> tables() {
   std::vector<const LinearKernels*> all;
   for (const std::string& target : supported_targets()) {
     set_target(target);
-    if (all.empty() || all.back() != &linear_kernels()) all.push_back(&linear_kernels());
+    const LinearKernels* table = &linear_kernels();
+    if (std::find(all.begin(), all.end(), table) == all.end()) all.push_back(table);
   }
   set_target(original);
   return all;
@@ -234,6 +235,25 @@ class LinearKernelsTest : public ::testing::TestWithParam<const LinearKernels*> 
 };
 INSTANTIATE_TEST_SUITE_P(Tables, LinearKernelsTest, ::testing::ValuesIn(tables()),
                          [](const auto& info) { return std::string(info.param->name); });
+
+#if !defined(HQQ_TEST_EMULATED_X86) && !defined(HQQ_TEST_NEON)
+// Versions of Highway add targets; none may fall back to what is slower than a worse target has.
+TEST(LinearKernelsOfTargets, ABetterTargetHasNoWorseKernels) {
+  const std::string original = current_target();
+  std::vector<std::string> names;
+  for (const std::string& target : supported_targets()) {
+    set_target(target);
+    names.push_back(linear_kernels().name);
+  }
+  set_target(original);
+  EXPECT_EQ(names.back(), "scalar");
+  bool plain = false;
+  for (const std::string& name : names) {
+    EXPECT_TRUE(name == "scalar" || !plain) << name << " comes after plain kernels";
+    plain = name == "scalar";
+  }
+}
+#endif
 
 TEST_P(LinearKernelsTest, ProductsAreThoseOfPlainKernels) {
   for (const Shape& shape : kShapes) {
