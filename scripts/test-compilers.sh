@@ -108,11 +108,14 @@ configure() {
 }
 
 check_sources() {
+  # zig wants to see a result.
+  local how=-fsyntax-only
+  if [ "$1" = zig ]; then how=-O0; fi
   configure "$1" "$2" -DHQQ_BUILD_TESTS=OFF
-  "$(find_python)" - "$folder/$1/compile_commands.json" <<'PYTHON' | run_all
+  "$(find_python)" - "$folder/$1/compile_commands.json" $how <<'PYTHON' | run_all
 import json, shlex, sys
 for entry in json.load(open(sys.argv[1])):
-    print(f"cd {shlex.quote(entry['directory'])} && {entry['command']} -fsyntax-only", end="\0")
+    print(f"cd {shlex.quote(entry['directory'])} && {entry['command']} {sys.argv[2]}", end="\0")
 PYTHON
 }
 
