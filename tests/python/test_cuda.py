@@ -45,6 +45,7 @@ def shim():
 
 def test_everything_on_the_shim(shim):
     """cuda*_on_shim.py in a process of its own: a process loads one library."""
+    pytest.importorskip("torch", reason="the tests of the shim need torch")
     environment = {
         "HQQ_CUDA_LIBRARY": str(shim),
         "HQQ_SIMT_HOST_MEMORY": "1",
