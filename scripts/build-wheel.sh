@@ -71,7 +71,7 @@ build_wheel() {
   step "Wheel for $tag"
   rm -rf "$work/$tag-plain" "$work/$tag-wheel"
   SKBUILD_BUILD_DIR="$work/source/build/$tag" "$python" -m pip wheel -q --disable-pip-version-check \
-    --no-deps --no-build-isolation -C "cmake.define.HQQ_CUDA=${HQQ_CUDA:-AUTO}" \
+    --no-deps --no-build-isolation --config-settings "cmake.define.HQQ_CUDA=${HQQ_CUDA:-AUTO}" \
     --wheel-dir "$work/$tag-plain" "$work/source"
   # libcuda belongs to the driver.
   PATH=$venv/bin:$PATH "$python" -m auditwheel repair -w "$work/$tag-wheel" --exclude libcuda.so.1 \

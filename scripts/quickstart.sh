@@ -15,7 +15,7 @@ make_venv
 cuda=AUTO
 command -v nvidia-smi >/dev/null || cuda=OFF
 # A build folder that stays makes the next run quick.
-SKBUILD_BUILD_DIR="$root/build/quickstart" pip_install -C "cmake.define.HQQ_CUDA=$cuda" "$root"
+SKBUILD_BUILD_DIR="$root/build/quickstart" pip_install --config-settings "cmake.define.HQQ_CUDA=$cuda" "$root"
 
 step "Quantize examples/tiny-llama to $nbits bits"
 model=$root/examples/tiny-llama
