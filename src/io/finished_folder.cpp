@@ -1,7 +1,5 @@
 #include "src/io/finished_folder.hpp"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <string>
 
@@ -19,33 +17,13 @@ namespace fs = std::filesystem;
 
 constexpr const char* kResumeWhere = "resume";
 
-// Nanoseconds: of the last change to the data, or to the file as a whole, which no copying tool
-// sets back.
-std::int64_t last_change(const fs::path& path) {
-  struct stat status;
-  if (::stat(path.c_str(), &status) != 0) throw_errno(kResumeWhere, "look at", path);
-  const auto nanoseconds = [](const timespec& time) {
-    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
-  };
-#if defined(__APPLE__)
-  return std::max(nanoseconds(status.st_mtimespec), nanoseconds(status.st_ctimespec));
-#else
-  return std::max(nanoseconds(status.st_mtim), nanoseconds(status.st_ctim));
-#endif
-}
-
-std::int64_t written_at(const fs::path& path) {
-  const auto time = fs::last_write_time(path).time_since_epoch();
-  const auto epoch = fs::file_time_type::clock::to_sys(fs::file_time_type{}).time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(time + epoch).count();
-}
-
 void check_source(const fs::path& folder, const fs::path& source, const Manifest& manifest) {
-  const std::int64_t written = written_at(folder / kManifestName);
+  const std::int64_t written = file_state(folder / kManifestName).modified;
   for (const auto& [name, record] : manifest.source.items()) {
     if (!record.contains("header_xxh3")) continue;  // other files are compared by their contents
     const fs::path shard = fs::is_directory(source) ? source / name : source;
-    if (last_change(shard) <= written) continue;
+    const FileState now = file_state(shard);
+    if (std::max(now.modified, now.changed) <= written) continue;
     throw_invalid(kResumeWhere,
                   quote_text(shard.string()) + " was changed, or copied to where it is, after " +
                       quote_text(folder.string()) +

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "hqq/error.hpp"
+#include "src/quoted_text.hpp"
+
 namespace hqq {
 namespace {
 
@@ -11,8 +14,6 @@ bool is_below(const fs::path& path, const fs::path& folder) {
   return std::mismatch(folder.begin(), folder.end(), path.begin(), path.end()).first ==
          folder.end();
 }
-
-}  // namespace
 
 bool leaves_folder(const fs::path& folder, const fs::path& real) {
   const fs::path real_folder = fs::canonical(folder);
@@ -24,6 +25,16 @@ bool leaves_folder(const fs::path& folder, const fs::path& real) {
     }
   }
   return true;
+}
+
+}  // namespace
+
+void check_link(const fs::path& folder, const fs::path& real, const std::string& file) {
+  if (!leaves_folder(folder, real)) return;
+  throw_format("checkpoint", file + " is a link that leaves the folder, to " +
+                                 quote_text(real.string()) +
+                                 "; put the file itself there, or ask for links to be followed "
+                                 "(--follow-links, follow_links in Python)");
 }
 
 }  // namespace hqq

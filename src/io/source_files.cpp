@@ -65,7 +65,9 @@ class Collector {
         const bool copied = belongs_in_copy(name, prefix.empty());
         // Of config.json and the index the caller writes an edited copy.
         const bool edited = prefix.empty() && (name == "config.json" || name == kIndexName);
-        if ((copied || edited) && entry.is_symlink() && !follow_links_) check_link(entry.path());
+        if ((copied || edited) && entry.is_symlink() && !follow_links_) {
+          check_link(root_, fs::canonical(entry.path()), quote_text(entry.path().string()));
+        }
         if (copied) names_.push_back(prefix + name);
       } else if (belongs_in_copy(name, prefix.empty())) {
         refuse(entry);
@@ -90,13 +92,6 @@ class Collector {
     }
     throw_format("checkpoint", quote_text(root_.string()) + " has a folder " + quote_text(name) +
                                    ", which is the name of a file of a checkpoint; rename it");
-  }
-
-  void check_link(const fs::path& path) const {
-    const fs::path real = fs::canonical(path);
-    if (!leaves_folder(root_, real)) return;
-    throw_format("checkpoint", quote_text(path.string()) + " is a link that leaves the folder, to " +
-                                   quote_text(real.string()) + kLinkHelp);
   }
 
   const fs::path root_;
@@ -191,14 +186,16 @@ std::optional<fs::path> checkpoint_folder(const Checkpoint& checkpoint) {
 FileState file_state(const fs::path& path) {
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) throw_errno("read", "look at", path);
+  const auto nanoseconds = [](const timespec& time) {
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
 #if defined(__APPLE__)
-  const timespec& time = status.st_mtimespec;
+  const timespec &modified = status.st_mtimespec, &changed = status.st_ctimespec;
 #else
-  const timespec& time = status.st_mtim;
+  const timespec &modified = status.st_mtim, &changed = status.st_ctim;
 #endif
   return {static_cast<std::uint64_t>(status.st_dev), static_cast<std::uint64_t>(status.st_ino),
-          static_cast<std::uint64_t>(status.st_size), static_cast<std::int64_t>(time.tv_sec),
-          static_cast<std::int64_t>(time.tv_nsec)};
+          static_cast<std::uint64_t>(status.st_size), nanoseconds(modified), nanoseconds(changed)};
 }
 
 Json fingerprint_file(const fs::path& path) {

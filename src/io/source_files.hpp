@@ -42,8 +42,15 @@ nlohmann::ordered_json without_times(nlohmann::ordered_json fingerprint);
 // By which one sees that a file was written to or replaced.
 struct FileState {
   std::uint64_t device = 0, inode = 0, size = 0;
-  std::int64_t seconds = 0, nanoseconds = 0;  // of the last change to its data
-  bool operator==(const FileState&) const = default;
+  // Nanoseconds since 1970: of the last change to its data, and to the file as a whole, which no
+  // copying tool sets back.
+  std::int64_t modified = 0, changed = 0;
+
+  // A further link to a file changes the file, but not its data.
+  bool has_data_of(const FileState& other) const {
+    return device == other.device && inode == other.inode && size == other.size &&
+           modified == other.modified;
+  }
 };
 FileState file_state(const std::filesystem::path& path);
 
