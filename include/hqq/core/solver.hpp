@@ -69,6 +69,12 @@ HQQ_HD ScaleZero<V> constant_params(const SolverParams& params, V c) {
   return {scale, select(c < zero, one, zero)};
 }
 
+// A narrower group is a constant to what its scale is stored in.
+template <class V>
+HQQ_HD V least_width(const SolverParams& params) {
+  return set<V>(min_scale(params.scale_type) * 0.5f);
+}
+
 // Round to nearest from the group's range, as stored. A group whose zero cannot be stored, because
 // its range is tiny beside its mean, is represented as the constant in the middle of the range.
 template <class V>
@@ -80,7 +86,7 @@ HQQ_HD ScaleZero<V> minmax_params(const SolverParams& params, Range<V> range) {
   const ScaleZero<V> constant =
       constant_params(params, range.low * set<V>(0.5f) + range.high * set<V>(0.5f));
   const auto usable =
-      both(smallest * set<V>(0.5f) < width, abs(zero) < set<V>(max_zero(params.zero_type)));
+      both(least_width<V>(params) < width, abs(zero) < set<V>(max_zero(params.zero_type)));
   return {select(usable, scale, constant.scale), select(usable, zero, constant.zero)};
 }
 
@@ -347,9 +353,8 @@ HQQ_HD ScaleZero<V> solve_joint(const W& w, const H& h, std::int64_t n,
   const ScaleZero<V> candidate = stored(params, best);
   // Zeros in float32 are yet to be quantized to 8 bits, with those of other groups. That of a constant
   // group, at the smallest scale, is millions of codes away and would leave the others no bits.
-  const V least_width = set<V>(
-      params.zero_type == MetaType::kF32 ? min_scale(params.scale_type) * 0.5f : -1.0f);
-  const auto usable = both(least_width < range.high - range.low,
+  const V least = params.zero_type == MetaType::kF32 ? least_width<V>(params) : set<V>(-1.0f);
+  const auto usable = both(least < range.high - range.low,
                            abs(candidate.zero) < set<V>(max_zero(params.zero_type)));
   const auto better = both(group_error(w, h, n, candidate, params) < baseline_error, usable);
   return {select(better, candidate.scale, baseline.scale),
