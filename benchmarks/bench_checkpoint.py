@@ -10,7 +10,6 @@ is 85 % of the solver's rate, with a peak of at most three times the largest ten
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +42,11 @@ def write_safetensors(path, tensors):
     """A plain writer: NumPy has no bfloat16, so the bits come as uint16."""
     header, offset = {}, 0
     for name, bits in tensors.items():
-        header[name] = {"dtype": "BF16", "shape": bits.shape, "data_offsets": [offset, offset + bits.nbytes]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": bits.shape,
+            "data_offsets": [offset, offset + bits.nbytes],
+        }
         offset += bits.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -70,7 +73,7 @@ def make_checkpoint(folder, gigabytes):
         tensors = {key: bf16(rng, shape) for key, shape in shard.items()}
         total += sum(t.nbytes for t in tensors.values())
         write_safetensors(folder / name, tensors)
-        weight_map.update({key: name for key in shard})
+        weight_map.update(dict.fromkeys(shard, name))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN,
@@ -146,7 +149,9 @@ def main():
     largest = 2 * VOCAB * HIDDEN
     print("| what | seconds | M weights/s |")
     print("|--|--:|--:|")
-    print(f"| solver alone, {args.threads} threads | {min(solver):.2f} | {weights / min(solver) / 1e6:.0f} |")
+    print(
+        f"| solver alone, {args.threads} threads | {min(solver):.2f} | {weights / min(solver) / 1e6:.0f} |"
+    )
     print(f"| folder to folder | {min(whole):.2f} | {weights / min(whole) / 1e6:.0f} |")
     print(f"\nfolder rate / solver rate: {min(solver) / min(whole):.2f}; peak memory "
           f"{max(peak) / 1e6:.0f} MB (largest tensor {largest / 1e6:.0f} MB, "

@@ -123,7 +123,9 @@ def worker(text: str) -> None:
         run = ENGINES[args.engine](args)
         run()
     except Exception as error:
-        print(json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]}), file=out, flush=True)
+        print(
+            json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]}), file=out, flush=True
+        )
         return
     print(json.dumps({}), file=out, flush=True)
     for _ in sys.stdin:

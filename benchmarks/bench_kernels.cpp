@@ -1,4 +1,5 @@
-// Rates of the CPU kernels on every target of this machine, one thread: bench_kernels [--benchmark_filter=...]
+// Rates of the CPU kernels on every target of this machine, one thread: bench_kernels
+// [--benchmark_filter=...]
 #include <benchmark/benchmark.h>
 
 #include <random>
@@ -20,8 +21,8 @@ const hqq::RowMajorMatrix& weights() {
 }
 
 void set_rate(benchmark::State& state) {
-  state.counters["weights/s"] = benchmark::Counter(
-      static_cast<double>(weights().size()), benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["weights/s"] = benchmark::Counter(static_cast<double>(weights().size()),
+                                                   benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void quantize(benchmark::State& state, const std::string& target, const hqq::LayerConfig& config) {

@@ -7,7 +7,8 @@ slices, `--rounds` times, and only one runs at a time. Up to 8 rows the products
 together more than `--cold-mb`, as decoding walks through the layers of a model; with more rows they use one copy.
 
 Two of the processes only read memory. "of read" is the rate at which a peer reads its weights over the best rate of
-the first, a plain loop (four streams at a time read up to half more): hqq.cpp counts the tiles it reads, and in "of read (format 1)" the bytes of the same weights in format 1
+the first, a plain loop (four streams at a time read up to half more): hqq.cpp counts the tiles it reads,
+and in "of read (format 1)" the bytes of the same weights in format 1
 (1.58 bits take 2 bits a weight in tiles). The error is that of y against the product with the same quantized weights.
 Peers: pip install -r benchmarks/requirements-peers.txt; those that are missing are named with the reason.
 """
@@ -15,6 +16,7 @@ Peers: pip install -r benchmarks/requirements-peers.txt; those that are missing 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -242,10 +244,8 @@ def machine() -> str:
 
     versions = [f"hqq_cpp {hqq_cpp.__version__} (target {hqq_cpp.cpu_target()})"]
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            pass
     return f"{cpu_name()}, {os.cpu_count()} processors; " + ", ".join(versions)
 
 

@@ -70,8 +70,9 @@ GGML_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 1
 
 def run_ggml(W, threads, options):
     """Row blocks on Python threads (ctypes drops the GIL), as llama-quantize does it."""
-    import libggml
     from concurrent.futures import ThreadPoolExecutor
+
+    import libggml
     from gguf import GGMLQuantizationType, quants
 
     lib = ctypes.CDLL(os.path.join(os.path.dirname(libggml.__file__), "lib64", "libggml-base.so"))
@@ -83,7 +84,15 @@ def run_ggml(W, threads, options):
     lib.ggml_init.argtypes, lib.ggml_init.restype = [InitParams], pointer
     lib.ggml_init(InitParams(1 << 16, None, True))  # fills the fp16 tables
     lib.ggml_row_size.argtypes, lib.ggml_row_size.restype = [ctypes.c_int, int64], ctypes.c_size_t
-    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, int64, int64, int64, pointer]
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        pointer,
+        pointer,
+        int64,
+        int64,
+        int64,
+        pointer,
+    ]
     kind = GGML_TYPES[options["type"]]
     lib.ggml_quantize_init(kind)
     rows, cols = W.shape
@@ -169,7 +178,9 @@ def print_table(results, args):
 
     print(f"\n{args.rows} x {args.cols} float32, {cpu_name()}, {os.cpu_count()} processors, "
           f"hqq_cpp target {hqq_cpp.cpu_target()}\n")  # fmt: skip
-    print("| what | threads | M weights/s | x upstream | mean abs error | rms error | bits/weight |")
+    print(
+        "| what | threads | M weights/s | x upstream | mean abs error | rms error | bits/weight |"
+    )
     print("|--|--:|--:|--:|--:|--:|--:|")
     for (name, threads), r in results.items():
         peer = results.get((RUNS[name][2], threads), {})

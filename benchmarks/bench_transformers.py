@@ -41,7 +41,7 @@ def seconds(work) -> float:
 def interleaved(works: dict, repeat: int) -> dict[str, float]:
     """Median seconds of each, run in turns so that a busy machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in works}
-    for name, work in works.items():
+    for work in works.values():
         work()  # warms page cache, imports, compilers
     for _ in range(repeat):
         for name, work in works.items():

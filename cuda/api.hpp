@@ -65,7 +65,7 @@ struct QuantizeProblems {
   std::uint64_t nonfinite;        // weights that are NaN or Inf as float32
   std::uint64_t first_nonfinite;  // row * cols + column of the first, ~0: none
   std::uint64_t first_overflow;   // first group whose stored scale or zero is not finite, ~0: none
-  std::uint64_t first_small;      // first group whose stored scale is not above small_scale, ~0: none
+  std::uint64_t first_small;  // first group whose stored scale is not above small_scale, ~0: none
 };
 inline constexpr QuantizeProblems kNoProblem{0, ~std::uint64_t{0}, ~std::uint64_t{0},
                                              ~std::uint64_t{0}};
@@ -79,8 +79,8 @@ struct QuantizeArgs {
   SolverKind solver = SolverKind::kJoint;
   core::SolverParams params;
   const core::Shrinkage* shrinkages = nullptr;  // host, of every step of kHqq: hqq_shrinkages()
-  float small_scale = 0.0f;   // stored scales up to this are reported
-  bool balance = false;       // sinkhorn: fills out.col_scale first
+  float small_scale = 0.0f;                     // stored scales up to this are reported
+  bool balance = false;                         // sinkhorn: fills out.col_scale first
   DeviceMatrix out;
   QuantizeProblems* problems = nullptr;
   core::ErrorSums* errors = nullptr;  // or null: not wanted

@@ -123,7 +123,9 @@ def perplexity(model, ids, window=256):
     """exp of the mean loss over windows of the text."""
     model.eval()
     x = ids[: len(ids) // window * window].view(-1, window)
-    losses = [model(input_ids=part, labels=part).loss.item() for part in x.split(8) if len(part) == 8]
+    losses = [
+        model(input_ids=part, labels=part).loss.item() for part in x.split(8) if len(part) == 8
+    ]
     return math.exp(sum(losses) / len(losses))
 
 

@@ -1,6 +1,6 @@
 """Quantizes the bundled model (unless that has been done) and prints what it cost and what it saved.
 
-    python examples/quickstart.py [--nbits 4] [--model examples/tiny-llama] [--out FOLDER]
+python examples/quickstart.py [--nbits 4] [--model examples/tiny-llama] [--out FOLDER]
 """
 
 import argparse
@@ -92,7 +92,12 @@ def main():
         ["", "before", "after", "change"],
         [
             ["size of the weights", f"{before:,} B", f"{after:,} B", f"{before / after:.2f}x less"],
-            ["perplexity", f"{ppl_before:.3f}", f"{ppl_after:.3f}", f"{ppl_after - ppl_before:+.3f}"],
+            [
+                "perplexity",
+                f"{ppl_before:.3f}",
+                f"{ppl_after:.3f}",
+                f"{ppl_after - ppl_before:+.3f}",
+            ],
         ],
     )
     print(f"\nEmbeddings and norms are kept as they were. The quantized model is in {out}")

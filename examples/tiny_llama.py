@@ -10,6 +10,7 @@ It runs Llama checkpoints with a byte-level BPE tokenizer, in float32. Quantized
 dequantized when the model is loaded, so what is measured is the weights' error and nothing else.
 """
 
+import itertools
 import json
 import re
 from functools import cache
@@ -47,7 +48,7 @@ class Tokenizer:
         """Merges the neighbours of lowest rank until no pair of neighbours has one."""
         parts = [BYTE_TO_CHAR[byte] for byte in piece.encode("utf-8")]
         while len(parts) > 1:
-            ranks = [self.ranks.get(pair, np.inf) for pair in zip(parts, parts[1:])]
+            ranks = [self.ranks.get(pair, np.inf) for pair in itertools.pairwise(parts)]
             lowest = min(ranks)
             if lowest == np.inf:
                 break

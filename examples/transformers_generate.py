@@ -1,7 +1,7 @@
 """Generates text with a quantized model.
 
-    pip install . torch transformers
-    python examples/transformers_generate.py --prompt "And it came to pass" --nbits 4
+pip install . torch transformers
+python examples/transformers_generate.py --prompt "And it came to pass" --nbits 4
 """
 
 import argparse

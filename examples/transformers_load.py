@@ -1,7 +1,7 @@
 """Quantizes a model while Transformers loads it, and prints what that did.
 
-    pip install . torch transformers
-    python examples/transformers_load.py --nbits 3
+pip install . torch transformers
+python examples/transformers_load.py --nbits 3
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Gives every kind of layer its own bits: 4 bits for attention, 3 for the MLP.
 
-    pip install . torch transformers
-    python examples/transformers_per_tag.py
+pip install . torch transformers
+python examples/transformers_per_tag.py
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Saves a quantized model and loads it again: the same logits to the last bit.
 
-    pip install . torch transformers
-    python examples/transformers_save.py OUT
+pip install . torch transformers
+python examples/transformers_save.py OUT
 """
 
 import argparse

@@ -46,6 +46,10 @@ else
   pip_install -q -r "$venv/requirements.txt"
 fi
 
+begin "Style: format and lint"
+pip_install -q -r "$root/scripts/requirements-style.txt"
+STYLE_BIN=$venv/bin bash "$root/scripts/check-style.sh"
+
 # One name for the compiler in every build: ccache tells c++ and g++ apart.
 CXX=${CXX:-$(command -v g++ || command -v c++)}
 export CXX

@@ -18,8 +18,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 const std::vector<std::string> kLayerKeys = {
-    "nbits", "group_size", "axis",       "solver",     "balance",     "lp_norm",   "iterations",
-    "beta",  "kappa",      "grow_beta",  "round_zero", "quant_zero",  "quant_scale", "meta_dtype"};
+    "nbits", "group_size", "axis",      "solver",     "balance",    "lp_norm",     "iterations",
+    "beta",  "kappa",      "grow_beta", "round_zero", "quant_zero", "quant_scale", "meta_dtype"};
 
 // nbits is "four" (a string): what was given, cut to a readable length.
 std::string given(const std::string& key, const Json& value) {

@@ -81,12 +81,13 @@ def case_functions(args: argparse.Namespace) -> dict:
 
 
 def make_bench(args: argparse.Namespace):
-    import hqq_cpp
     import torch
     from layers import Bench, all_widths
     from peers import BASELINE, OURS, PEERS, available
     from report import Report, machine_text, nvidia_smi, versions
     from timing import bus_rate, copy_rate
+
+    import hqq_cpp
 
     device = torch.cuda.current_device()
     properties = torch.cuda.get_device_properties(device)

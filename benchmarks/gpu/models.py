@@ -32,8 +32,9 @@ READERS = 8
 def random_llama(sizes: Llama, nbits: float, device: str) -> torch.nn.Module:
     """A Llama of random fp16 weights on the device; nbits below 16: each matrix is quantized as it is made,
     the last one (lm_head) too."""
-    import hqq_cpp
     import transformers
+
+    import hqq_cpp
 
     config = transformers.LlamaConfig(
         vocab_size=sizes.vocab, hidden_size=sizes.hidden, intermediate_size=sizes.intermediate,

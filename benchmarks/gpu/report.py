@@ -13,6 +13,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import contextlib
+
 from bench_linear import table
 
 # The versions of these are printed.
@@ -101,10 +103,8 @@ def nvidia_smi(index: int) -> str:
 def versions() -> str:
     found = []
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            pass
     return ", ".join(found)
 
 

@@ -1,5 +1,5 @@
-// Checkpoint folders: quantize, dequantize, convert, verify, compare. Every function streams: memory
-// stays near the largest matrix, whatever the size of the model.
+// Checkpoint folders: quantize, dequantize, convert, verify, compare. Every function streams:
+// memory stays near the largest matrix, whatever the size of the model.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,12 @@
 
 namespace hqq {
 
-// What is going on in a long operation. Called from one thread, not more than about ten times a second
-// and once at the end.
+// What is going on in a long operation. Called from one thread, not more than about ten times a
+// second and once at the end.
 struct Progress {
-  std::string stage;        // "quantize", "verify", ...
-  std::string current;      // tensor or file
-  std::uint64_t done = 0;   // weights (or bytes for verify and copies)
+  std::string stage;       // "quantize", "verify", ...
+  std::string current;     // tensor or file
+  std::uint64_t done = 0;  // weights (or bytes for verify and copies)
   std::uint64_t total = 0;
   double seconds = 0;
 };
@@ -35,9 +35,9 @@ using ProgressCallback = std::function<bool(const Progress&)>;
 // .safetensors file, opened and validated.
 class Checkpoint {
  public:
-  // Throws FormatError for a broken index (a path that leaves the folder, a shard that is missing, a
-  // tensor listed in the wrong shard or twice) or file, std::system_error from the OS. A shard that
-  // is a link to a file elsewhere is refused, unless follow_links.
+  // Throws FormatError for a broken index (a path that leaves the folder, a shard that is missing,
+  // a tensor listed in the wrong shard or twice) or file, std::system_error from the OS. A shard
+  // that is a link to a file elsewhere is refused, unless follow_links.
   explicit Checkpoint(const std::filesystem::path& path, bool follow_links = false);
 
   const std::filesystem::path& path() const { return path_; }
@@ -77,10 +77,10 @@ struct QuantizeReport {
   std::vector<std::string> copied;  // 2-D and larger tensors that were left as they are
   // One sentence each: names of the config that fit no layer, weights that are left out.
   std::vector<std::string> warnings;
-  std::uint64_t bytes_before = 0;   // all tensors
+  std::uint64_t bytes_before = 0;  // all tensors
   std::uint64_t bytes_after = 0;
-  std::uint64_t weights = 0;        // quantized
-  double bits_per_weight = 0;       // of the quantized layers, metadata included
+  std::uint64_t weights = 0;   // quantized
+  double bits_per_weight = 0;  // of the quantized layers, metadata included
   double seconds = 0;
 };
 
@@ -122,8 +122,8 @@ void convert_checkpoint(const std::filesystem::path& source,
                         const std::filesystem::path& destination, CheckpointFormat to,
                         const CheckpointOptions& options = {});
 
-// Reads one quantized layer of a format-1 checkpoint. For fused experts [E, out, in] `expert` selects
-// the matrix. Throws std::invalid_argument when there is no such layer.
+// Reads one quantized layer of a format-1 checkpoint. For fused experts [E, out, in] `expert`
+// selects the matrix. Throws std::invalid_argument when there is no such layer.
 QuantizedTensor load_quantized(const Checkpoint& checkpoint, const std::string& layer_name,
                                std::int64_t expert = 0);
 // Names of the quantized layers of a format-1 checkpoint, in file order.
@@ -146,7 +146,7 @@ struct TensorDiff {
   double max_abs = 0;
   double relative = 0;  // ||A - B|| / ||A||
   bool identical = false;
-  std::string note;     // "only in A", "shapes differ: ...", or empty
+  std::string note;  // "only in A", "shapes differ: ...", or empty
 };
 // Compares two checkpoints tensor by tensor on dense values (quantized layers are dequantized).
 std::vector<TensorDiff> diff_checkpoints(const std::filesystem::path& a,

@@ -13,8 +13,8 @@
 
 namespace hqq {
 
-// kMinMax: round to nearest from min/max. kHqq: upstream's algorithm (zero only). kJoint: half-quadratic
-// in scale and zero (docs/solver.md).
+// kMinMax: round to nearest from min/max. kHqq: upstream's algorithm (zero only). kJoint:
+// half-quadratic in scale and zero (docs/solver.md).
 enum class Solver { kMinMax, kHqq, kJoint };
 // kAuto: sinkhorn, but none when the layer has importance weights (they serve the same end better).
 enum class Balance { kAuto, kNone, kSinkhorn };
@@ -36,8 +36,8 @@ struct LayerConfig {
   std::optional<int> iterations;
   // Half-quadratic penalty, used when lp_norm < 2.
   double beta = 10.0;
-  // Its growth a step in solver "hqq". Upstream's releases take it and never apply it, its master branch
-  // does: grow_beta.
+  // Its growth a step in solver "hqq". Upstream's releases take it and never apply it, its master
+  // branch does: grow_beta.
   double kappa = 1.01;
   bool grow_beta = false;
   // Round the zero point before solver "hqq" starts. Unset: upstream's rule, only at 4 bits.
@@ -67,23 +67,26 @@ class HqqConfig {
   // Settings of every layer that no rule names.
   LayerConfig defaults;
   // Rules, in the order they were given: a name, a glob ("*.mlp.experts.*") or a regex ("re:...",
-  // ECMAScript without back-references) of the full layer name -> settings for the matching layers (a
-  // full LayerConfig: defaults with the rule's fields replaced). nullopt as the value: leave these layers
-  // unquantized. A name is any run of whole components of the layer's name or tag: that of the layer
-  // ("mlp.down_proj") or of a parent ("vision_tower", "model.layers.0"), which covers all below it. A
-  // full name wins over skip_modules, that over other names, those over patterns. Among names that of
-  // the layer wins over a parent's, then the one of most components; else the first given.
+  // ECMAScript without back-references) of the full layer name -> settings for the matching layers
+  // (a full LayerConfig: defaults with the rule's fields replaced). nullopt as the value: leave
+  // these layers unquantized. A name is any run of whole components of the layer's name or tag:
+  // that of the layer
+  // ("mlp.down_proj") or of a parent ("vision_tower", "model.layers.0"), which covers all below it.
+  // A full name wins over skip_modules, that over other names, those over patterns. Among names
+  // that of the layer wins over a parent's, then the one of most components; else the first given.
   std::vector<std::pair<std::string, std::optional<LayerConfig>>> dynamic_config;
   // Names (as above), globs or "re:" patterns of layers that stay as they are.
   std::vector<std::string> skip_modules = {"lm_head"};
-  // Upstream's rule for per-tag configs: a layer that no key of dynamic_config names stays unquantized.
+  // Upstream's rule for per-tag configs: a layer that no key of dynamic_config names stays
+  // unquantized.
   bool dynamic_only = false;
 
   HqqConfig() = default;
   explicit HqqConfig(const LayerConfig& defaults) : defaults(defaults) {}
 
-  // The settings of a layer ("model.layers.0.mlp.down_proj", no ".weight"), or nullopt if it is skipped.
-  // `must_be_named`: neither the defaults nor a rule for a parent count, as for embeddings.
+  // The settings of a layer ("model.layers.0.mlp.down_proj", no ".weight"), or nullopt if it is
+  // skipped. `must_be_named`: neither the defaults nor a rule for a parent count, as for
+  // embeddings.
   std::optional<LayerConfig> layer(const std::string& layer_name, bool must_be_named = false) const;
 
   // Throws std::invalid_argument when a field or rule is invalid.
@@ -91,9 +94,10 @@ class HqqConfig {
 
   // Reads our own form (every key optional), Transformers' HqqConfig forms (keywords, or
   // {"quant_config": {"weight_quant_params": ...}, "skip_modules", "quant_method"}) and upstream's
-  // BaseQuantizeConfig form, alone or per tag. The last two mean balance none, and settings per tag mean
-  // dynamic_only. An unknown key throws std::invalid_argument naming it and the nearest known key. The
-  // order of dynamic_config counts: an nlohmann::json, which converts, has its keys sorted already.
+  // BaseQuantizeConfig form, alone or per tag. The last two mean balance none, and settings per tag
+  // mean dynamic_only. An unknown key throws std::invalid_argument naming it and the nearest known
+  // key. The order of dynamic_config counts: an nlohmann::json, which converts, has its keys sorted
+  // already.
   static HqqConfig from_json(const nlohmann::ordered_json& json);
   static HqqConfig from_json_text(const std::string& text);
   // Our own form; from_json(to_json()) gives an equal config.
@@ -110,18 +114,18 @@ struct ModelNames {
 
 // A name in a config that fits nothing in a model: most often a typing mistake.
 struct UnmatchedName {
-  std::string where;    // "dynamic_config", "skip_modules" or "importance"
+  std::string where;  // "dynamic_config", "skip_modules" or "importance"
   std::string name;
   std::string nearest;  // what may have been meant; empty when there is nothing to compare with
 };
 
-// Rules, entries of skip_modules and names of importance vectors (full layer names) that fit nothing,
-// in their order. "lm_head" in skip_modules is no mistake: models with tied weights have none.
-// `nearest` is known for the first eight.
+// Rules, entries of skip_modules and names of importance vectors (full layer names) that fit
+// nothing, in their order. "lm_head" in skip_modules is no mistake: models with tied weights have
+// none. `nearest` is known for the first eight.
 std::vector<UnmatchedName> unmatched_names(const HqqConfig& config, const ModelNames& model,
                                            const std::vector<std::string>& importance = {});
-// A sentence each, "skip_modules names no layer: 'q_prj'; nearest is 'q_proj'", for the first eight,
-// and one with the number of the others.
+// A sentence each, "skip_modules names no layer: 'q_prj'; nearest is 'q_proj'", for the first
+// eight, and one with the number of the others.
 std::vector<std::string> describe(const std::vector<UnmatchedName>& names);
 
 // LayerConfig in our own JSON form (all fields) and back, starting from `base`.

@@ -7,7 +7,8 @@
 
 namespace hqq {
 
-// A file or a set of tensors that breaks its format. Python sees hqq_cpp.FormatError (a ValueError).
+// A file or a set of tensors that breaks its format. Python sees hqq_cpp.FormatError (a
+// ValueError).
 class FormatError : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;

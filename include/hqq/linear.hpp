@@ -28,8 +28,8 @@ struct LinearOptions {
 // types do not fit, or HQQ_CPU_MODE is neither fast nor exact.
 void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options = {});
-// The caller must be compiled with the alignment of Eigen (-march) that the library has: the result is
-// freed there. The function above has no such condition.
+// The caller must be compiled with the alignment of Eigen (-march) that the library has: the result
+// is freed there. The function above has no such condition.
 RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
                       std::span<const float> bias = {}, const LinearOptions& options = {});
 
@@ -42,8 +42,8 @@ struct LinearCall {
   std::int64_t y_stride = 0;  // elements between rows of y; 0: out_features
 };
 
-// All of them, spread over the threads together: the experts that tokens are routed to, or projections
-// of one input. The results are those of one call each.
+// All of them, spread over the threads together: the experts that tokens are routed to, or
+// projections of one input. The results are those of one call each.
 void linear(std::span<const LinearCall> calls, const LinearOptions& options = {});
 
 // The same for weights in format 1, whose rows are put into tiles on the way: for a product that is

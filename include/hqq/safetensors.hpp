@@ -29,8 +29,8 @@ struct TensorInfo {
 // An open, fully validated file. Reading is thread safe (pread).
 class SafetensorsFile {
  public:
-  // Throws FormatError for a file that breaks any rule of the format (header length, JSON, duplicate
-  // keys, dtype, shape, offsets that do not tile the data section, trailing bytes) and
+  // Throws FormatError for a file that breaks any rule of the format (header length, JSON,
+  // duplicate keys, dtype, shape, offsets that do not tile the data section, trailing bytes) and
   // std::system_error when it cannot be read.
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
@@ -45,8 +45,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const;
   std::uint64_t file_size() const;
 
-  // Copies `out.size()` bytes of a tensor, from byte `offset` of it. Throws FormatError when the range
-  // leaves the tensor or the file has been truncated since.
+  // Copies `out.size()` bytes of a tensor, from byte `offset` of it. Throws FormatError when the
+  // range leaves the tensor or the file has been truncated since.
   void read(const TensorInfo& info, std::uint64_t offset, std::span<std::byte> out) const;
   // The whole tensor, owned.
   Tensor read(const TensorInfo& info) const;

@@ -146,8 +146,8 @@ void dequantize(const Path& source, const Path& destination, const py::object& d
   });
 }
 
-void convert(const Path& source, const Path& destination, const Text& to, int threads,
-             bool force, bool follow_links, const py::object& progress) {
+void convert(const Path& source, const Path& destination, const Text& to, int threads, bool force,
+             bool follow_links, const py::object& progress) {
   if (to != "upstream" && to != "hqq_cpp") {
     throw_invalid("convert", "to is " + quote_name(to) + "; it must be 'upstream' or 'hqq_cpp'");
   }

@@ -84,9 +84,10 @@ class NativeLayer {
     });
   }
 
-  // Every row of x [rows, in_features] times the matrix of its expert, tiled. Matrix i of every tensor
-  // is steps[i-th tensor] bytes after matrix i - 1; an expert has `parts` that follow each other, and
-  // whose results do in y [rows, parts * out_features]. counts: rows of each expert, in order.
+  // Every row of x [rows, in_features] times the matrix of its expert, tiled. Matrix i of every
+  // tensor is steps[i-th tensor] bytes after matrix i - 1; an expert has `parts` that follow each
+  // other, and whose results do in y [rows, parts * out_features]. counts: rows of each expert, in
+  // order.
   void experts_linear(const std::vector<std::uintptr_t>& addresses,
                       const std::vector<std::uintptr_t>& steps, std::int64_t parts,
                       const std::vector<std::int64_t>& counts, std::uintptr_t x,
@@ -105,9 +106,11 @@ class NativeLayer {
                            static_cast<std::size_t>(row * stride) * dtype_size(type);
       const TensorView rows(x_rows, type, counts[expert], prototype.in_features, stride);
       for (std::int64_t part = 0; part < parts; ++part) {
-        const auto index = expert * static_cast<std::size_t>(parts) + static_cast<std::size_t>(part);
+        const auto index =
+            expert * static_cast<std::size_t>(parts) + static_cast<std::size_t>(part);
         matrices.push_back(prototype);
-        place(matrices.back(), [&](std::size_t i) { return addresses.at(i) + index * steps.at(i); });
+        place(matrices.back(),
+              [&](std::size_t i) { return addresses.at(i) + index * steps.at(i); });
         auto* y_rows = reinterpret_cast<std::byte*>(y) +
                        static_cast<std::size_t>(row * y_stride + part * prototype.out_features) *
                            dtype_size(type);
@@ -168,9 +171,9 @@ void bind_linear(py::module_& m) {
       .def("linear", &NativeLayer::linear, py::arg("addresses"), py::arg("x"), py::arg("rows"),
            py::arg("stride"), py::arg("dtype"), py::arg("bias"), py::arg("y"), py::arg("mode"),
            py::arg("threads"));
-  native.def("experts_linear", &NativeLayer::experts_linear, py::arg("addresses"),
-             py::arg("steps"), py::arg("parts"), py::arg("counts"), py::arg("x"), py::arg("stride"),
-             py::arg("dtype"), py::arg("y"), py::arg("mode"), py::arg("threads"));
+  native.def("experts_linear", &NativeLayer::experts_linear, py::arg("addresses"), py::arg("steps"),
+             py::arg("parts"), py::arg("counts"), py::arg("x"), py::arg("stride"), py::arg("dtype"),
+             py::arg("y"), py::arg("mode"), py::arg("threads"));
   m.def("dtype_code", &dtype_code, py::arg("dtype"),
         "The code that NativeLayer takes for a dtype.");
   m.def(

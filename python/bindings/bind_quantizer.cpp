@@ -21,9 +21,8 @@ Example:
 std::pair<QuantizedTensor, QuantizeStats> quantize_matrix(const py::object& W,
                                                           const py::object& config,
                                                           const Text& name,
-                                                          const py::object& importance,
-                                                          int threads, const Text& device,
-                                                          bool stats) {
+                                                          const py::object& importance, int threads,
+                                                          const Text& device, bool stats) {
   const std::string where = name.empty() ? "quantize" : name.c_str();
   const Quantizer quantizer(config_from_python(config), Device::parse(device));
   const ArrayView array = view_array(W, where);

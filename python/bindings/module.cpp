@@ -16,7 +16,8 @@ constexpr const char* kPybind11Version =
 cli::Hooks::Outcome write_qmodel(const std::string& folder) {
   const py::gil_scoped_acquire acquire;
   const py::object module = py::module_::import("hqq_cpp._cli");
-  const auto result = module.attr("write_qmodel")(py::str(folder)).cast<std::pair<int, std::string>>();
+  const auto result =
+      module.attr("write_qmodel")(py::str(folder)).cast<std::pair<int, std::string>>();
   return {result.first, result.second};
 }
 
@@ -24,9 +25,8 @@ int cli_main(const std::vector<std::string>& argv) {
   std::vector<const char*> pointers;
   for (const std::string& argument : argv) pointers.push_back(argument.c_str());
   const py::gil_scoped_release release;
-  const int code =
-      cli::run(static_cast<int>(pointers.size()), pointers.data(), std::cout, std::cerr,
-               {.write_qmodel = &write_qmodel});
+  const int code = cli::run(static_cast<int>(pointers.size()), pointers.data(), std::cout,
+                            std::cerr, {.write_qmodel = &write_qmodel});
   std::cout.flush();
   std::cerr.flush();
   return code;

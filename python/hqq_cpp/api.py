@@ -16,6 +16,7 @@ from ._core import (
     QuantizeStats,
     Tensor,
     TensorDiff,
+    TiledTensor,
     VerifyReport,
 )
 from .config import importance_of

@@ -201,8 +201,8 @@ std::string read_text_file(const std::string& path, const std::string& what) {
     if (count == 0) return text;
     if (count > 0) text.append(buffer, static_cast<std::size_t>(count));
   }
-  throw_invalid(what, quote_text(path) + " has more than the " +
-                          std::to_string(kMaxConfigBytes) + " bytes allowed");
+  throw_invalid(what, quote_text(path) + " has more than the " + std::to_string(kMaxConfigBytes) +
+                          " bytes allowed");
 }
 
 nlohmann::ordered_json shape_json(const std::vector<std::int64_t>& shape) {

@@ -108,10 +108,10 @@ int add_qmodel(const ConvertFlags& options, Context& context) {
 
 int run_convert(const ConvertFlags& options, Context& context) {
   const CheckpointFormat to = parse_format(options.to);
-  const int code = run_and_report("convert", options, context, {{"to", options.to}},
-                                  [&](const CheckpointOptions& how) {
-                                    convert_checkpoint(options.source, options.destination, to, how);
-                                  });
+  const int code = run_and_report(
+      "convert", options, context, {{"to", options.to}}, [&](const CheckpointOptions& how) {
+        convert_checkpoint(options.source, options.destination, to, how);
+      });
   if (to != CheckpointFormat::kUpstream || options.no_qmodel) return code;
   return add_qmodel(options, context);
 }

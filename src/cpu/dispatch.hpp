@@ -8,8 +8,8 @@ namespace hqq::cpu {
 
 // Targets this machine can run, best first: some of "AVX3_VNNI", "AVX3" (AVX-512), "AVX2_VNNI",
 // "AVX2", "SSE4", "NEON", those that newer versions of Highway add, and always "scalar", the core's
-// one-lane instantiation. The fused linear kernels alone know "_VNNI"; on "SSE4" they are the scalar
-// ones.
+// one-lane instantiation. The fused linear kernels alone know "_VNNI"; on "SSE4" they are the
+// scalar ones.
 std::vector<std::string> supported_targets();
 // The one in use: the best, or HQQ_CPU_TARGET if it names a supported one.
 const std::string& current_target();

@@ -53,8 +53,8 @@ WaitingThreads start_waiting_threads(int count) {
   return threads;
 }
 
-// Gives an Eigen pool threads that run already: its own would be lost with the pool half built where
-// one cannot be started.
+// Gives an Eigen pool threads that run already: its own would be lost with the pool half built
+// where one cannot be started.
 struct StartedThreads {
   using EnvThread = WaitingThread;
   struct Task {
@@ -85,7 +85,8 @@ Pool* pool(int threads) {
   if (entry == nullptr) {
     auto started = std::make_shared<WaitingThreads>(start_waiting_threads(threads));
     const int count = static_cast<int>(started->size());
-    // Never deleted: joining threads during static destruction deadlocks when a library is unloaded.
+    // Never deleted: joining threads during static destruction deadlocks when a library is
+    // unloaded.
     if (count > 0) entry = new Pool(count, StartedThreads{std::move(started)});
   }
   return entry;

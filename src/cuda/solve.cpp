@@ -56,10 +56,11 @@ void check_small_scales(const DeviceTask& task, StreamHandle stream) {
   q.in_features = task.W.cols;
   q.allocate();
   const DeviceMatrix& out = task.out;
-  for (const auto& [from, to] :
-       {std::pair<const void*, Tensor*>{out.scale, &q.scale}, {out.zero, &q.zero},
-        {out.zero_step, &q.zero_step}, {out.zero_offset, &q.zero_offset},
-        {out.col_scale, &q.col_scale}}) {
+  for (const auto& [from, to] : {std::pair<const void*, Tensor*>{out.scale, &q.scale},
+                                 {out.zero, &q.zero},
+                                 {out.zero_step, &q.zero_step},
+                                 {out.zero_offset, &q.zero_offset},
+                                 {out.col_scale, &q.col_scale}}) {
     if (*to) read(from, to->buffer.data, to->buffer.size);
   }
   const std::int64_t numel = (task.W.rows - 1) * task.W.row_stride + task.W.cols;
@@ -112,9 +113,9 @@ void solve(const DeviceTask& task, void* workspace, std::size_t workspace_bytes,
   Findings findings;
   check(api.copy(workspace, &findings, sizeof(findings), stream), what);
   const std::vector<core::Shrinkage> shrinkages = hqq_shrinkages(task.config);
-  check(api.quantize(make_args(task, shrinkages.data(), static_cast<std::byte*>(workspace),
-                               workspace_bytes),
-                     stream),
+  check(api.quantize(
+            make_args(task, shrinkages.data(), static_cast<std::byte*>(workspace), workspace_bytes),
+            stream),
         what);
   check(api.copy(&findings, workspace, sizeof(findings), stream), what);
   check(api.synchronize(stream), what);

@@ -16,8 +16,8 @@ namespace hqq {
 namespace {
 
 // Whether the descriptor is that of the file that has the name now. The process that had the lock
-// may have removed its file between our open() and our flock(): then we hold a lock that nobody else
-// will look at.
+// may have removed its file between our open() and our flock(): then we hold a lock that nobody
+// else will look at.
 bool is_file_at(int fd, const std::filesystem::path& path) {
   struct stat held, named;
   return ::fstat(fd, &held) == 0 && ::stat(path.c_str(), &named) == 0 &&

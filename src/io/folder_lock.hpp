@@ -6,8 +6,8 @@
 
 namespace hqq {
 
-// "<destination>.partial.lock". Beside the folders, not inside of one: they are renamed and removed while
-// the lock is held.
+// "<destination>.partial.lock". Beside the folders, not inside of one: they are renamed and removed
+// while the lock is held.
 std::filesystem::path lock_path(const std::filesystem::path& destination);
 
 // Held from construction to destruction, which removes the file. The system releases the lock of a

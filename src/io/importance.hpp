@@ -22,7 +22,8 @@ class ImportanceFile {
   // Throws FormatError, naming the tensor, unless that of `layer` is [in_features] (for fused
   // experts also [experts, in_features]), of a float type, finite, >= 0 and not all zero.
   void check(const LayerDescription& layer) const;
-  // Throws FormatError naming the first tensor that bears no layer's name, and the nearest of those.
+  // Throws FormatError naming the first tensor that bears no layer's name, and the nearest of
+  // those.
   void check_names(const ModelNames& names) const;
   // Values for matrix `expert` of a layer that has() and check() have accepted.
   std::vector<float> read(const LayerDescription& layer, std::int64_t expert) const;

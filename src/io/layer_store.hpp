@@ -42,7 +42,7 @@ struct LayerDescription {
   LayerConfig config;  // resolved
   DType dtype = DType::kBF16;       // of the dense weight
   std::vector<std::int64_t> shape;  // [out, in] or, for fused experts, [experts, out, in]
-  bool transposed = false;  // the dense weight is stored as [in, out]: that of a Conv1D
+  bool transposed = false;          // the dense weight is stored as [in, out]: that of a Conv1D
 
   bool is_fused() const { return shape.size() == 3; }
   std::int64_t matrices() const { return is_fused() ? shape[0] : 1; }
@@ -86,8 +86,8 @@ QuantizedTensor read_matrix(const StoredLayer& layer, std::int64_t expert, bool 
 // [rows, cols] -> [cols, rows] of the same type.
 void transpose_matrix(const Tensor& from, const Tensor& to);
 
-// True if any shard describes quantized layers, or config.json names hqq_cpp as the quantizer or, as
-// the first folders do, as the quant_method.
+// True if any shard describes quantized layers, or config.json names hqq_cpp as the quantizer or,
+// as the first folders do, as the quant_method.
 bool is_quantized_by_us(const Checkpoint& checkpoint);
 
 }  // namespace hqq

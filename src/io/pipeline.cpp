@@ -55,7 +55,8 @@ class Pipeline {
     // If this throws (no more threads), the reader has to be stopped before it is destroyed.
     std::vector<std::thread> others;
     guarded([&] {
-      others.reserve(static_cast<std::size_t>(threads_));  // a thread without a place ends the process
+      others.reserve(
+          static_cast<std::size_t>(threads_));  // a thread without a place ends the process
       others.push_back(cpu::start_thread([this] { guarded([this] { write_all(); }); }));
       for (int i = 1; i < threads_; ++i) {
         others.push_back(cpu::start_thread([this] { guarded([this] { compute_ahead(); }); }));

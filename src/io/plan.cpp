@@ -86,8 +86,8 @@ void check_unique(const std::vector<ShardPlan>& shards) {
   }
 }
 
-// " (of its 6 matrices 2 are embeddings, 4 weights of Conv1D, which quantize_model_ and from_pretrained
-// quantize)"
+// " (of its 6 matrices 2 are embeddings, 4 weights of Conv1D, which quantize_model_ and
+// from_pretrained quantize)"
 std::string what_matrices_are(const std::vector<std::string>& names, const Roles& roles) {
   constexpr std::pair<Role, std::string_view> kWords[] = {
       {Role::kEmbedding, "embeddings"},

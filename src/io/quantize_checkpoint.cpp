@@ -213,8 +213,7 @@ QuantizeReport quantize_checkpoint(const fs::path& source_path, const fs::path& 
   const ImportanceFile importance(options.importance);
   const QuantizePlan plan = plan_quantization(source, config, importance);
   QuantizeReport report = plan.report();
-  for (std::string& warning :
-       source_warnings(source, report.bytes_after, options.follow_links)) {
+  for (std::string& warning : source_warnings(source, report.bytes_after, options.follow_links)) {
     report.warnings.push_back(std::move(warning));
   }
   if (options.dry_run) return report;

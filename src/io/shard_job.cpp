@@ -75,8 +75,9 @@ void ShardJob::check_source(const std::string& where) const {
   for (std::size_t s = 0; s < source_.shard_count(); ++s) {
     const fs::path& path = source_.shard(s).path();
     if (file_state(path).has_data_of(source_states_[s])) continue;
-    throw_invalid(where, quote_text(path.string()) +
-                             " was changed while it was read; start again when nothing writes to it");
+    throw_invalid(where,
+                  quote_text(path.string()) +
+                      " was changed while it was read; start again when nothing writes to it");
   }
 }
 

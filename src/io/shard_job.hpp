@@ -48,8 +48,8 @@ class ShardJob : public PipelineJob {
   std::vector<Tensor> compute(std::size_t step, std::vector<Tensor> input) override;
   std::uint64_t step_work(std::size_t step) const override;
 
-  // Throws std::invalid_argument where a shard of the source was written to or replaced since this job
-  // was made: what was read of it may be old and new at once.
+  // Throws std::invalid_argument where a shard of the source was written to or replaced since this
+  // job was made: what was read of it may be old and new at once.
   void check_source(const std::string& where) const;
 
  protected:

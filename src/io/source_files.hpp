@@ -18,9 +18,9 @@ inline constexpr const char* kIndexName = "model.safetensors.index.json";
 // and their index (rewritten by the caller), config.json (likewise), weights in other formats
 // (kOtherWeightFormats), hidden files, and our own manifest.
 //
-// Throws FormatError for a link to a file elsewhere, unless follow_links, for a link to nothing, a pipe
-// or a device, for a subfolder with the name of a file that the caller writes, and for names that are
-// no UTF-8.
+// Throws FormatError for a link to a file elsewhere, unless follow_links, for a link to nothing, a
+// pipe or a device, for a subfolder with the name of a file that the caller writes, and for names
+// that are no UTF-8.
 std::vector<std::string> other_files(const std::filesystem::path& folder, bool follow_links);
 
 // Files named *.safetensors beside the shards that are none of them, sorted: another copy of the

@@ -77,7 +77,9 @@ TEST(AtomicFile, ReplacesAnExistingFileAsAWhole) {
 
 TEST(AtomicFile, WithoutCommitLeavesNothing) {
   const TempFolder folder;
-  { AtomicFile(folder / "a").write("x"); }
+  {
+    AtomicFile(folder / "a").write("x");
+  }
   EXPECT_THAT(folder.names(), IsEmpty());
   AtomicFile file(folder / "b");
   file.discard();

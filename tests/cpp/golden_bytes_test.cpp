@@ -1,6 +1,6 @@
-// The bytes of results are part of the interface: these hashes hold with every compiler, instruction
-// set and number of threads. Weights come from integers, since std::normal_distribution differs
-// between standard libraries.
+// The bytes of results are part of the interface: these hashes hold with every compiler,
+// instruction set and number of threads. Weights come from integers, since std::normal_distribution
+// differs between standard libraries.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -13,7 +13,8 @@
 namespace hqq {
 namespace {
 
-// A congruential generator and the sum of four of its values: near a normal distribution, and exact.
+// A congruential generator and the sum of four of its values: near a normal distribution, and
+// exact.
 RowMajorMatrix weights(Eigen::Index rows, Eigen::Index cols) {
   std::uint32_t state = 12345;
   const auto next = [&] {

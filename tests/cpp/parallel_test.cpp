@@ -21,8 +21,8 @@ namespace {
 
 using cpu::parallel_for;
 
-// The exit code of `work` in a child process that may start no thread. Root is never refused one, so
-// the child becomes nobody.
+// The exit code of `work` in a child process that may start no thread. Root is never refused one,
+// so the child becomes nobody.
 int without_threads(const std::function<int()>& work) {
   const pid_t child = ::fork();
   if (child == 0) {

@@ -136,7 +136,8 @@ TEST(Plan, QuantizedSources) {
               AllOf(HasSubstr("already quantized"), HasSubstr("\"awq\"")));
   // "quant_method" is what the first folders have.
   for (const std::string key : {"quantizer", "quant_method"}) {
-    save_model(folder / key, {tensors}, R"({"quantization_config": {")" + key + R"(": "hqq_cpp"}})");
+    save_model(folder / key, {tensors},
+               R"({"quantization_config": {")" + key + R"(": "hqq_cpp"}})");
     EXPECT_THAT(message_of<std::invalid_argument>([&] { plan_of(folder / key); }),
                 HasSubstr("already quantized by hqq_cpp; dequantize it first"));
   }

@@ -101,7 +101,8 @@ TEST_F(Finished, AChangedSourceIsNamed) {
   bytes[bytes.size() - 3] ^= 1;
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   write_bytes(shard, bytes);
-  EXPECT_THAT(refusal(), AllOf(HasSubstr(kShard), HasSubstr("was changed"), HasSubstr("use force")));
+  EXPECT_THAT(refusal(),
+              AllOf(HasSubstr(kShard), HasSubstr("was changed"), HasSubstr("use force")));
   // A tool that sets the old time again does not hide it.
   fs::last_write_time(shard, time);
   EXPECT_THAT(refusal(), HasSubstr(kShard));
@@ -170,7 +171,9 @@ TEST(FolderLockTest, OneHolder) {
 TEST(FolderLockTest, TheFileOfAKilledProcessIsTakenOver) {
   TempFolder folder;
   write_bytes(lock_path(folder / "q"), "");
-  { const FolderLock lock(folder / "q", "test"); }
+  {
+    const FolderLock lock(folder / "q", "test");
+  }
   EXPECT_THAT(folder.names(), ElementsAre());
 }
 
@@ -205,8 +208,8 @@ TEST(FolderLockTest, ManyAtOnce) {
   EXPECT_THAT(folder.names(), ElementsAre());
 }
 
-// Several runs with resume at one destination: each one ends well or says that another is at work, and
-// what has the name is whole.
+// Several runs with resume at one destination: each one ends well or says that another is at work,
+// and what has the name is whole.
 TEST(SeveralProcesses, EndWithOneResult) {
   TempFolder folder;
   save_model(folder / "m", sharded_model());

@@ -129,8 +129,7 @@ TEST_F(Resume, GoesOnFromFinishedShards) {
   ASSERT_LT(done, 3u) << "interrupted too late to test anything";
   EXPECT_FALSE(fs::exists(folder_ / "q"));
   for (const auto& [name, content] : contents_of(folder_ / "q.partial")) {
-    EXPECT_THAT(name, AnyOf(HasSubstr("model-0000"), kJournalName))
-        << "half-written";
+    EXPECT_THAT(name, AnyOf(HasSubstr("model-0000"), kJournalName)) << "half-written";
     EXPECT_EQ(name.find("hqq-tmp"), std::string::npos);
   }
 

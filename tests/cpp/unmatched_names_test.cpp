@@ -67,9 +67,9 @@ TEST(UnmatchedNamesTest, ManyAreCounted) {
 TEST(UnmatchedNamesTest, NothingIsNearToNothing) {
   HqqConfig config;
   config.skip_modules = {"a", "re:[0-9]*?"};
-  EXPECT_THAT(describe(unmatched_names(config, {})),
-              ElementsAre("skip_modules names no layer: 'a'",
-                          "skip_modules names no layer: 're:[0-9]*?'"));
+  EXPECT_THAT(
+      describe(unmatched_names(config, {})),
+      ElementsAre("skip_modules names no layer: 'a'", "skip_modules names no layer: 're:[0-9]*?'"));
 }
 
 TEST(UnmatchedNamesTest, AHundredThousandLayersTakeAMoment) {

@@ -14,8 +14,9 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-import hqq_cpp
 import numpy as np
+
+import hqq_cpp
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "corpus"

@@ -438,7 +438,7 @@ def folders():
     folder(
         "config_infinity",
         model | {"config.json": b'{"limit": [0.0, +Infinity]}'},
-        "config_infinity/config.json\"] not JSON at byte 17",
+        'config_infinity/config.json"] not JSON at byte 17',
     )
     folder("config_nan", model | {"config.json": b'{"limit":nan}'}, 'config_nan/config.json"] not')
     folder("config_nul", model | {"config.json": b"{}\0"}, "not JSON: NUL byte at byte 2")

@@ -7,9 +7,13 @@ import functools
 import gc
 import weakref
 
-import hqq_cpp
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import hqq_cpp
 from cuda_on_shim import (  # noqa: F401
     is_right,
     is_right_product,
@@ -20,9 +24,6 @@ from cuda_on_shim import (  # noqa: F401
     rng,
 )
 from hqq_cpp.nn import backend, cuda, fused, ops
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 SIDE_STREAM = 5
 

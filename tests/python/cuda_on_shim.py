@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 
-import hqq_cpp
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+import hqq_cpp
 from hqq_cpp import _core
 from hqq_cpp.nn import backend, cuda, fused
 from hqq_cpp.nn.dequantize import weight_of
 from hqq_cpp.nn.linear import quantized_on_device
 from hqq_cpp.nn.quantize_model import quantize_model_
 from hqq_cpp.nn.solve import quantize_tensor
-from torch import nn
 
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
 HALVES = [torch.float16, torch.bfloat16]
@@ -162,9 +163,7 @@ def test_scales_that_are_too_small_for_float16(rng, on_gpu, axis):
     dead = W.clone()
     dead[3] *= 1e-9
     config = {"nbits": 4, "axis": axis, "group_size": 32}
-    assert same_bits(
-        hqq_cpp.quantize(dead, config, device="cuda"), hqq_cpp.quantize(dead, config)
-    )
+    assert same_bits(hqq_cpp.quantize(dead, config, device="cuda"), hqq_cpp.quantize(dead, config))
 
 
 def test_quantize_model_on_the_device(rng, on_gpu):

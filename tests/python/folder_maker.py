@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hqq_cpp
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+import hqq_cpp
 
 
 def pack(source: Path, folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> Path:

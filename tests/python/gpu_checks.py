@@ -2,10 +2,11 @@
 
 import contextlib
 
-import hqq_cpp
 import numpy as np
 import pytest
 import torch
+
+import hqq_cpp
 from hqq_cpp.nn import fused
 from test_linear import metadata
 

@@ -241,7 +241,8 @@ def minmax(W, groups, nbits, meta_dtype):
     """Scale and zero [count] of the groups' ranges, as stored.
 
     A group whose range is below half the smallest scale, or whose zero cannot be stored, becomes the
-    constant in the middle of its range; the code of a constant is 1 with zero 0 if it is positive, else 0 with zero 1 (0 with zero 0 for 0).
+    constant in the middle of its range; the code of a constant is 1 with zero 0 if it is positive, else
+    0 with zero 1 (0 with zero 0 for 0).
     """
     W = np.asarray(W, np.float32)
     low = groups.reduce(np.minimum, W, np.inf)
@@ -268,9 +269,7 @@ def shrink(x, beta, lp_norm):
     return np.sign(x) * np.maximum(magnitude - power * _F32(1 / beta), _F32(0))
 
 
-def solve_hqq(
-    W, groups, nbits, round_zero=None, lp_norm=0.7, beta=10.0, iterations=20, kappa=1.0
-):
+def solve_hqq(W, groups, nbits, round_zero=None, lp_norm=0.7, beta=10.0, iterations=20, kappa=1.0):
     """Upstream's solver in float32: the zero only, stopped for the whole matrix together.
 
     Returns (codes [out, in], scale [count], zero [count]). A step uses the zero of the step before;

@@ -13,7 +13,6 @@ import sys
 
 from hqq_cpp import _core
 
-
 # Of prctl(2): any process may trace this one, also where only parents may.
 PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 

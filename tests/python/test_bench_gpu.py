@@ -318,8 +318,9 @@ def test_checkpoint_on_cpu(gpu, monkeypatch, tmp_path):
     models = gpu["models"]
 
     def tiny(folder, gigabytes):
-        import model_maker
         import numpy as np
+
+        import model_maker
 
         rng = np.random.default_rng(0)
         model_maker.save_model(folder, [model_maker.llama_layer(rng, 0, 64, 128)])

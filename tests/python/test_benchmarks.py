@@ -24,7 +24,10 @@ def test_bench_linear(repository, tmp_path):
     for m in (1, 16):
         assert 1e-4 < errors["hqq.cpp 4-bit fast", m] < 0.02
         assert errors["hqq.cpp 4-bit exact", m] < 1e-5
-    assert set(everything["failed"]) <= {"read loop", "read loop, four streams"}  # it needs a C compiler
+    assert set(everything["failed"]) <= {
+        "read loop",
+        "read loop, four streams",
+    }  # it needs a C compiler
     assert "| hqq.cpp 4-bit exact " in done.stdout
 
 

@@ -158,7 +158,9 @@ def test_dry_run_writes_nothing(tmp_path):
     real = run_json("quantize", MODEL, tmp_path / "out")
     for key in ("weights", "bits_per_weight", "bytes_before", "bytes_after"):
         assert report[key] == real[key], key
-    assert [l["bytes_after"] for l in report["layers"]] == [l["bytes_after"] for l in real["layers"]]
+    assert [l["bytes_after"] for l in report["layers"]] == [
+        l["bytes_after"] for l in real["layers"]
+    ]
     text = run("quantize", MODEL, tmp_path / "plan", "--dry-run").stdout
     assert "nothing was written" in text and "error" not in text
 
@@ -202,14 +204,15 @@ def test_8_bit_metadata_flags(tmp_path, key):
 def plan(tmp_path, *args):
     """Bits of each layer tag of the first decoder layer."""
     report = run_json("quantize", MODEL, tmp_path / "out", "--dry-run", *args)
-    return {
-        l["tag"]: l["config"]["nbits"] for l in report["layers"] if "layers.0." in l["name"]
-    }
+    return {l["tag"]: l["config"]["nbits"] for l in report["layers"] if "layers.0." in l["name"]}
 
 
 def test_options_win_over_the_config_file(tmp_path):
-    config = {"nbits": 3, "group_size": 32, "dynamic_config": {
-        "mlp.down_proj": {"nbits": 8}, "mlp.up_proj": {"group_size": 64}}}
+    config = {
+        "nbits": 3,
+        "group_size": 32,
+        "dynamic_config": {"mlp.down_proj": {"nbits": 8}, "mlp.up_proj": {"group_size": 64}},
+    }
     (tmp_path / "c.json").write_text(json.dumps(config))
     bits = plan(tmp_path, "--config", tmp_path / "c.json")
     assert (bits["mlp.down_proj"], bits["mlp.up_proj"], bits["mlp.gate_proj"]) == (8, 3, 3)
@@ -228,22 +231,38 @@ def test_dynamic_config_replaces_the_rules(tmp_path):
 
 def test_skip_adds_to_the_list_and_wins_over_a_rule_of_the_same_name(tmp_path):
     (tmp_path / "d.json").write_text('{"mlp.down_proj": {"nbits": 8}}')
-    bits = plan(tmp_path, "--dynamic-config", tmp_path / "d.json", "--skip", "mlp.down_proj",
-                "--skip", "q_proj")
+    bits = plan(
+        tmp_path,
+        "--dynamic-config",
+        tmp_path / "d.json",
+        "--skip",
+        "mlp.down_proj",
+        "--skip",
+        "q_proj",
+    )
     assert "mlp.down_proj" not in bits and "self_attn.q_proj" not in bits
     assert "self_attn.k_proj" in bits
 
 
 def test_names_that_match_nothing_are_mentioned(tmp_path):
     (tmp_path / "d.json").write_text('{"mlp.dwn_proj": {"nbits": 8}}')
-    result = run("quantize", MODEL, tmp_path / "out", "--dry-run", "--dynamic-config",
-                 tmp_path / "d.json", "--skip", "qq_proj")
+    result = run(
+        "quantize",
+        MODEL,
+        tmp_path / "out",
+        "--dry-run",
+        "--dynamic-config",
+        tmp_path / "d.json",
+        "--skip",
+        "qq_proj",
+    )
     said = "warning: dynamic_config names no layer: 'mlp.dwn_proj'; nearest is 'mlp.down_proj'\n"
     assert said in result.stderr
     assert "skip_modules names no layer: 'qq_proj'; nearest is 'q_proj'" in result.stderr
     report = run_json("quantize", MODEL, tmp_path / "out", "--dry-run", "--skip", "mlp.dwn_proj")
     assert report["warnings"] == [
-        "skip_modules names no layer: 'mlp.dwn_proj'; nearest is 'mlp.down_proj'"]
+        "skip_modules names no layer: 'mlp.dwn_proj'; nearest is 'mlp.down_proj'"
+    ]
 
 
 def test_skip_takes_the_name_of_a_parent(tmp_path):
@@ -256,15 +275,28 @@ def test_skip_takes_the_name_of_a_parent(tmp_path):
 
 # What transformers.HqqConfig(...).to_dict() and hqq's BaseQuantizeConfig(...) give.
 UPSTREAM = {
-    "weight_quant_params": {"nbits": 3, "channel_wise": True, "group_size": 32, "optimize": True,
-                            "round_zero": False, "axis": 1, "view_as_float": False},
-    "scale_quant_params": None, "zero_quant_params": None, "offload_meta": False}
+    "weight_quant_params": {
+        "nbits": 3,
+        "channel_wise": True,
+        "group_size": 32,
+        "optimize": True,
+        "round_zero": False,
+        "axis": 1,
+        "view_as_float": False,
+    },
+    "scale_quant_params": None,
+    "zero_quant_params": None,
+    "offload_meta": False,
+}
 
 
 @pytest.mark.parametrize("form", ["upstream", "transformers"])
 def test_configs_of_other_packages(tmp_path, form):
-    config = UPSTREAM if form == "upstream" else {
-        "quant_config": UPSTREAM, "quant_method": "hqq", "skip_modules": ["lm_head"]}
+    config = (
+        UPSTREAM
+        if form == "upstream"
+        else {"quant_config": UPSTREAM, "quant_method": "hqq", "skip_modules": ["lm_head"]}
+    )
     (tmp_path / "c.json").write_text(json.dumps(config))
     common = ["quantize", MODEL, tmp_path / "out", "--dry-run", "--config", tmp_path / "c.json"]
     read = run_json(*common)["config"]
@@ -274,8 +306,11 @@ def test_configs_of_other_packages(tmp_path, form):
 
 
 def test_settings_per_layer_of_other_packages(tmp_path):
-    config = {"quant_config": {"mlp.up_proj": UPSTREAM}, "quant_method": "hqq",
-              "skip_modules": ["lm_head"]}
+    config = {
+        "quant_config": {"mlp.up_proj": UPSTREAM},
+        "quant_method": "hqq",
+        "skip_modules": ["lm_head"],
+    }
     (tmp_path / "c.json").write_text(json.dumps(config))
     assert plan(tmp_path, "--config", tmp_path / "c.json") == {"mlp.up_proj": 3}
     common = ["quantize", MODEL, tmp_path / "out", "--dry-run", "--config", tmp_path / "c.json"]
@@ -296,8 +331,14 @@ def test_importance(tmp_path):
     assert [t["name"] for t in diff["tensors"] if not t["identical"]] == [name + ".weight"]
 
     save_file({name: weights[:-1]}, tmp_path / "short.safetensors")
-    error = run("quantize", MODEL, tmp_path / "c", "--importance", tmp_path / "short.safetensors",
-                code=FORMAT).stderr
+    error = run(
+        "quantize",
+        MODEL,
+        tmp_path / "c",
+        "--importance",
+        tmp_path / "short.safetensors",
+        code=FORMAT,
+    ).stderr
     assert "640" in error and "639" in error
     assert not (tmp_path / "c").exists()
 
@@ -359,8 +400,11 @@ def test_broken_files_are_format_errors(tmp_path):
     broken = tmp_path / "broken.safetensors"
     for content in (whole[:-1], whole[:100], b"", whole + b"x", b"\xff" * 100):
         broken.write_bytes(content)
-        for args in (["inspect", broken], ["quantize", broken, tmp_path / "out"],
-                     ["diff", broken, MODEL]):
+        for args in (
+            ["inspect", broken],
+            ["quantize", broken, tmp_path / "out"],
+            ["diff", broken, MODEL],
+        ):
             result = run(*args, "--json", code=FORMAT)
             assert result.stdout == "" and result.stderr.startswith("hqq-cpp: [")
     assert not (tmp_path / "out").exists()
@@ -368,10 +412,13 @@ def test_broken_files_are_format_errors(tmp_path):
 
 def test_operating_system_errors(tmp_path):
     missing = tmp_path / "missing"
-    for args in (["inspect", missing], ["quantize", missing, tmp_path / "out"],
-                 ["quantize", MODEL, tmp_path / "out", "--config", missing],
-                 ["quantize", MODEL, tmp_path / "out", "--config", tmp_path],
-                 ["diff", MODEL, missing]):
+    for args in (
+        ["inspect", missing],
+        ["quantize", missing, tmp_path / "out"],
+        ["quantize", MODEL, tmp_path / "out", "--config", missing],
+        ["quantize", MODEL, tmp_path / "out", "--config", tmp_path],
+        ["diff", MODEL, missing],
+    ):
         assert str(tmp_path) in run(*args, code=SYSTEM).stderr
     (tmp_path / "file").write_text("")
     run("quantize", MODEL, tmp_path / "file" / "out", code=SYSTEM)
@@ -387,7 +434,9 @@ def test_full_standard_output_is_an_error():
 def test_no_cuda_is_a_system_error(tmp_path):
     if run_json("doctor")["cuda"]:
         pytest.skip("this machine has CUDA")
-    assert "CUDA" in run("quantize", MODEL, tmp_path / "out", "--device", "cuda", code=SYSTEM).stderr
+    assert (
+        "CUDA" in run("quantize", MODEL, tmp_path / "out", "--device", "cuda", code=SYSTEM).stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -458,8 +507,9 @@ def test_bar_on_a_terminal(tmp_path):
     pty = pytest.importorskip("pty")
     primary, secondary = pty.openpty()
     process = subprocess.Popen(
-        [BINARY, "quantize", MODEL, tmp_path / "out", *SLOW], stdout=subprocess.PIPE,
-        stderr=secondary
+        [BINARY, "quantize", MODEL, tmp_path / "out", *SLOW],
+        stdout=subprocess.PIPE,
+        stderr=secondary,
     )
     os.close(secondary)
     shown = b""

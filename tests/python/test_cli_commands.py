@@ -129,10 +129,18 @@ def test_diff_of_other_tensors(tmp_path):
     zeros = numpy.zeros((4, 8), numpy.float32)
     save_file({"a": zeros, "b": zeros}, tmp_path / "1.safetensors")
     save_file({"a": zeros, "c": zeros}, tmp_path / "2.safetensors")
-    report = run_json("diff", tmp_path / "1.safetensors", tmp_path / "2.safetensors",
-                      "--tolerance", "9", code=DIFFERENCES)
+    report = run_json(
+        "diff",
+        tmp_path / "1.safetensors",
+        tmp_path / "2.safetensors",
+        "--tolerance",
+        "9",
+        code=DIFFERENCES,
+    )
     assert {t["name"]: t["note"] for t in report["tensors"] if t["note"]} == {
-        "b": "only in A", "c": "only in B"}
+        "b": "only in A",
+        "c": "only in B",
+    }
 
 
 def test_doctor():

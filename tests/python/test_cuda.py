@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hqq_cpp
 import pytest
+
+import hqq_cpp
 from hqq_cpp import _core
 
 

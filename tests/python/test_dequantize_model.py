@@ -10,9 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.nn.layers import quantized_layers  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import nn
+
+import hqq_cpp
+from hqq_cpp.nn.layers import quantized_layers
 
 EIGHT = {"nbits": 8}
 IDS = torch.arange(3, 15)[None]

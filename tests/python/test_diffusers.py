@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.diffusers  # noqa: E402
+import hqq_cpp
+import hqq_cpp.diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*stays? as :UserWarning")
 CONFIG = {"nbits": 8, "group_size": 32, "dynamic_config": {"*.to_q": {"nbits": 4}, "*.to_v": None}}
@@ -98,7 +98,11 @@ def test_quantized_on_load(tmp_path, kind, dtype):
     dense = build(kind)
     dense.save_pretrained(tmp_path / "dense", max_shard_size="100KB")
     load = type(dense).from_pretrained
-    model = load(tmp_path / "dense", torch_dtype=dtype, quantization_config=hqq_cpp.HqqConfig.from_dict(CONFIG))
+    model = load(
+        tmp_path / "dense",
+        torch_dtype=dtype,
+        quantization_config=hqq_cpp.HqqConfig.from_dict(CONFIG),
+    )
     same(model, hqq_cpp.quantize_model_(load(tmp_path / "dense", torch_dtype=dtype), CONFIG))
     assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
     expected = run(model, kind)
@@ -123,14 +127,17 @@ def test_pipelines(tmp_path):
     same(again.unet, pipeline.unet)
     mapping = {"unet": hqq_cpp.diffusers.HqqConfig(CONFIG)}
     on_load = diffusers.DDPMPipeline.from_pretrained(
-        tmp_path / "dense", quantization_config=diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+        tmp_path / "dense",
+        quantization_config=diffusers.PipelineQuantizationConfig(quant_mapping=mapping),
     )
     same(on_load.unet, pipeline.unet)
 
 
 def test_models_inside_of_others(tmp_path):
     whole = nn.ModuleDict({"one": build(), "two": build("flux"), "three": build("flux")})
-    hqq_cpp.quantize_model_(whole, {"nbits": 4, "group_size": 32, "dynamic_config": {"three.*": None}})
+    hqq_cpp.quantize_model_(
+        whole, {"nbits": 4, "group_size": 32, "dynamic_config": {"three.*": None}}
+    )
     for name, kind in (("one", "unet"), ("two", "flux")):
         whole[name].save_pretrained(tmp_path / name)
         same(whole[name], type(whole[name]).from_pretrained(tmp_path / name))
@@ -183,10 +190,18 @@ LAYER = "mid_block.attentions.0.proj_in"
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda t, m: t.pop(f"{LAYER}.scale"), ValueError, f"1 missing in the files .{LAYER}.scale"),
+        (
+            lambda t, m: t.pop(f"{LAYER}.scale"),
+            ValueError,
+            f"1 missing in the files .{LAYER}.scale",
+        ),
         (lambda t, m: t.pop("conv_in.bias"), ValueError, "1 missing in the files .conv_in.bias"),
         (lambda t, m: t.update(x=torch.ones(1)), ValueError, r"1 not in the model \(x\)"),
-        (lambda t, m: t.update({f"{LAYER}.W_q": t[f"{LAYER}.W_q"][:8]}), ValueError, "W_q is uint8"),
+        (
+            lambda t, m: t.update({f"{LAYER}.W_q": t[f"{LAYER}.W_q"][:8]}),
+            ValueError,
+            "W_q is uint8",
+        ),
         (lambda t, m: m.pop("hqq_cpp"), hqq_cpp.FormatError, "describe no quantized layer"),
     ],
 )

@@ -11,9 +11,20 @@ import hqq_cpp
 
 torch = pytest.importorskip("torch", reason="DLPack is tested against torch")
 
-NUMPY_DTYPES = (
-    "bool uint8 int8 int16 uint16 float16 int32 uint32 float32 float64 int64 uint64".split()
-)
+NUMPY_DTYPES = [
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "uint16",
+    "float16",
+    "int32",
+    "uint32",
+    "float32",
+    "float64",
+    "int64",
+    "uint64",
+]
 TORCH_ONLY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 

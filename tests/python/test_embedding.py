@@ -5,15 +5,16 @@ import io
 import itertools
 import pickle
 
-import model_maker
 import numpy as np
 import pytest
+
+import model_maker
 
 torch = pytest.importorskip("torch", reason="HqqEmbedding is a torch module")
 transformers = pytest.importorskip("transformers", reason="models of Transformers are made")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
 
 NBITS = (8, 6, 5, 4, 3, 2, 1.58, 1)
 # The last group of a row is short, and so is the last tile of rows.

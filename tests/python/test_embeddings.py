@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the integration needs Transformers")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
 
 
 @pytest.fixture(scope="module")

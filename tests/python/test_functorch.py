@@ -4,10 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-from torch import func, nn  # noqa: E402
-from torch.autograd import forward_ad  # noqa: E402
+from torch import func, nn
+from torch.autograd import forward_ad
 
-import hqq_cpp  # noqa: E402
+import hqq_cpp
 
 SIZES = {"nbits": 4, "group_size": 16}
 X = torch.linspace(-1, 1, 3 * 32).reshape(3, 32)
@@ -70,9 +70,7 @@ TRANSFORMS = {
     "jacfwd": lambda m: func.jacfwd(m)(X[0]),
     "hessian": lambda m: func.hessian(loss(m))(X[0]),
     "reverse twice": lambda m: func.jacrev(func.jacrev(loss(m)))(X[0]),
-    "third": lambda m: func.grad(
-        lambda x: func.jvp(func.grad(loss(m)), (x,), (x,))[1].sum()
-    )(X),
+    "third": lambda m: func.grad(lambda x: func.jvp(func.grad(loss(m)), (x,), (x,))[1].sum())(X),
     "gradient of each": lambda m: torch.vmap(func.grad(loss(m)))(X),
     "autograd.functional": lambda m: torch.autograd.functional.hessian(loss(m), X[0]),
     "dual": dual,
@@ -122,7 +120,9 @@ def test_vmap(model, name):
 def test_vmap_over_weights():
     """An ensemble: each has weights of its own."""
     layers = [hqq_cpp.quantize_linear(torch.randn(24, 32), SIZES) for _ in range(3)]
-    stacked = {k: torch.stack([la.state_dict()[k] for la in layers]) for k in layers[0].state_dict()}
+    stacked = {
+        k: torch.stack([la.state_dict()[k] for la in layers]) for k in layers[0].state_dict()
+    }
     x = X.clone().requires_grad_()
 
     def call(tensors, x):

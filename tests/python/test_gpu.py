@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 import reference
 
 torch = pytest.importorskip("torch", reason="the tests on a GPU need torch")
@@ -29,7 +30,6 @@ from gpu_checks import (
     same_tensors,
 )  # fmt: skip
 from hqq_cpp.nn import fused
-
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 

@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-import hqq_cpp
 import pytest
+
+import hqq_cpp
 from cli_runner import FORMAT, MODEL, USER, needs_binary, run
 from hqq_cpp import _core
 

@@ -11,8 +11,9 @@ import cli_runner
 torch = pytest.importorskip("torch", reason="the results are compared with Transformers'")
 transformers = pytest.importorskip("transformers", reason="the results are compared with it")
 tokenizers = pytest.importorskip("tokenizers", reason="the tokens are compared with its")
-from hqq_runner import needs_hqq_run, refusal, run  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
+
+from hqq_runner import needs_hqq_run, refusal, run
 
 pytestmark = [needs_hqq_run, cli_runner.needs_binary]
 

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+
 from cli_runner import MODEL
 from hqq_runner import needs_hqq_run, refusal, run
 
@@ -97,7 +98,7 @@ def test_odd_tokenizers_that_work(model):
     change(model / "tokenizer.json", lambda data: data.update(pre_tokenizer=split("")))
     run(model, "--prompt", prompt, "--tokens", "2")
     added = {"id": 5, "content": "\\E(b", "special": True}
-    added |= {key: False for key in ("single_word", "lstrip", "rstrip", "normalized")}
+    added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     change(model / "tokenizer.json", lambda data: data["added_tokens"].append(added))
     (model / "text").write_text(prompt)
     assert "5" in run(model, "--tokenize", model / "text").split()

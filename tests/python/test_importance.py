@@ -6,13 +6,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.nn.importance import (  # noqa: E402
+from torch import nn
+
+import hqq_cpp
+from hqq_cpp.nn.importance import (
     collect_importance,
     load_importance,
     save_importance,
 )
-from torch import nn  # noqa: E402
 
 
 def llama(**settings):

@@ -5,9 +5,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hqq_cpp.nn.importance import collect_importance  # noqa: E402
-from hqq_cpp.nn.importance_experts import BLEND_TOKENS, blend  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import nn
+
+from hqq_cpp.nn.importance import collect_importance
+from hqq_cpp.nn.importance_experts import BLEND_TOKENS, blend
 
 SMALL = {
     "vocab_size": 100,

@@ -9,14 +9,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp import _cli  # noqa: E402
-from hqq_cpp.nn.importance import collect_importance, load_importance  # noqa: E402
-from hqq_cpp.nn.importance_folder import (  # noqa: E402
+from safetensors.torch import load_file, save_file
+
+import hqq_cpp
+from hqq_cpp import _cli
+from hqq_cpp.nn.importance import collect_importance, load_importance
+from hqq_cpp.nn.importance_folder import (
     LayeredCheckpoint,
     collect_importance_folder,
 )
-from safetensors.torch import load_file, save_file  # noqa: E402
 
 SMALL = {
     "vocab_size": 100,

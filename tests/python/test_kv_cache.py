@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers import QuantizedCache, cache_utils  # noqa: E402
+from transformers import QuantizedCache, cache_utils
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.transformers import kv_cache, kv_states  # noqa: E402
-from hqq_cpp.transformers.kv_cache import HqqCacheLayer  # noqa: E402
+import hqq_cpp
+from hqq_cpp.transformers import kv_cache, kv_states
+from hqq_cpp.transformers.kv_cache import HqqCacheLayer
 
 NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
 # What `register` replaces, with its own quantizer.
@@ -111,7 +111,9 @@ def test_bits_per_value():
 def test_constant_states_are_kept(backend, value):
     x = torch.full((1, 1, 64, 64), value)
     for axis in (0, 1):
-        torch.testing.assert_close(roundtrip(HqqCacheLayer(2, axis, axis), x, axis), x, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            roundtrip(HqqCacheLayer(2, axis, axis), x, axis), x, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_nan_and_inf_do_not_stop_a_model(backend):
@@ -143,10 +145,14 @@ def test_against_upstream(monkeypatch, nbits, axis, dtype):
     theirs, ours = UPSTREAM(nbits, axis, axis), HqqCacheLayer(nbits, axis, axis)
     theirs.lazy_initialization(x, x)
     if (nbits, axis) == (3, 1):
-        with pytest.raises(RuntimeError):  # upstream trims 3 bits by the first two of four dimensions
+        with pytest.raises(
+            RuntimeError
+        ):  # upstream trims 3 bits by the first two of four dimensions
             roundtrip(theirs, x, axis)
     else:
-        assert relative(roundtrip(ours, x, axis), x) <= 1.001 * relative(roundtrip(theirs, x, axis), x)
+        assert relative(roundtrip(ours, x, axis), x) <= 1.001 * relative(
+            roundtrip(theirs, x, axis), x
+        )
 
     def seconds(layer):
         start = time.perf_counter()
@@ -225,7 +231,9 @@ def test_generate(llama, installed, request, monkeypatch):
     options = {"max_new_tokens": 24, "do_sample": False}
     plain = llama.generate(ids, **options)
     config = {"backend": "hqq", "nbits": 8, "q_group_size": 16, "residual_length": 16}
-    quantized = llama.generate(ids, cache_implementation="quantized", cache_config=config, **options)
+    quantized = llama.generate(
+        ids, cache_implementation="quantized", cache_config=config, **options
+    )
     assert torch.equal(plain, quantized)
 
     cache = QuantizedCache("hqq", llama.config, nbits=8, q_group_size=16, residual_length=16)
@@ -240,7 +248,9 @@ def test_generate_with_beams(llama):
     ids = torch.tensor([[5, 17, 300, 42, 8, 99, 1024, 7]]).repeat(2, 4)
     options = {"max_new_tokens": 16, "do_sample": False, "num_beams": 3}
     config = {"backend": "hqq", "nbits": 8, "q_group_size": 8, "residual_length": 8}
-    quantized = llama.generate(ids, cache_implementation="quantized", cache_config=config, **options)
+    quantized = llama.generate(
+        ids, cache_implementation="quantized", cache_config=config, **options
+    )
     assert torch.equal(quantized, llama.generate(ids, **options))
 
 

@@ -1,16 +1,17 @@
 """hqq_cpp.linear and tiles, against NumPy and the bounds of docs/kernels.md."""
 
+import itertools
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hqq_cpp
+import reference
 
 EPS = float(np.finfo(np.float32).eps)
 # Unit roundoff of the type of y.
@@ -71,7 +72,7 @@ def bounds(q, x, y):
         weight = centered[n] if q.axis == 0 else centered[n] * np.abs(scale[n])
         values = np.abs(x.astype(np.float64) * col_scale * factor)
         # Blocks are at most 64 columns: the largest of 128 around covers any division.
-        for a, b in zip(edges, edges[1:]):
+        for a, b in itertools.pairwise(edges):
             near = values[:, max(0, a - BLOCK) : b + BLOCK].max(axis=1, initial=0)
             fast[:, n] += near / 127 * 0.5001 * weight[a:b].sum()
     return exact, fast

@@ -9,23 +9,55 @@ import pytest
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the models are those of Transformers")
 
-from model_zoo import Difference, build, differences, model_classes  # noqa: E402
+from model_zoo import Difference, build, differences, model_classes
 
 IS_LONG = os.environ.get("HQQ_LONG_TESTS") == "1"
 
 # Models that have every kind of tensor between them.
-SAMPLE = """
-AfmoeForCausalLM AlbertForMaskedLM AriaTextForCausalLM BarkFineModel BartForConditionalGeneration
-BertForMaskedLM CTRLLMHeadModel CanineModel ClvpModelForConditionalGeneration DeepseekV3ForCausalLM
-DeepseekV4ForCausalLM Ernie4_5_VLMoeForConditionalGeneration FalconForCausalLM GPT2LMHeadModel
-GPTNeoXForCausalLM GptOssForCausalLM GraniteMoeForCausalLM IBertForMaskedLM ImageGPTModel
-JambaForCausalLM JetMoeForCausalLM LlamaForCausalLM Llama4ForCausalLM LongcatFlashForCausalLM
-MambaForCausalLM MaskFormerSwinModel MixtralForCausalLM MusicgenForCausalLM NemotronHForCausalLM
-NllbMoeForConditionalGeneration OpenAIGPTLMHeadModel PhimoeForCausalLM Qwen2MoeForCausalLM
-Qwen2VLForConditionalGeneration Sam3Model SiglipModel SwitchTransformersForConditionalGeneration
-T5ForConditionalGeneration ViTModel Wav2Vec2ForXVector WhisperForConditionalGeneration
-ZayaForCausalLM
-""".split()
+SAMPLE = [
+    "AfmoeForCausalLM",
+    "AlbertForMaskedLM",
+    "AriaTextForCausalLM",
+    "BarkFineModel",
+    "BartForConditionalGeneration",
+    "BertForMaskedLM",
+    "CTRLLMHeadModel",
+    "CanineModel",
+    "ClvpModelForConditionalGeneration",
+    "DeepseekV3ForCausalLM",
+    "DeepseekV4ForCausalLM",
+    "Ernie4_5_VLMoeForConditionalGeneration",
+    "FalconForCausalLM",
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "GptOssForCausalLM",
+    "GraniteMoeForCausalLM",
+    "IBertForMaskedLM",
+    "ImageGPTModel",
+    "JambaForCausalLM",
+    "JetMoeForCausalLM",
+    "LlamaForCausalLM",
+    "Llama4ForCausalLM",
+    "LongcatFlashForCausalLM",
+    "MambaForCausalLM",
+    "MaskFormerSwinModel",
+    "MixtralForCausalLM",
+    "MusicgenForCausalLM",
+    "NemotronHForCausalLM",
+    "NllbMoeForConditionalGeneration",
+    "OpenAIGPTLMHeadModel",
+    "PhimoeForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen2VLForConditionalGeneration",
+    "Sam3Model",
+    "SiglipModel",
+    "SwitchTransformersForConditionalGeneration",
+    "T5ForConditionalGeneration",
+    "ViTModel",
+    "Wav2Vec2ForXVector",
+    "WhisperForConditionalGeneration",
+    "ZayaForCausalLM",
+]
 
 # Differences that are meant: (kind in the model, role, pattern of the tensor's name), and why.
 REASONS = {

@@ -247,6 +247,7 @@ def test_ctrl_c_in_python(slow_model, tmp_path):
 
 # ---- the console script --------------------------------------------------------------------------
 
+
 def wait_for_work(folder, process):
     """Until the command has begun to write its working folder beside `out`."""
     while not any("out" in path.name for path in folder.iterdir()):

@@ -13,7 +13,8 @@ import hqq_cpp
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
+
 
 @pytest.fixture
 def model_path(model):

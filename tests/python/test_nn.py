@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.nn.layers import find_layers, quantized_layers  # noqa: E402
+import hqq_cpp
+from hqq_cpp.nn.layers import find_layers, quantized_layers
 
 SETTINGS = [
     {"nbits": 4, "group_size": 32},
@@ -173,7 +173,9 @@ def test_modules_that_share_parameters_share_tiles(layer):
     other = copy.copy(layer)
     other._parameters = dict(layer._parameters)
     layer.tile_()
-    assert other.is_tiled == layer.is_tiled and torch.equal(other(torch.ones(1, 96)), layer(torch.ones(1, 96)))
+    assert other.is_tiled == layer.is_tiled and torch.equal(
+        other(torch.ones(1, 96)), layer(torch.ones(1, 96))
+    )
 
 
 def test_state_dict_of_other_settings_is_refused(layer):
@@ -257,9 +259,7 @@ def test_backends(layer):
     hqq_cpp.set_backend("native")
     try:
         on_meta = layer.to("meta").requires_grad_(False)
-        with pytest.raises(
-            ValueError, match="native kernels take float32.*the layer is on meta"
-        ):
+        with pytest.raises(ValueError, match="native kernels take float32.*the layer is on meta"):
             on_meta(torch.randn(1, 96, device="meta"))
     finally:
         hqq_cpp.set_backend("auto")

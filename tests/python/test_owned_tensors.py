@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-import torch.multiprocessing as multiprocessing  # noqa: E402
-from torch import nn  # noqa: E402
+import torch.multiprocessing as multiprocessing
+from torch import nn
 
-import hqq_cpp  # noqa: E402
+import hqq_cpp
 
 X = torch.linspace(-1, 1, 3 * 64).reshape(3, 64)
 
@@ -111,7 +111,9 @@ def test_a_weight_cannot_be_set():
         layer._replicate_for_data_parallel()
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_copies_own_their_tensors(model, again):
     expected = model(X)
     other = again(model)

@@ -12,14 +12,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.peft  # noqa: E402
+import hqq_cpp
+import hqq_cpp.peft
 
 hqq_cpp.peft.register()
 
-from hqq_cpp.peft.lora import HqqLoraLinear  # noqa: E402
+from hqq_cpp.peft.lora import HqqLoraLinear
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -69,7 +69,9 @@ def dense_twin(quantized):
     twin = copy.deepcopy(quantized)
     for name, module in list(twin.named_modules()):
         if isinstance(module, hqq_cpp.HqqLinear):
-            linear = torch.nn.Linear(module.in_features, module.out_features, module.bias is not None)
+            linear = torch.nn.Linear(
+                module.in_features, module.out_features, module.bias is not None
+            )
             linear.weight.data = module.dequantize()
             if module.bias is not None:
                 linear.bias.data = module.bias.data.clone()
@@ -89,9 +91,7 @@ def disturb(model, size=0.05, seed=1):
 
 def packed(model):
     names = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, hqq_cpp.HqqLinear)
+        name for name, module in model.named_modules() if isinstance(module, hqq_cpp.HqqLinear)
     }
     state = model.state_dict()
     return {k: v.clone() for k, v in state.items() if k.rpartition(".")[0] in names}
@@ -260,7 +260,9 @@ def test_what_cannot_be_merged_or_made(quantized):
         with pytest.raises(ValueError, match=rf"\[peft\] init_lora_weights='{init}' subtracts"):
             peft.get_peft_model(copy.deepcopy(quantized), config)
     with pytest.raises(ValueError, match="positive integer"):
-        peft.get_peft_model(copy.deepcopy(quantized), peft.LoraConfig(r=0, target_modules=["q_proj"]))
+        peft.get_peft_model(
+            copy.deepcopy(quantized), peft.LoraConfig(r=0, target_modules=["q_proj"])
+        )
     with pytest.warns(UserWarning, match="fan_in_fan_out is True"):
         peft.get_peft_model(copy.deepcopy(quantized), lora(fan_in_fan_out=True))
 
@@ -270,7 +272,9 @@ def test_adapters_on_quantized_parameters_are_refused(quantized, target):
     q = hqq_cpp.quantize(torch.randn(8, 64), {"nbits": 4})
     quantized.model.experts = torch.nn.ModuleDict({"gate_up_proj": hqq_cpp.HqqExperts([q, q])})
     config = lora(target_modules=["v_proj"], target_parameters=[target])
-    with pytest.raises(ValueError, match=rf"\[peft\] target_parameters has '{target}', but model\."):
+    with pytest.raises(
+        ValueError, match=rf"\[peft\] target_parameters has '{target}', but model\."
+    ):
         peft.get_peft_model(quantized, config)
 
 
@@ -441,7 +445,9 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_order_of_imports(run_python, order):
     done = run_python(
-        "import sys;" + ORDERS[order] + """
+        "import sys;"
+        + ORDERS[order]
+        + """
 import hqq_cpp, torch
 layer = torch.nn.Sequential(hqq_cpp.quantize_linear(torch.nn.Linear(64, 16), {"nbits": 4}))
 model = peft.get_peft_model(layer, peft.LoraConfig(target_modules=["0"]))

@@ -6,11 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hqq_cpp
+import reference
 
 INPUT_DTYPES = (np.float16, np.float32, np.float64)
 
@@ -265,7 +265,7 @@ def test_attributes(rng):
     q = hqq_cpp.quantize(rng.standard_normal((16, 72)), config)
     assert (q.shape, q.out_features, q.in_features) == ((16, 72), 16, 72)
     assert (q.nbits, q.group_size, q.axis) == (3, 32, 1)
-    assert list(q.tensors()) == "W_q scale zero scale_step scale_offset col_scale".split()
+    assert list(q.tensors()) == ["W_q", "scale", "zero", "scale_step", "scale_offset", "col_scale"]
     assert q.zero_step is None and q.scale_step.shape == (1,)
     assert q.nbytes == sum(tensor.nbytes for tensor in q.tensors().values())
     assert q.bits_per_weight == pytest.approx(8 * q.nbytes / (16 * 72))

@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 import pytest
-import reference
 
 import hqq_cpp
+import reference
 
 SMALL = {"nbits": 4, "group_size": 16, "balance": "none"}
 
@@ -160,7 +160,7 @@ def test_state_dict_has_the_names_of_a_checkpoint(torch, rng):
     W = rng.standard_normal((24, 80))
     config = {"nbits": 3, "quant_scale": True}
     layer = hqq_cpp.quantize_linear(torch.from_numpy(W), config, bias=torch.ones(24))
-    names = "W_q scale zero scale_step scale_offset col_scale bias".split()
+    names = ["W_q", "scale", "zero", "scale_step", "scale_offset", "col_scale", "bias"]
     assert list(layer.state_dict()) == names
     assert list(hqq_cpp.quantize(W, config).tensors()) == names[:-1]
     other = hqq_cpp.quantize_linear(torch.randn(24, 80), config, bias=torch.zeros(24))

@@ -8,10 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.nn.layers import find_layers, quantized_layers, survey  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn.utils import parametrizations, parametrize, prune, weight_norm  # noqa: E402
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
+
+import hqq_cpp
+from hqq_cpp.nn.layers import find_layers, quantized_layers, survey
 
 EIGHT = {"nbits": 8}
 

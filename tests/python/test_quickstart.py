@@ -12,7 +12,7 @@ import hqq_cpp
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL = EXAMPLES / "tiny-llama"
 sys.path.insert(0, str(EXAMPLES))
-import tiny_llama  # noqa: E402
+import tiny_llama
 
 FLOAT_PERPLEXITY = 23.163  # measured with torch and transformers in float32
 
@@ -67,7 +67,20 @@ def test_perplexity_refuses_a_short_text(ids):
 
 def test_split_words_follows_the_expression():
     text = "I'll say  \n\tit's 12\u00b2 a\u0301-b!?"
-    expected = ["I", "'ll", " say", "  \n", "\t", "it", "'s", " 12\u00b2", " a", "\u0301-", "b", "!?"]
+    expected = [
+        "I",
+        "'ll",
+        " say",
+        "  \n",
+        "\t",
+        "it",
+        "'s",
+        " 12\u00b2",
+        " a",
+        "\u0301-",
+        "b",
+        "!?",
+    ]
     assert list(tiny_llama.split_words(text)) == expected
 
 

@@ -27,13 +27,19 @@ def clone(repository, tmp_path):
 
 
 def test_shell_examples(repository, clone):
-    command = shutil.which("hqq-cpp", path=os.path.dirname(sys.executable) + ":" + os.environ["PATH"])
+    command = shutil.which(
+        "hqq-cpp", path=os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
+    )
     if command is None:
         pytest.skip("hqq-cpp is not installed beside this Python")
     env = dict(os.environ, PATH=os.path.dirname(command) + ":" + os.environ["PATH"])
     for block in blocks(repository, "sh"):
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block], cwd=clone, env=env, capture_output=True, text=True
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=clone,
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
     assert (clone / "out" / "llama-upstream" / "config.json").exists()
@@ -55,4 +61,6 @@ def test_python_examples(repository, clone):
 
 def test_cpp_example_is_the_one_that_is_built(repository):
     # examples/quantize_matrix.cpp is compiled and run by CTest.
-    assert blocks(repository, "cpp") == [(repository / "examples" / "quantize_matrix.cpp").read_text()]
+    assert blocks(repository, "cpp") == [
+        (repository / "examples" / "quantize_matrix.cpp").read_text()
+    ]

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reference import Groups
 
 import hqq_cpp
+import reference
+from reference import Groups
 
 GROUP_SIZES = (8, 64, 72, None)
 # Neither side is a multiple of any group size: tails for both axes.

@@ -7,7 +7,7 @@ from hqq_cpp import _core
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-from hqq_cpp.nn.layers import find_layers, find_roles, places_of, quantized_layers  # noqa: E402
+from hqq_cpp.nn.layers import find_layers, find_roles, places_of, quantized_layers
 
 IDS = torch.arange(3, 11)[None]
 
@@ -29,7 +29,7 @@ def test_roles_of_a_list():
 def test_refusals():
     with pytest.raises(hqq_cpp.FormatError, match="config.json"):
         _core.Roles([], "{")
-    with pytest.raises(ValueError, match="role \"layer\" must be one of none, linear, head"):
+    with pytest.raises(ValueError, match='role "layer" must be one of none, linear, head'):
         _core.settings_of(hqq_cpp.HqqConfig(), "a", "layer")
     with pytest.raises(ValueError, match="balance"):
         _core.resolve_balance("some", False)

@@ -10,12 +10,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from cli_runner import needs_binary, run_json  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import nn
 
-import hqq_cpp  # noqa: E402
+import hqq_cpp
+from cli_runner import needs_binary, run_json
 
-CONFIG = {"nbits": 4, "group_size": 32, "dynamic_config": {"table": {"nbits": 8}, "b": {"nbits": 3}}}
+CONFIG = {
+    "nbits": 4,
+    "group_size": 32,
+    "dynamic_config": {"table": {"nbits": 8}, "b": {"nbits": 3}},
+}
 pytestmark = pytest.mark.filterwarnings("ignore:.*stays? as :UserWarning")
 
 
@@ -112,7 +116,11 @@ def test_the_files(net, saved, copy):
     assert not [name for name in names if "marker" in name or name.startswith(("d.W", "f.weight"))]
     config = json.loads((saved / "config.json").read_text())["quantization_config"]
     assert config["quantizer"] == "hqq_cpp" and "quant_method" not in config
-    assert sorted(config["not_quantized"]) == ["attention.in_proj_weight", "attention.out_proj", "other"]
+    assert sorted(config["not_quantized"]) == [
+        "attention.in_proj_weight",
+        "attention.out_proj",
+        "other",
+    ]
     settings = hqq_cpp.HqqConfig.from_dict(config)
     assert settings.layer("a")["nbits"] == 4 and settings.layer("b")["nbits"] == 3
     # The same bytes again, whoever ran in between.
@@ -143,7 +151,9 @@ def test_the_command_reads_it(net, saved, tmp_path):
         "head": 8, "a": 4, "b": 3, "c": 4, "conv": 4,
     }  # fmt: skip
     report = hqq_cpp.verify_checkpoint(saved)
-    assert report.layers == 5 and [p[:32] for p in report.problems] == ["hqq_cpp.manifest.json is missing"]
+    assert report.layers == 5 and [p[:32] for p in report.problems] == [
+        "hqq_cpp.manifest.json is missing"
+    ]
     hqq_cpp.dequantize_checkpoint(saved, tmp_path / "dense", dtype="float32")
     dense = hqq_cpp.load_safetensors(tmp_path / "dense" / "model.safetensors")
     np.testing.assert_array_equal(dense["b.weight"].numpy(), net.b.dequantize().numpy())
@@ -171,7 +181,9 @@ def test_what_the_command_wrote(tmp_path):
     state = {k: v.detach() for k, v in net.state_dict().items() if not k.startswith(once)}
     hqq_cpp.save_safetensors(tmp_path / "model.safetensors", state)
     hqq_cpp.quantize_checkpoint(tmp_path / "model.safetensors", tmp_path / "small", {"nbits": 8})
-    with pytest.warns(UserWarning, match=r"1 of \d quantized weights become dense.*: doubled.weight"):
+    with pytest.warns(
+        UserWarning, match=r"1 of \d quantized weights become dense.*: doubled.weight"
+    ):
         loaded = hqq_cpp.load_model(build(), tmp_path / "small")
     assert isinstance(loaded.b, hqq_cpp.HqqLinear) and loaded.again is loaded.b
     stored = hqq_cpp.Checkpoint(tmp_path / "small").load("doubled")
@@ -218,7 +230,9 @@ def test_another_model(saved):
             self.again = nn.Linear(32, 32)
             del self.norm
 
-    with pytest.raises(ValueError, match=r"does not fit Other: 2 missing .*again.weight.*not in.*norm"):
+    with pytest.raises(
+        ValueError, match=r"does not fit Other: 2 missing .*again.weight.*not in.*norm"
+    ):
         hqq_cpp.load_model(Other(), saved)
 
 
@@ -272,7 +286,9 @@ def test_models_that_cannot_be_saved(tmp_path, make, message):
 
 def test_states_that_cannot_be_stored(tmp_path):
     def small():
-        return hqq_cpp.quantize_model_(nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8)), {"nbits": 4})
+        return hqq_cpp.quantize_model_(
+            nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8)), {"nbits": 4}
+        )
 
     class Extra(nn.LayerNorm):
         def get_extra_state(self):

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="models need torch")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="models need it")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
 
 LAYERS = 14
 NAME = "model.layers.0.mlp.up_proj"
@@ -74,12 +74,16 @@ def test_dequantize_and_diff(saved, tmp_path):
     weight = dense.get_submodule(NAME).weight
     assert type(dense.get_submodule(NAME)) is torch.nn.Linear
     assert torch.equal(weight, model.get_submodule(NAME).dequantize())
-    assert not [d.name for d in hqq_cpp.diff_checkpoints(folder, tmp_path / "dense") if not d.identical]
+    assert not [
+        d.name for d in hqq_cpp.diff_checkpoints(folder, tmp_path / "dense") if not d.identical
+    ]
 
     with torch.no_grad():
         weight[3, 5] += 1
     dense.save_pretrained(tmp_path / "changed")
-    differ = [d.name for d in hqq_cpp.diff_checkpoints(folder, tmp_path / "changed") if not d.identical]
+    differ = [
+        d.name for d in hqq_cpp.diff_checkpoints(folder, tmp_path / "changed") if not d.identical
+    ]
     assert differ == [f"{NAME}.weight"]
 
 
@@ -150,7 +154,9 @@ def test_weights_that_are_stored_transposed(tmp_path):
         expected = model(ids).logits
         hqq_cpp.set_backend("auto", mode="auto")
         torch.testing.assert_close(back(ids).logits, expected, rtol=0, atol=1e-4)
-    differences = {d.name: d for d in hqq_cpp.diff_checkpoints(tmp_path / "dense", tmp_path / "saved")}
+    differences = {
+        d.name: d for d in hqq_cpp.diff_checkpoints(tmp_path / "dense", tmp_path / "saved")
+    }
     found = differences["transformer.h.0.attn.c_proj.weight"]
     assert found.note == "" and 0 < found.relative < 0.2
 

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-import hqq_cpp  # noqa: E402
+import hqq_cpp
 
 SIZES = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=48
@@ -116,7 +116,10 @@ def test_several_in_one(tmp_path):
         part.save_pretrained(tmp_path / name)
         again = type(part).from_pretrained(tmp_path / name)
         assert torch.equal(outputs(again), outputs(part))
-        assert sum(isinstance(m, hqq_cpp.HqqLinear) for m in again.modules()) == {"one": 13, "two": 14}[name]
+        assert (
+            sum(isinstance(m, hqq_cpp.HqqLinear) for m in again.modules())
+            == {"one": 13, "two": 14}[name]
+        )
 
 
 def test_a_part_that_stayed_dense(tmp_path):
@@ -129,7 +132,11 @@ def test_a_part_that_stayed_dense(tmp_path):
 @pytest.mark.parametrize("on_load", [False, True])
 def test_models_in_models(tmp_path, on_load):
     """The outer one is saved as ever, and so is the inner one alone."""
-    config = {"nbits": 4, "group_size": 32, "dynamic_config": {"model.layers.1.mlp.up_proj": {"nbits": 8}}}
+    config = {
+        "nbits": 4,
+        "group_size": 32,
+        "dynamic_config": {"model.layers.1.mlp.up_proj": {"nbits": 8}},
+    }
     outer = llama()
     if on_load:
         outer.save_pretrained(tmp_path / "dense")
@@ -144,7 +151,10 @@ def test_models_in_models(tmp_path, on_load):
         assert torch.equal(outputs(again), outputs(part))
     assert again.layers[1].mlp.up_proj.nbits == 8
     # The names of the outer one.
-    assert settings_in(tmp_path / "outer")["dynamic_config"] == outer.config.quantization_config.to_dict()["dynamic_config"]
+    assert (
+        settings_in(tmp_path / "outer")["dynamic_config"]
+        == outer.config.quantization_config.to_dict()["dynamic_config"]
+    )
 
 
 def test_inner_models_with_a_config_of_their_own(tmp_path):

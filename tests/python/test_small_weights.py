@@ -3,11 +3,11 @@ large; never worse than large weights otherwise."""
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hqq_cpp
+import reference
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_dtype_of_a_config_with_odd_numbers(odd, tmp_path):
 def test_transformers_and_importance_go_by_the_same_rule(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    import hqq_cpp.transformers  # noqa: F401
+    import hqq_cpp.transformers
 
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,

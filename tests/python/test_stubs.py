@@ -32,7 +32,9 @@ def test_stubs_are_current(committed, tmp_path):
     if importlib.util.find_spec("pybind11_stubgen") is None:
         pytest.skip(f"pybind11-stubgen {STUBGEN}, which generates the stubs, is not installed")
     if hasattr(types, "CapsuleType"):
-        pytest.skip("from Python 3.13 on the stubs would name types.CapsuleType, which older ones lack")
+        pytest.skip(
+            "from Python 3.13 on the stubs would name types.CapsuleType, which older ones lack"
+        )
     from importlib.metadata import version
 
     if version("pybind11-stubgen") != STUBGEN or _core._pybind11_version != PYBIND11:

@@ -10,13 +10,13 @@ torch = pytest.importorskip("torch", reason="layers need torch")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="models need it")
 hqq_quantize = pytest.importorskip("hqq.core.quantize", reason="it makes the layers")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
-from cli_runner import run  # noqa: E402
-from hqq_cpp.transformers.qmodel import write_qmodel  # noqa: E402
-from upstream_maker import TOKENS, hqq_linear, llama, logits  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
+from cli_runner import run
+from hqq_cpp.transformers.qmodel import write_qmodel
+from upstream_maker import TOKENS, hqq_linear, llama, logits
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +144,7 @@ def test_hqq_loads_what_convert_wrote(tmp_path, tied):
 
     folder, _ = upstream_folder(tmp_path, llama(tie_word_embeddings=tied), nbits=3)
     assert not list(folder.glob("*.partial"))
-    loaded = AutoHQQHFModel.from_quantized(
-        str(folder), compute_dtype=torch.float32, device="cpu"
-    )
+    loaded = AutoHQQHFModel.from_quantized(str(folder), compute_dtype=torch.float32, device="cpu")
     assert type(loaded.model.layers[0].mlp.up_proj) is hqq_quantize.HQQLinear
     ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "quantized")
     with torch.no_grad():

@@ -9,16 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-from torch import nn  # noqa: E402
-from torch._subclasses import FakeTensorMode  # noqa: E402
-from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
-from torch.overrides import TorchFunctionMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.nn import watched  # noqa: E402
+import hqq_cpp
+from hqq_cpp.nn import watched
 
 
 @pytest.fixture(autouse=True)

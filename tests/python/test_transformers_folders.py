@@ -9,12 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the integration needs Transformers")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
-from folder_maker import change, pack  # noqa: E402
-from hqq_cpp.nn.layers import quantized_layers  # noqa: E402
-from torch import nn  # noqa: E402
-from transformers import (  # noqa: E402
+from torch import nn
+from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -22,6 +18,11 @@ from transformers import (  # noqa: E402
     PreTrainedConfig,
     PreTrainedModel,
 )
+
+import hqq_cpp
+import hqq_cpp.transformers
+from folder_maker import change, pack
+from hqq_cpp.nn.layers import quantized_layers
 
 IDS = torch.arange(3, 15)[None]
 TEXT = dict(
@@ -160,9 +161,7 @@ def test_experts_that_are_not_alike(moe, tmp_path, log, odd, names):
     assert not any(info.values()), info
     (warning,) = warnings_of_dense(log)
     assert ("not all quantized" if odd is None else "different settings") in warning
-    exact, ours = (
-        outputs(m, IDS) for m in (MixtralForCausalLM.from_pretrained(moe), loaded)
-    )
+    exact, ours = (outputs(m, IDS) for m in (MixtralForCausalLM.from_pretrained(moe), loaded))
     assert (ours - exact).norm() < 0.1 * exact.norm()
     # Every expert comes from its own tensors.
     checkpoint = hqq_cpp.Checkpoint(tmp_path / "q")
@@ -288,7 +287,7 @@ def test_linear_layers_that_are_merged_or_cut(conversions, tmp_path, log, cls, b
     x = torch.randn(2, 64)
     assert torch.equal(outputs(cls.from_pretrained(tmp_path / "dense"), x), outputs(model, x))
 
-    layers = dict.fromkeys([*names, "plain.weight"], {"nbits": 8, "balance": balance})
+    layers = {name: {"nbits": 8, "balance": balance} for name in [*names, "plain.weight"]}
     folder = pack(tmp_path / "dense", tmp_path / "q", layers)
     loaded, info = cls.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info

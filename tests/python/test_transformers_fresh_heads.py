@@ -8,12 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the integration needs Transformers")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
-from folder_maker import change  # noqa: E402
-from hqq_cpp.nn.layers import quantized_layers  # noqa: E402
-from torch import nn  # noqa: E402
-from transformers import (  # noqa: E402
+from torch import nn
+from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -26,6 +22,11 @@ from transformers import (  # noqa: E402
     ViTForImageClassification,
     initialization,
 )
+
+import hqq_cpp
+import hqq_cpp.transformers
+from folder_maker import change
+from hqq_cpp.nn.layers import quantized_layers
 
 IDS = torch.arange(1, 9)[None]
 Q4 = dict(nbits=4, group_size=32)
@@ -125,9 +126,7 @@ def test_another_number_of_labels(folders, log, quantize):
             load(cls, folders / source, quantize, num_labels=5)
         rows = 20 if source == "vit" else 7
         assert f"ckpt: torch.Size([{rows}, 64]) vs model:torch.Size([5, 64])" in log.text
-        model = load(
-            cls, folders / source, quantize, num_labels=5, ignore_mismatched_sizes=True
-        )
+        model = load(cls, folders / source, quantize, num_labels=5, ignore_mismatched_sizes=True)
         assert_fresh(model, head)
         assert model(inputs).logits.shape == (1, 5)
         # With the right number it is quantized as any layer.
@@ -185,9 +184,7 @@ def test_initialization_never_meets_packed_tensors(folders):
         plain = load(LlamaForSequenceClassification, folders / "llama", quantize, num_labels=3)
         for name, module in quantized_layers(model):
             other = plain.get_submodule(name)
-            assert all(
-                a is b or torch.equal(a, b) for a, b in zip(module.packed(), other.packed())
-            )
+            assert all(a is b or torch.equal(a, b) for a, b in zip(module.packed(), other.packed()))
         assert_fresh(model, "score", std=(2 / 67) ** 0.5)
 
 
@@ -356,9 +353,7 @@ def test_resizing_that_begins_elsewhere_is_refused(tmp_path, name):
     )
     transformers.MobileBertForMaskedLM(config).save_pretrained(tmp_path)
     config = hqq_cpp.HqqConfig(dynamic_only=True, dynamic_config={name: Q4})
-    model = transformers.MobileBertForMaskedLM.from_pretrained(
-        tmp_path, quantization_config=config
-    )
+    model = transformers.MobileBertForMaskedLM.from_pretrained(tmp_path, quantization_config=config)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     with pytest.raises(ValueError, match=f"{name} is quantized to 4 bits for 64 tokens"):
         model.resize_token_embeddings(72)

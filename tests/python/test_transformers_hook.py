@@ -6,21 +6,20 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import (  # noqa: E402
+from transformers import (
     AutoModelForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
 
 REFUSAL = "The model's quantization config from the arguments has no `quant_method` attribute"
 LOAD = """
@@ -263,7 +262,14 @@ def test_hqq_stays_theirs_where_it_works(run_python, saved, upstream):
     # Whoever wants ours says so.
     code += "import hqq_cpp.transformers as ours; ours.register(); show(sys.argv[2])"
     done = run_python(code, saved, upstream)
-    assert done.stdout.split() == "HqqQuantizer True Theirs True HqqQuantizer False".split()
+    assert done.stdout.split() == [
+        "HqqQuantizer",
+        "True",
+        "Theirs",
+        "True",
+        "HqqQuantizer",
+        "False",
+    ]
 
 
 def test_hqq_is_ours_for_who_imports_us(run_python, upstream):

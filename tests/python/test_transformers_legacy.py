@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch", reason="models need torch")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="models need it")
 upstream = pytest.importorskip("hqq.core.quantize", reason="it makes the checkpoints")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
-from upstream_maker import (  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
+from upstream_maker import (
     TOKENS,
     all_but_head,
     assert_same_model,
@@ -36,7 +36,8 @@ from upstream_maker import (  # noqa: E402
         {"nbits": 8, "group_size": 64, "axis": 1, "optimize": True},
         {"nbits": 5, "group_size": None, "axis": 1},
         pytest.param(
-            {"nbits": 4, "group_size": 64, "axis": 1, "view_as_float": True}, marks=needs_float_codes
+            {"nbits": 4, "group_size": 64, "axis": 1, "view_as_float": True},
+            marks=needs_float_codes,
         ),
         {"nbits": 3, "group_size": 32, "axis": 1},
         {"nbits": 3, "group_size": 64, "axis": 0},

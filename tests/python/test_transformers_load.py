@@ -12,10 +12,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the integration needs Transformers")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
-from hqq_cpp.nn.layers import quantized_layers  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import hqq_cpp
+import hqq_cpp.transformers
+from hqq_cpp.nn.layers import quantized_layers
 
 IDS = torch.arange(5, 45)[None]
 
@@ -286,7 +287,9 @@ def test_weights_too_small_for_float16_metadata(model, tmp_path):
     with torch.no_grad():
         dense.model.layers[1].mlp.up_proj.weight.mul_(1e-7)
     dense.save_pretrained(tmp_path / "dense")
-    refusal = r"\[model.layers.1.mlp.up_proj\] the scale of .* too small for float16; use meta_dtype"
+    refusal = (
+        r"\[model.layers.1.mlp.up_proj\] the scale of .* too small for float16; use meta_dtype"
+    )
     with pytest.raises(ValueError, match=refusal):
         load(tmp_path / "dense", quantization_config=hqq_cpp.HqqConfig(nbits=4))
     with pytest.raises(ValueError, match=refusal):

@@ -9,10 +9,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="the integration needs Transformers")
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402
-from hqq_cpp.nn.experts import HqqExperts  # noqa: E402
-from hqq_cpp.nn.layers import quantized_layers  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
+from hqq_cpp.nn.experts import HqqExperts
+from hqq_cpp.nn.layers import quantized_layers
 
 IDS = torch.arange(3, 15)[None]
 TEXT = dict(

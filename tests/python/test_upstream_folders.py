@@ -11,9 +11,9 @@ transformers = pytest.importorskip("transformers", minversion="5.0", reason="mod
 upstream = pytest.importorskip("hqq.core.quantize", reason="it makes the checkpoints")
 base = pytest.importorskip("hqq.models.hf.base", reason="it makes the folders")
 
-import hqq_cpp  # noqa: E402
-from hqq_cpp.transformers import load_upstream  # noqa: E402
-from upstream_maker import (  # noqa: E402
+import hqq_cpp
+from hqq_cpp.transformers import load_upstream
+from upstream_maker import (
     TOKENS,
     all_but_head,
     assert_same_model,
@@ -139,7 +139,9 @@ def test_first_versions(tmp_path, quantized):
     weights = {}
     for name, module in model.named_modules():
         if isinstance(module, upstream.HQQLinear):
-            weights[name], dense.get_submodule(name).weight.data = first_version(module, **quantized)
+            weights[name], dense.get_submodule(name).weight.data = first_version(
+                module, **quantized
+            )
         elif not list(module.children()) and module.state_dict():
             weights[name] = dict(module.state_dict())
     assert "meta" in weights[NAME]

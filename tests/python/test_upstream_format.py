@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 
 import hqq_cpp
+import reference
 
 torch = pytest.importorskip("torch", reason="upstream needs torch")
 upstream = pytest.importorskip("hqq.core.quantize", reason="the other end is the package hqq 0.2.8")

@@ -8,13 +8,13 @@ torch = pytest.importorskip("torch", reason="models need torch")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="models need it")
 quantize = pytest.importorskip("hqq.core.quantize", reason="it makes the layers")
 
-from transformers import conversion_mapping  # noqa: E402
-from transformers.core_model_loading import Chunk, Concatenate, WeightConverter  # noqa: E402
+from transformers import conversion_mapping
+from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
 
-import hqq_cpp  # noqa: E402
-import hqq_cpp.transformers  # noqa: E402, F401
-from hqq_cpp.nn import upstream  # noqa: E402
-from upstream_maker import (  # noqa: E402
+import hqq_cpp
+import hqq_cpp.transformers
+from hqq_cpp.nn import upstream
+from upstream_maker import (
     BASE,
     assert_saves_in_our_format,
     config_for,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 
 import hqq_cpp
+import reference
 
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
 upstream = pytest.importorskip("hqq.core.quantize", reason="the oracle is the package hqq 0.2.8")

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import core_model_loading  # noqa: E402
+from transformers import core_model_loading
 
-from hqq_cpp.nn import _versions as torch_versions  # noqa: E402
-from hqq_cpp.transformers import _versions  # noqa: E402
+from hqq_cpp.nn import _versions as torch_versions
+from hqq_cpp.transformers import _versions
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_newer_ones_are_a_warning(warnings_of, version):
 
 def test_a_loader_without_our_parts_is_one_sentence(monkeypatch):
     monkeypatch.delattr(core_model_loading, "rename_source_key")
-    with pytest.raises(ImportError, match="works with .* installed and differs .*rename_source_key"):
+    with pytest.raises(
+        ImportError, match="works with .* installed and differs .*rename_source_key"
+    ):
         runpy.run_path(_versions.__file__)
 
 

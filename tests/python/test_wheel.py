@@ -14,9 +14,7 @@ import pytest
 import hqq_cpp
 
 # What every Linux that the tag of the wheel names has: glibc and the libraries of GCC.
-SYSTEM = re.compile(
-    r"(linux-vdso|ld-linux\S*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|cuda))\.so\.\d+"
-)
+SYSTEM = re.compile(r"(linux-vdso|ld-linux\S*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|cuda))\.so\.\d+")
 LICENSES = ["CLI11", "Eigen", "Highway", "PCRE2", "nlohmann-json", "pybind11", "xxHash"]
 
 
@@ -48,7 +46,7 @@ def foreign_libraries(listing: str, own: Path) -> list[str]:
 
 def test_tag(wheel):
     tags = re.findall(r"^Tag: (.*)$", wheel.read_text("WHEEL"), re.M)
-    version = "cp%d%d" % sys.version_info[:2]
+    version = f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert tags and all(tag.startswith(f"{version}-{version}-manylinux_2_") for tag in tags)
 
 

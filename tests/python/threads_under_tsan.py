@@ -8,11 +8,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import hqq_cpp
 import numpy as np
-from hqq_cpp import _core
 
+import hqq_cpp
 from cli_runner import files_of
+from hqq_cpp import _core
 from model_maker import bfloat16, save_model
 
 THREADS = 4

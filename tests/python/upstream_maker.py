@@ -42,7 +42,9 @@ def llama(**settings):
 
 def mixtral(**settings):
     torch.manual_seed(0)
-    config = transformers.MixtralConfig(**BASE, num_local_experts=4, num_experts_per_tok=2, **settings)
+    config = transformers.MixtralConfig(
+        **BASE, num_local_experts=4, num_experts_per_tok=2, **settings
+    )
     return transformers.MixtralForCausalLM(config).eval()
 
 
@@ -75,7 +77,12 @@ def all_but_head(**settings):
 
 
 def config_for(quant_config, **more):
-    return {"quant_config": quant_config, "quant_method": "hqq", "skip_modules": ["lm_head"], **more}
+    return {
+        "quant_config": quant_config,
+        "quant_method": "hqq",
+        "skip_modules": ["lm_head"],
+        **more,
+    }
 
 
 def save(folder, model, state, quantization_config, shards=1):

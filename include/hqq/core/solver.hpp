@@ -351,8 +351,9 @@ HQQ_HD ScaleZero<V> solve_joint(const W& w, const H& h, std::int64_t n,
     best = search_closed_form(w, h, n, range, first, params);
   }
   const ScaleZero<V> candidate = stored(params, best);
-  // Zeros in float32 are yet to be quantized to 8 bits, with those of other groups. That of a constant
-  // group, at the smallest scale, is millions of codes away and would leave the others no bits.
+  // Zeros in float32 are yet to be quantized to 8 bits, with those of other groups. That of a
+  // constant group, at the smallest scale, is millions of codes away and would leave the others no
+  // bits.
   const V least = params.zero_type == MetaType::kF32 ? least_width<V>(params) : set<V>(-1.0f);
   const auto usable = both(least < range.high - range.low,
                            abs(candidate.zero) < set<V>(max_zero(params.zero_type)));

@@ -131,7 +131,9 @@ class HqqQuantizer(DiffusersQuantizer):
 
     # While the weights are read.
 
-    def check_if_quantized_param(self, model, param_value, param_name, state_dict, **kwargs) -> bool:
+    def check_if_quantized_param(
+        self, model, param_value, param_name, state_dict, **kwargs
+    ) -> bool:
         """Whether a tensor is packed, or to be."""
         if param_name in self._plans or param_name in self._tied:
             return True
@@ -139,7 +141,14 @@ class HqqQuantizer(DiffusersQuantizer):
         return last in TENSOR_NAMES and isinstance(owner, QuantizedModule)
 
     def create_quantized_param(
-        self, model, param_value, param_name, target_device, state_dict, unexpected_keys=None, **kwargs
+        self,
+        model,
+        param_value,
+        param_name,
+        target_device,
+        state_dict,
+        unexpected_keys=None,
+        **kwargs,
     ) -> None:
         """Sets a packed tensor, in the type it has in the file; or packs a weight."""
         if param_name in self._tied:

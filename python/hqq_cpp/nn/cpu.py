@@ -80,7 +80,7 @@ def linear(
     if rows.stride(1) != 1 or stride < in_features:
         rows = rows.contiguous()
         stride = in_features
-    y = x.new_empty(x.shape[:-1] + (layout.out_features,))
+    y = x.new_empty((*x.shape[:-1], layout.out_features))
     bias_address = 0
     if bias is not None:
         bias = bias.float().contiguous()

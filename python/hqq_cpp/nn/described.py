@@ -118,9 +118,7 @@ def read_descriptions(files: Iterable[Path]) -> tuple[dict[str, Description], se
 
 def not_quantized(model: nn.Module) -> list[str]:
     """Names of the weights of two and more dimensions that stayed dense."""
-    packed = {
-        f"{name}.{tensor}" for name, _ in quantized_layers(model) for tensor in TENSOR_NAMES
-    }
+    packed = {f"{name}.{tensor}" for name, _ in quantized_layers(model) for tensor in TENSOR_NAMES}
     return [
         name.removesuffix(".weight")
         for name, parameter in model.named_parameters()

@@ -59,9 +59,9 @@ def collect_importance_folder(
     check_arguments(tokens, n)
     folder = LayeredCheckpoint(Path(model_dir))
     model = folder.model
-    with torch.no_grad(), eval_mode(model), folder.streamed_layers():
-        with Recorder(model, logits_layer(model)) as recorder:
-            run_random(model, tokens, n, seed, one_batch=True)
+    recorder = Recorder(model, logits_layer(model))
+    with torch.no_grad(), eval_mode(model), folder.streamed_layers(), recorder:
+        run_random(model, tokens, n, seed, one_batch=True)
     result = folder.checkpoint_names(recorder.result())
     if not result:
         raise ValueError(f"[importance] no layer of {str(model_dir)!r} saw any input")

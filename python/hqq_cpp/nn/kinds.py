@@ -75,7 +75,7 @@ def check_single(module: nn.Module) -> None:
         )
     if kind is None or (kind.name != "linear" and not kind.obstacle):
         raise ValueError(f"[quantize] {name} is no torch.nn.Linear; quantize_model_ takes models")
-    obstacle = kind.obstacle or module.weight.is_meta and "the weight is on device meta"
+    obstacle = kind.obstacle or (module.weight.is_meta and "the weight is on device meta")
     if obstacle:
         raise ValueError(f"[quantize] this {name} cannot be replaced: {obstacle}")
 

@@ -180,9 +180,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
             and backend.is_plain(x, bias)
             and x.shape[-1] == self.in_features
         ):
-            return cpu.linear(
-                self._native(), x, weight, self._layout, bias, backend.mode_code(x)
-            )
+            return cpu.linear(self._native(), x, weight, self._layout, bias, backend.mode_code(x))
         weight = self.checked()
         if not is_watched():
             if cuda.is_native(weight.W_q):

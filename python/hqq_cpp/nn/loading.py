@@ -72,7 +72,9 @@ def load_model(
             f"[load_model] {folder} describes no quantized layer of format 1: load_state_dict reads "
             "a dense model, and 'hqq-cpp convert --to hqq_cpp' what the package hqq wrote"
         )
-    tensors = {name: tensor for file in files for name, tensor in _core.load_safetensors(file).items()}
+    tensors = {
+        name: tensor for file in files for name, tensor in _core.load_safetensors(file).items()
+    }
     plan = plan_loading(model, described, transposed, tensors)
     plan.check("load_model", folder, model)
     _put_quantized(model, plan, tensors, device)

@@ -20,9 +20,7 @@ _WEIGHT = (
 )
 _LAYOUT = "float nbits, int group_size, int axis, SymInt out_features, SymInt in_features"
 # exact: as set_backend(mode="exact"), unless another mode than "auto" is set.
-_LIBRARY.define(
-    f"linear(Tensor x, {_WEIGHT}, Tensor? bias, {_LAYOUT}, bool exact=False) -> Tensor"
-)
+_LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias, {_LAYOUT}, bool exact=False) -> Tensor")
 _LIBRARY.define(f"linear_backward(Tensor grad_y, {_WEIGHT}, {_LAYOUT}) -> Tensor")
 _LIBRARY.define(
     f"experts_linear(Tensor x, Tensor counts, {_WEIGHT}, Tensor? bias, {_LAYOUT}, int parts, "

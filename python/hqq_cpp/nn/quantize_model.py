@@ -30,7 +30,6 @@ from .pointwise import HqqPointwiseConv2d
 from .solve import quantize_tensor
 from .subclasses import class_for
 
-
 # Projections of a single expert that have the input of a fused one.
 _SINGLE_NAMES = {
     "gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"),

@@ -178,7 +178,9 @@ def _write_shards(
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         there = {name: module for name, module in layers.items() if f"{name}.W_q" in shard}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
-        save_safetensors(folder / file, tensors, {"format": "pt", **metadata_of(*describe_all(there))})
+        save_safetensors(
+            folder / file, tensors, {"format": "pt", **metadata_of(*describe_all(there))}
+        )
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())

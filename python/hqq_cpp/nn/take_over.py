@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import _core
-from ..config import HqqConfig
 from ..errors import FormatError
 from . import upstream
 from .described import config_of_layers

@@ -112,9 +112,7 @@ def _function(
     return Derivatives
 
 
-def _refuse_weights(
-    operator: torch._ops.OpOverload, wanted: list[int], bias: int | None
-) -> None:
+def _refuse_weights(operator: torch._ops.OpOverload, wanted: list[int], bias: int | None) -> None:
     """torch.func takes no derivative for one that is zero."""
     names = [operator._schema.arguments[i].name for i in wanted if i not in (0, bias)]
     if names:

@@ -62,7 +62,4 @@ def is_watched() -> bool:
 
 def is_ordinary(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor on a CPU or GPU holds its values, and nothing else does."""
-    return (
-        type(tensor) is torch.Tensor
-        and _dispatch_keys(tensor).raw_repr() in _ORDINARY_KEYS
-    )
+    return type(tensor) is torch.Tensor and _dispatch_keys(tensor).raw_repr() in _ORDINARY_KEYS

@@ -30,7 +30,10 @@ class HqqLoraLinear(Linear):
     def __init__(self, base_layer: Any, adapter_name: str, config: Any, **kwargs: Any):
         if config.fan_in_fan_out:
             # As peft does for nn.Linear. A quantized Conv1D has the layout of nn.Linear too.
-            warnings.warn("fan_in_fan_out is True, but HqqLinear is [out, in]: setting it to False")
+            warnings.warn(
+                "fan_in_fan_out is True, but HqqLinear is [out, in]: setting it to False",
+                stacklevel=2,
+            )
             config.fan_in_fan_out = False
         super().__init__(base_layer, adapter_name, config, **kwargs)
         self._before: tuple[Weight, torch.Tensor | None] | None = None
@@ -98,7 +101,7 @@ class HqqLoraLinear(Linear):
     def unmerge(self) -> None:
         """Gives the layer back the bits it had before the first merge."""
         if self._before is None:
-            warnings.warn("[peft] no adapter is merged; there is nothing to unmerge")
+            warnings.warn("[peft] no adapter is merged; there is nothing to unmerge", stacklevel=2)
             return
         layer = self.get_base_layer()
         packed, bias = self._before

@@ -75,9 +75,9 @@ except ImportError as error:
 
 __all__ = [
     "ALL_EXPERTS_FUNCTIONS",
+    "KEEPS_FLOAT_CODES",
     "Concatenate",
     "ConversionOps",
-    "KEEPS_FLOAT_CODES",
     "MergeModulelist",
     "SplitModulelist",
     "WeightConverter",

@@ -91,7 +91,7 @@ def _init(
     view_as_float: bool = False,
     axis: int | None = None,
     dynamic_config: dict | None = None,
-    skip_modules: list[str] = ["lm_head"],
+    skip_modules: list[str] | tuple[str, ...] = ("lm_head",),
     **kwargs: Any,
 ):
     where = "HqqConfig"
@@ -110,7 +110,7 @@ def _init(
             **kwargs,
         )
     self.quant_method = QuantizationMethod.HQQ
-    self.skip_modules = skip_modules
+    self.skip_modules = list(skip_modules) if isinstance(skip_modules, tuple) else skip_modules
     self.post_init()
 
 

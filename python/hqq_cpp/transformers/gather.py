@@ -91,10 +91,7 @@ class Assemble(ConversionOps):
         target = self._targets[full_layer_name]
         given = {pattern: iter(tensors) for pattern, tensors in input_dict.items()}
         layers = [
-            [
-                (stored, {key: next(given[f"{p}.{key}"]) for key in stored.keys})
-                for stored in part
-            ]
+            [(stored, {key: next(given[f"{p}.{key}"]) for key in stored.keys}) for stored in part]
             for p, part in enumerate(target.parts)
         ]
         if target.module is None:
@@ -148,9 +145,7 @@ def _rows(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _as_parameter(
-    dense: torch.Tensor, parameter: torch.Tensor, transposed: bool
-) -> torch.Tensor:
+def _as_parameter(dense: torch.Tensor, parameter: torch.Tensor, transposed: bool) -> torch.Tensor:
     """The matrix of a convolution in its shape, that of a Conv1D as it keeps it; others as they
     are, whose shapes Transformers compares."""
     if transposed:

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from .. import _core
 from ..config import HqqConfig
 from ..errors import FormatError
-from ..nn.described import METADATA, NOT_SETTINGS
 from ..nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
+from ..nn.described import METADATA, NOT_SETTINGS
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
 from ._versions import dot_natural_key
@@ -60,7 +60,7 @@ def read_headers(files: Iterable[str]) -> Headers:
                 "stored in those"
             )
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():
+            for key in opened.keys():  # noqa: SIM118  safe_open has no __iter__
                 headers.keys.add(key)
                 name, _, last = key.rpartition(".")
                 if last in TENSOR_NAMES:
@@ -85,9 +85,7 @@ def _descriptions(file: str, text: str) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise FormatError(
-            f"[from_pretrained] {file}: metadata hqq_cpp is no description of layers"
-        )
+        raise FormatError(f"[from_pretrained] {file}: metadata hqq_cpp is no description of layers")
     if version != _core.FORMAT_VERSION:
         raise FormatError(
             f"[from_pretrained] {file} has format version {version}; this version of hqq_cpp reads "
@@ -108,10 +106,11 @@ def stored_layers(headers: Headers, key_map: KeyMap, config: HqqConfig) -> list[
     stored = []
     for name in sorted(_names(headers), key=dot_natural_key):
         tensors, description = headers.packed[name], headers.described.get(name)
-        if description is None:
-            layer = _undescribed(name, tensors, key_map, config)
-        else:
-            layer = _described(name, description)
+        layer = (
+            _undescribed(name, tensors, key_map, config)
+            if description is None
+            else _described(name, description)
+        )
         if layer is None or key_map.place(layer.tensor) is None:
             continue
         _check(layer, tensors)

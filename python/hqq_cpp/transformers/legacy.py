@@ -20,8 +20,8 @@ from ..config import HqqConfig as _Settings
 from ..errors import FormatError
 from ..nn import upstream
 from ..nn.dequantize import weight_of
-from ..nn.experts import HqqExperts
 from ..nn.described import config_of_layers
+from ..nn.experts import HqqExperts
 from . import config as _config
 from . import saved
 from ._versions import KEEPS_FLOAT_CODES, dot_natural_key
@@ -41,9 +41,7 @@ class StoredUpstream(Stored):
 # Before the weights are read.
 
 
-def replace_layers(
-    model: nn.Module, quantizer: Any, files: list[str], conversions: list
-) -> list:
+def replace_layers(model: nn.Module, quantizer: Any, files: list[str], conversions: list) -> list:
     """Puts empty quantized modules where the files have quantized layers.
 
     Returns:

@@ -196,7 +196,8 @@ def unread(model: torch.nn.Module) -> list[str]:
         f"{name}.{key}"
         for name, module in quantized_layers(model)
         for key, tensor in module.packed()._asdict().items()
-        if tensor is not None and not tensor.is_meta
+        if tensor is not None
+        and not tensor.is_meta
         and not getattr(tensor, "_is_hf_initialized", False)
     ]
 

@@ -28,7 +28,6 @@ from .experts import EXPERTS_FUNCTION
 from .gather import Gather
 from .load_ops import Plan, QuantizeOnLoad, SolverThread, unread
 
-
 logger = logging.get_logger("transformers.hqq_cpp")
 
 

@@ -3,6 +3,7 @@ changes."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -60,9 +61,7 @@ def _refuse_quantized(model: nn.Module, given: dict[str, Any]) -> None:
 def _embeddings(model: nn.Module, given: dict[str, Any]) -> Iterator[tuple[nn.Module, int]]:
     """What would be resized, with the dimension of its tokens."""
     for get in (model.get_input_embeddings, model.get_output_embeddings):
-        try:
+        with contextlib.suppress(NotImplementedError, AttributeError):  # a model without
             yield get(), 0
-        except (NotImplementedError, AttributeError):  # a model without
-            pass
     module = given.get("old_embeddings", given.get("old_lm_head"))
     yield module, 1 if given.get("transposed") else 0

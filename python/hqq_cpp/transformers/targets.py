@@ -88,9 +88,7 @@ def find_targets(stored: Iterable[Stored], key_map: KeyMap) -> dict[str, Target]
     return targets
 
 
-def _add_dense(
-    targets: dict[str, Target], keys: Iterable[str], key_map: KeyMap
-) -> set[str]:
+def _add_dense(targets: dict[str, Target], keys: Iterable[str], key_map: KeyMap) -> set[str]:
     """Adds what the checkpoint has dense to targets that are made of several layers; returns the
     other parameters that it has dense."""
     dense = set()
@@ -266,9 +264,7 @@ def _is_conv1d(model: nn.Module, parameter: str) -> bool:
     return isinstance(owner, Conv1D)
 
 
-def _has_conv1d_as_stored(
-    targets: dict[str, Target], layers: dict[str, nn_layers.Layer]
-) -> bool:
+def _has_conv1d_as_stored(targets: dict[str, Target], layers: dict[str, nn_layers.Layer]) -> bool:
     """Whether the matrices of Conv1D were packed [in, out]: one writer did so with all, and those
     that are not square tell."""
     for target in targets.values():

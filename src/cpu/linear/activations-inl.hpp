@@ -169,7 +169,8 @@ void read_u8(const std::uint8_t* in, std::int64_t groups, const float* step, con
   for (std::int64_t g = 0; g < groups; ++g) {
     for (int part = 0; part < kParts; ++part) {
       const std::int64_t at = g * kTileRows + part * Isa::kRows;
-      Isa::store(out + at, Isa::add(Isa::mul(Isa::from_bytes(in + at), steps[part]), offsets[part]));
+      Isa::store(out + at,
+                 Isa::add(Isa::mul(Isa::from_bytes(in + at), steps[part]), offsets[part]));
     }
   }
 }

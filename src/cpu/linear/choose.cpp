@@ -24,8 +24,8 @@ const LinearKernels* own_kernels(const std::string& target) {
   return nullptr;
 }
 
-// A target includes all that are worse. One without kernels of its own (AVX3_ZEN4 of newer versions of
-// Highway) has the best of theirs.
+// A target includes all that are worse. One without kernels of its own (AVX3_ZEN4 of newer versions
+// of Highway) has the best of theirs.
 std::map<std::string, const LinearKernels*> kernels_of_targets() {
   const std::vector<std::string> targets = supported_targets();
   std::map<std::string, const LinearKernels*> kernels;

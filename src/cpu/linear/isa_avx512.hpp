@@ -59,8 +59,8 @@ struct Isa {
     std::memcpy(&value, &largest, 4);
     return value;
   }
-  // Not _mm512_reduce_add_epi32: GCC adds the last lanes as signed integers of C, whose sums must not
-  // overflow, and rows with NaN have lanes of INT_MIN. Additions of vectors wrap around.
+  // Not _mm512_reduce_add_epi32: GCC adds the last lanes as signed integers of C, whose sums must
+  // not overflow, and rows with NaN have lanes of INT_MIN. Additions of vectors wrap around.
   HQQ_INLINE static std::int32_t sum_lanes(Ints ints) {
     const __m256i half =
         _mm256_add_epi32(_mm512_castsi512_si256(ints), _mm512_extracti64x4_epi64(ints, 1));

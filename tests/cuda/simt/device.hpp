@@ -17,11 +17,11 @@
 namespace hqq::simt {
 
 // threadIdx and its like: objects whose members are read from the thread that runs.
-template <Dim3 ThreadView::*kIndex, unsigned Dim3::*kAxis>
+template <Dim3 ThreadView::* kIndex, unsigned Dim3::* kAxis>
 struct Coordinate {
   operator unsigned() const { return (this_thread().*kIndex).*kAxis; }
 };
-template <Dim3 ThreadView::*kIndex>
+template <Dim3 ThreadView::* kIndex>
 struct Coordinates {
   Coordinate<kIndex, &Dim3::x> x;
   Coordinate<kIndex, &Dim3::y> y;
