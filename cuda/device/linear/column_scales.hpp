@@ -9,10 +9,10 @@
 
 namespace hqq::cuda::device {
 
-// Two slots in shared memory that belong to one warp, for this tile and the last; the next one is on
-// its way to registers. A slot is, for each fragment and step of 16 columns, three rows of 16 values
-// of the type of x: scale; minus the integer part of zero; minus the rest of zero times scale.
-// Columns are in the order 0 1 8 9, 2 3 10 11, ..., so that a lane's four are contiguous.
+// Two slots in shared memory that belong to one warp, for this tile and the last; the next one is
+// on its way to registers. A slot is, for each fragment and step of 16 columns, three rows of 16
+// values of the type of x: scale; minus the integer part of zero; minus the rest of zero times
+// scale. Columns are in the order 0 1 8 9, 2 3 10 11, ..., so that a lane's four are contiguous.
 template <class T, int kMaxCode>
 class ColumnScaleStream {
  public:
@@ -84,8 +84,7 @@ class ColumnScaleStream {
         zero[i] = zero_[f].value(p_.zero, expert_, index(f) + i, i);
       }
     }
-    const float part[kColumns] = {integer_part(zero[0], kMaxCode),
-                                  integer_part(zero[1], kMaxCode)};
+    const float part[kColumns] = {integer_part(zero[0], kMaxCode), integer_part(zero[1], kMaxCode)};
     const int lane = static_cast<int>(threadIdx.x % 32), pair = lane % (kStepCols / kColumns);
     auto* out = reinterpret_cast<std::uint32_t*>(slot_of(tile_) + f * kColumnFragmentBytes +
                                                  lane / (kStepCols / kColumns) * kColumnStepBytes) +
@@ -93,13 +92,13 @@ class ColumnScaleStream {
     constexpr int kRowWords = kStepCols / kColumns;
     st_shared(out, simt::pack2<T>(scale[0], scale[1]));
     st_shared(out + kRowWords, simt::pack2<T>(-part[0], -part[1]));
-    st_shared(out + 2 * kRowWords, simt::pack2<T>(-(zero[0] - part[0]) * scale[0],
-                                                        -(zero[1] - part[1]) * scale[1]));
+    st_shared(out + 2 * kRowWords,
+              simt::pack2<T>(-(zero[0] - part[0]) * scale[0], -(zero[1] - part[1]) * scale[1]));
   }
 
   const LinearParams& p_;
   int expert_;
-  int tile_;  // that is on its way
+  int tile_;       // that is on its way
   int fragments_;  // one where both fragments of a strip share a row of scales
   unsigned char* ring_;
   int scale_row_[kFragments];

@@ -92,8 +92,7 @@ class RowScaleStream {
         }
         st_shared(reinterpret_cast<float2*>(out), v);
       } else {
-        st_shared(reinterpret_cast<std::uint32_t*>(out),
-                        scale_.half(i) | zero_.half(i) << 16);
+        st_shared(reinterpret_cast<std::uint32_t*>(out), scale_.half(i) | zero_.half(i) << 16);
       }
       out += row_entry_bytes(p_.float_metadata);
     }
