@@ -128,27 +128,27 @@ if TYPE_CHECKING:
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
-        "HqqEmbedding": "embedding",
-        "HqqExperts": "experts",
-        "HqqLinear": "linear",
-        "collect_importance": "importance",
-        "collect_importance_folder": "importance_folder",
-        "dequantize_model_": "dequantize_model",
-        "from_upstream": "take_over",
-        "get_backend": "backend",
-        "hqq_report": "report",
-        "load_model": "loading",
-        "quantize_model_": "quantize_model",
-        "save_model": "saving",
-        "set_backend": "backend",
-        "take_over_": "take_over",
+        "HqqEmbedding": "nn.embedding",
+        "HqqExperts": "nn.experts",
+        "HqqLinear": "nn.linear",
+        "collect_importance": "nn.importance",
+        "collect_importance_folder": "nn.importance_folder",
+        "dequantize_model_": "nn.dequantize_model",
+        "from_upstream": "nn.take_over",
+        "get_backend": "backends",
+        "hqq_report": "nn.report",
+        "load_model": "nn.loading",
+        "quantize_model_": "nn.quantize_model",
+        "save_model": "nn.saving",
+        "set_backend": "backends",
+        "take_over_": "nn.take_over",
     }
 
     def __getattr__(name):
         if name in _TORCH_NAMES:
             import importlib
 
-            return getattr(importlib.import_module(f"{__name__}.nn.{_TORCH_NAMES[name]}"), name)
+            return getattr(importlib.import_module(f"{__name__}.{_TORCH_NAMES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

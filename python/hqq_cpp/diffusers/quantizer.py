@@ -13,13 +13,13 @@ from torch import nn
 from .._core import LayerConfig
 from ..api import load_safetensors
 from ..errors import FormatError
+from ..format import TENSOR_NAMES
 from ..nn import described
+from ..nn.base import QuantizedModule
 from ..nn.dense_layers import listed
-from ..nn.dequantize import TENSOR_NAMES
 from ..nn.dequantize_model import dequantize_model_
 from ..nn.layers import Layer, find_layers, parent_of, quantized_layers
 from ..nn.loading import plan_loading
-from ..nn.module import QuantizedModule
 from ..nn.quantize_model import (
     ImportanceSource,
     put_module,

@@ -7,13 +7,13 @@ import sys
 import torch
 from torch import nn
 
+from .base import QuantizedModule, Replaced, parse_dtype
 from .carry import carry_over
 from .dense_layers import listed
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .layers import dense_weight, parent_of, places_of, quantized_layers
 from .linear import HqqLinear
-from .module import QuantizedModule, Replaced, parse_dtype
 
 _PLAIN = Replaced("linear", nn.Linear, True)
 

@@ -13,14 +13,14 @@ from torch import nn
 
 from .. import _core
 from ..errors import FormatError
+from ..format import dtype_name
+from .base import QuantizedModule, parse_dtype
 from .dense_layers import listed
-from .dequantize import dtype_name
 from .dequantize_model import tell_peft
 from .described import Description, config_of, read_descriptions
 from .experts import HqqExperts
 from .layers import Layer, find_layers, parent_of, quantized_layers
 from .linear import HqqLinear
-from .module import QuantizedModule, parse_dtype
 from .quantize_model import empty_module, put_module, tell_libraries
 
 INDEX = "model.safetensors.index.json"

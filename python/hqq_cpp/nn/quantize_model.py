@@ -11,22 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .. import _core, api
+from .. import _core, api, backends
 from .._core import HqqConfig, LayerConfig
-from . import cuda
+from ..format import TENSOR_NAMES
+from .base import Replaced
 from .carry import carry_over
+from .conv import HqqPointwiseConv2d
 from .dense_layers import ON_META, check_importance, listed, nothing_to_quantize, stays_dense
-from .dequantize import TENSOR_NAMES
 from .dequantize_model import tell_peft
 from .embedding import HqqEmbedding
 from .experts import HqqExperts
 from .kinds import kind_of
 from .layers import Layer, dense_matrix, find_layers, parent_of, survey
 from .linear import HqqLinear
-from .module import Replaced
 from .names import unmatched_names
-from .pointwise import HqqPointwiseConv2d
-from .solve import quantize_tensor
 from .subclasses import class_for
 
 # Projections of a single expert that have the input of a fused one.
@@ -148,7 +146,7 @@ class ImportanceSource:
 def quantize_layer(
     layer: Layer, weight: torch.Tensor, settings: LayerConfig, importance: torch.Tensor | None
 ) -> Quantized:
-    """Solves for the packed tensors of a layer, which are where quantize_tensor() leaves them.
+    """Solves for the packed tensors of a layer, which are where the solver leaves them.
 
     Args:
         layer: The layer; its name stands in messages.
@@ -158,15 +156,15 @@ def quantize_layer(
     """
     matrix = dense_matrix(layer.kind, weight.detach())
     if layer.kind != "experts":
-        solved = quantize_tensor(matrix, settings, layer.name, importance)
+        solved = backends.quantize(matrix, settings, layer.name, importance)
         return Quantized(solved.tensors, solved.stats.to_dict(), settings)
-    if not cuda.is_native(matrix):
+    if backends.kernels_on(matrix.device) is None:
         matrix = matrix.cpu()
     stacks: dict[str, torch.Tensor] = {}
     all_stats = []
     for e in range(matrix.shape[0]):
         vector = importance if importance is None or importance.ndim == 1 else importance[e]
-        solved = quantize_tensor(matrix[e], settings, f"{layer.name}.{e}", vector)
+        solved = backends.quantize(matrix[e], settings, f"{layer.name}.{e}", vector)
         all_stats.append(solved.stats.to_dict())
         for name, tensor in solved.tensors.items():
             if name not in stacks:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..api import save_safetensors
+from .base import QuantizedModule
 from .dense_layers import listed
 from .described import (
     config_of,
@@ -24,7 +25,6 @@ from .described import (
     quantization_config,
 )
 from .experts import HqqExperts
-from .module import QuantizedModule
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

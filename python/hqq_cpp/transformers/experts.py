@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ..nn.backend import expert_rows
+from ..backends.common import expert_rows
 from ..nn.experts import HqqExperts
 
 EXPERTS_FUNCTION = "hqq_cpp"

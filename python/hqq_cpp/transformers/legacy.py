@@ -18,8 +18,8 @@ from torch import nn
 from .. import _core
 from .._core import HqqConfig
 from ..errors import FormatError
+from ..format import tensors_of
 from ..nn import upstream
-from ..nn.dequantize import weight_of
 from ..nn.described import config_of_layers
 from ..nn.experts import HqqExperts
 from . import config as _config
@@ -168,7 +168,7 @@ class FromUpstream(Assemble):
         for key, tensor in tensors.items():
             tensor = tensor.detach().cpu().contiguous()
             aligned[key] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-        weight = weight_of(_core.from_upstream(aligned, stored.name))._asdict()
+        weight = tensors_of(_core.from_upstream(aligned, stored.name))._asdict()
         return {key: tensor for key, tensor in weight.items() if tensor is not None}
 
 

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 
 from .._core import LayerConfig
-from ..nn.dequantize import tensor_specs
+from ..format import tensor_specs
+from ..nn.base import QuantizedModule
 from ..nn.layers import Layer, quantized_layers
-from ..nn.module import QuantizedModule
 from ..nn.quantize_model import (
     ImportanceSource,
     Quantized,

@@ -12,10 +12,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
 from ..errors import FormatError
+from ..format import TENSOR_NAMES
 from ..nn import described
 from ..nn import layers as nn_layers
 from ..nn.dense_layers import SHARED, stays_dense
-from ..nn.dequantize import TENSOR_NAMES
 from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
 from ..nn.names import unmatched_names

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import FormatError
+from ..format import TENSOR_NAMES
 from ..nn import described
 from ..nn import layers as nn_layers
-from ..nn.dequantize import TENSOR_NAMES
 from ..nn.experts import HqqExperts
 from ._versions import (
     ConversionOps,
