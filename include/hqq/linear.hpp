@@ -32,7 +32,7 @@ struct LinearOptions {
 // How a Linear is made.
 struct LinearLayerOptions {
   std::vector<float> bias;  // [out_features]; empty: none
-  Device device;            // where the weight is kept and multiplied
+  Device device{};          // where the weight is kept and multiplied
   int threads = 0;          // for the packing; 0: default_threads()
 };
 
@@ -53,7 +53,7 @@ class Linear {
   // y [M, out_features] = x [M, in_features] W_r^T + bias, in the type of x; the caller owns y.
   // The CPU takes float32, float16, bfloat16 and float64. A GPU takes float16 and bfloat16 (from
   // compute capability 8.0 on), and layers whose groups the kernels have: axis 1 with a group_size
-  // of None or a multiple of 16, axis 0 with one that is a multiple of 8 and divides out_features.
+  // of None or a multiple of 16, axis 0 with a multiple of 16 that divides out_features.
   // `mode` and `threads` are for the CPU. Throws std::invalid_argument for anything else, and
   // CudaError.
   void operator()(const TensorView& x, void* y, const LinearOptions& options = {}) const;

@@ -23,8 +23,8 @@ DeviceWeight::DeviceWeight(const QuantizedTensor& q, std::span<const float> bias
   const std::optional<std::size_t> tiles = format1.tiles_bytes(device);
   const CurrentDevice current(device);
   place_tensors(tiles.value_or(q.W_q.nbytes()), bias.size() * sizeof(std::uint16_t));
-  matrix_ = device_matrix(description_, addresses_,
-                          tiles ? Packing::kCudaTiles : Packing::kFormat1);
+  matrix_ =
+      device_matrix(description_, addresses_, tiles ? Packing::kCudaTiles : Packing::kFormat1);
   upload_codes(q);
   upload_metadata(q);
   upload_bias(bias, DType::kF16, bias_f16_);
@@ -69,7 +69,8 @@ void DeviceWeight::upload_metadata(QuantizedTensor q) const {
   const auto fields = q.fields();
   for (std::size_t i = 1; i < fields.size(); ++i) {
     const Tensor& tensor = *fields[i].second;
-    if (tensor) copy_bytes(reinterpret_cast<void*>(addresses_[i]), tensor.buffer.data, tensor.nbytes());
+    if (tensor)
+      copy_bytes(reinterpret_cast<void*>(addresses_[i]), tensor.buffer.data, tensor.nbytes());
   }
 }
 

@@ -15,8 +15,9 @@ namespace hqq::cuda {
 
 // One workspace for each device and stream, since products on one stream do not overlap. The
 // counters at its start are zero between calls. A second one for each device is for graphs that are
-// recorded on a stream without a workspace: torch.cuda.graph() makes a stream of its own, and nothing
-// can be allocated while it records. A workspace whose address a graph may hold is never freed.
+// recorded on a stream without a workspace: torch.cuda.graph() makes a stream of its own, and
+// nothing can be allocated while it records. A workspace whose address a graph may hold is never
+// freed.
 class Workspaces {
  public:
   static constexpr std::size_t kMinBytes = std::size_t{16} << 20;

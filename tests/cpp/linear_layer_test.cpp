@@ -137,9 +137,8 @@ TEST(LinearLayer, Refuses) {
               HasSubstr("x has 95 columns; the layer takes 96"));
   EXPECT_THAT(message_of<std::invalid_argument>([&] { layer.dequantize(DType::kU8, out.data()); }),
               HasSubstr("is not float32, float16, bfloat16 or float64"));
-  EXPECT_THAT(message_of<std::invalid_argument>([&] {
-                layer.rows(std::vector<std::int64_t>{48}, DType::kF32, out.data());
-              }),
+  EXPECT_THAT(message_of<std::invalid_argument>(
+                  [&] { layer.rows(std::vector<std::int64_t>{48}, DType::kF32, out.data()); }),
               HasSubstr("row 48 does not exist; W has 48 rows"));
   q.scale = Tensor();
   EXPECT_THAT(message_of<FormatError>([&] { Linear{q}; }), HasSubstr("scale"));
