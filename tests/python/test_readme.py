@@ -1,5 +1,5 @@
-"""The examples of README.md run as they are printed, and print what it says; the C++ of docs/cpp.md is that
-of programs in examples/."""
+"""The examples of README.md run as they are printed, and print what it says. So do the commands of
+docs/cli.md; the C++ of docs/cpp.md is that of programs in examples/."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def clone(repository, tmp_path):
     return tmp_path
 
 
-def test_shell_examples(repository, clone):
+@pytest.mark.parametrize("page", ("README.md", "docs/cli.md"))
+def test_shell_examples(repository, clone, page):
     command = shutil.which(
         "hqq-cpp", path=os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
     )
     if command is None:
         pytest.skip("hqq-cpp is not installed beside this Python")
     env = dict(os.environ, PATH=os.path.dirname(command) + ":" + os.environ["PATH"])
-    for block in blocks(repository, "sh"):
+    for block in blocks(repository, "sh", page):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=clone,
