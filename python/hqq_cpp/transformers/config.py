@@ -10,7 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 
 from .. import _core
 from .._transformers_hook import METHOD
-from ..nn import described
+from ..models import described
 
 
 class HqqQuantizationConfig(QuantizationConfigMixin):

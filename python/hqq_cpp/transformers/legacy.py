@@ -18,9 +18,9 @@ from torch import nn
 from .. import _core
 from .._core import HqqConfig
 from ..errors import FormatError
-from ..nn import upstream
+from ..models import upstream
+from ..models.described import config_of_layers
 from ..nn.dequantize import weight_of
-from ..nn.described import config_of_layers
 from ..nn.experts import HqqExperts
 from . import config as _config
 from . import saved

@@ -11,17 +11,12 @@ from functools import partial
 import torch
 
 from .._core import LayerConfig
+from ..find.layers import Layer, quantized_layers
+from ..importance.source import ImportanceSource
+from ..models.replace import empty_module, put_module, share_parameters
+from ..models.solve import Quantized, quantize_layer
 from ..nn.dequantize import tensor_specs
-from ..nn.layers import Layer, quantized_layers
 from ..nn.module import QuantizedModule
-from ..nn.quantize_model import (
-    ImportanceSource,
-    Quantized,
-    empty_module,
-    put_module,
-    quantize_layer,
-    share_parameters,
-)
 from ._versions import ConversionOps
 from .ties import tie_packed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,14 +11,16 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
 from ..errors import FormatError
-from ..nn import described
-from ..nn import layers as nn_layers
-from ..nn.dense_layers import SHARED, stays_dense
+from ..find import layers as nn_layers
+from ..find.names import unmatched_names
+from ..importance.source import ImportanceSource
+from ..models import described
+from ..models.dequantize import dequantize_model_
+from ..models.messages import SHARED, stays_dense
+from ..models.replace import store_quantized
+from ..models.solve import settings_of
 from ..nn.dequantize import TENSOR_NAMES
-from ..nn.dequantize_model import dequantize_model_
 from ..nn.experts import HqqExperts
-from ..nn.names import unmatched_names
-from ..nn.quantize_model import ImportanceSource, settings_of, store_quantized
 from ..source_check import check_dense_source
 from . import config as _config
 from . import legacy, saved, ties
@@ -281,41 +282,6 @@ def _warn_of_dense_experts(model) -> None:
             f"[quantize] {len(stayed)} tensors of experts ({100 * share:.0f} % of the parameters) "
             f"stay dense: {owner} does not run through Transformers' experts interface"
         )
-
-
-def attach(model, config: Any) -> None:
-    """Makes a model whose layers were quantized in place one that save_pretrained can save."""
-    quantization_config = _config.HqqQuantizationConfig(config)
-    model.hf_quantizer = HqqQuantizer(quantization_config, pre_quantized=True)
-    model.is_quantized = True
-    model.quantization_method = quantization_config.quant_method
-    model.config.quantization_config = quantization_config
-    finish(model, quantization_config)
-
-
-def attach_all(model: torch.nn.Module, config: Any) -> None:
-    """attach() for the model, or else for every model of Transformers inside of it, whose settings
-    are then read off its layers: rules for the whole name them differently."""
-    for part in _outermost(model):
-        if part is model:
-            attach(part, config)
-        elif any(nn_layers.quantized_layers(part)):
-            attach(part, described.config_of(part))
-
-
-def _outermost(module: torch.nn.Module) -> Iterator[PreTrainedModel]:
-    """Models of Transformers that are in no other, each once."""
-    seen: set[int] = set()
-    waiting = [module]
-    while waiting:
-        module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        if isinstance(module, PreTrainedModel):
-            yield module
-        else:
-            waiting += module.children()
 
 
 def _attach_inner(model: torch.nn.Module) -> None:

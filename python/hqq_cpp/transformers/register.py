@@ -8,7 +8,7 @@ from transformers.utils.quantization_config import HqqConfig
 
 from .. import peft
 from .._transformers_hook import METHOD, recognize_folders
-from ..nn.report import hqq_report
+from ..models.report import hqq_report
 from . import config, kv_cache, legacy, resize
 from ._versions import ALL_EXPERTS_FUNCTIONS, compare_shapes
 from .experts import EXPERTS_FUNCTION, experts_forward

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import FormatError
-from ..nn import described
-from ..nn import layers as nn_layers
+from ..find import layers as nn_layers
+from ..models import described
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.experts import HqqExperts
 from ._versions import (

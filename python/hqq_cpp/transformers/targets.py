@@ -13,10 +13,10 @@ from transformers.utils import logging
 
 from .._core import LayerConfig
 from ..errors import FormatError
-from ..nn import layers as nn_layers
+from ..find import layers as nn_layers
+from ..models.replace import empty_module, put_module
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
-from ..nn.quantize_model import empty_module, put_module
 from ._versions import Concatenate, MergeModulelist, WeightConverter, dot_natural_key
 from .key_map import KeyMap
 from .load_ops import leave_bias_to_model

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from .. import _core
+from ..nn.embedding import HqqEmbedding
+from ..nn.experts import HqqExperts
+from ..nn.linear import HqqLinear
 from .adapters import is_adapter_part, is_merged
-from .embedding import HqqEmbedding
-from .experts import HqqExperts
 from .kinds import kind_of, weight_obstacle
-from .linear import HqqLinear
 
 # Kinds whose settings are not those of a linear layer.
 _ROLES = {"embedding": "embedding", "experts": "experts"}

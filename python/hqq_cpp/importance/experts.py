@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import is_experts
+from ..find.layers import is_experts
 
 # Tokens that the mean over all experts counts for. The mean of n squares of a normal variable has
 # the relative variance 2 / n, and the mean squares of experts differ from their common mean by a

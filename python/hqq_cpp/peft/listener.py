@@ -7,13 +7,24 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import quantization_utils
 from torch import nn
 
+from .._core import HqqConfig
 from ..nn.linear import HqqLinear
 from .backend import HqqBackend
 from .lora import HqqLoraLinear
 from .patches import apply
 
 
-def follow(model: nn.Module) -> None:
+def on_quantized(model: nn.Module, config: HqqConfig) -> None:
+    """Called when layers of a model were quantized."""
+    _follow(model)
+
+
+def on_dequantized(model: nn.Module) -> None:
+    """Called when the layers of a model became dense."""
+    _follow(model)
+
+
+def _follow(model: nn.Module) -> None:
     """Has every adapter merge as the base layer that it has now asks for.
 
     LoRA on nn.Linear becomes HqqLoraLinear and back; tuners with a backend get another one.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from .._core import HqqConfig
-from .layers import Layer, quantized_layers, survey
-from .names import unmatched_names
+from ..find.layers import Layer, quantized_layers, survey
+from ..find.names import unmatched_names
 
 ON_META = "the weight is on device meta"
 # While loading: files may have the weight under any of its names, or several times.
@@ -76,17 +75,3 @@ def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer], config: HqqCon
         start + f"its layers are {listed(found) or 'none'}, and the config or the filter leaves "
         "them out (quantize_linear takes a single layer)" + (f". {unmatched}" if unmatched else "")
     )
-
-
-def check_importance(name: str, importance: torch.Tensor | None) -> None:
-    """Refuses what the solver would refuse of an importance of the right shape.
-
-    Raises:
-        ValueError: If it is negative, NaN or Inf somewhere, or zero everywhere.
-    """
-    if importance is None:
-        return
-    if not (torch.isfinite(importance) & (importance >= 0)).all():
-        raise ValueError(f"[{name}] importance must be finite and >= 0 everywhere")
-    if not importance.any(-1).all():
-        raise ValueError(f"[{name}] importance is all zeros; at least one value must be > 0")

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .._core import HqqConfig
+from ..nn.module import QuantizedModule
 from .layers import places_of
-from .module import QuantizedModule
 
 
 def layer_names(model: nn.Module) -> tuple[list[str], list[str]]:

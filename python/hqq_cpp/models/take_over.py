@@ -10,12 +10,11 @@ from torch import nn
 from .. import _core
 from .._core import LayerConfig
 from ..errors import FormatError
-from . import upstream
+from ..find.kinds import UPSTREAM_LAYER
+from ..find.layers import parent_of
+from ..nn.linear import HqqLinear
+from . import listeners, upstream
 from .described import config_of_layers
-from .kinds import UPSTREAM_LAYER
-from .layers import parent_of
-from .linear import HqqLinear
-from .quantize_model import tell_libraries
 
 # What prepare_for_inference() of hqq makes of a layer: codes in the order of another library.
 _PREPARED = (
@@ -137,7 +136,7 @@ def take_over_(model: nn.Module) -> nn.Module:
         )
     for method in (*_REPLACED_METHODS, "base_class", "hqq_quantized"):
         vars(model).pop(method, None)
-    tell_libraries(model, config_of_layers(settings))
+    listeners.quantized(model, config_of_layers(settings))
     return model
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ..api import save_safetensors
-from .dense_layers import listed
+from ..nn.experts import HqqExperts
+from ..nn.module import QuantizedModule
 from .described import (
     config_of,
     describe_all,
@@ -23,8 +24,7 @@ from .described import (
     not_quantized,
     quantization_config,
 )
-from .experts import HqqExperts
-from .module import QuantizedModule
+from .messages import listed
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import nn
 
-from .carry import carry_over
-from .dense_layers import listed
-from .embedding import HqqEmbedding
-from .experts import HqqExperts
-from .layers import dense_weight, parent_of, places_of, quantized_layers
-from .linear import HqqLinear
-from .module import QuantizedModule, Replaced, parse_dtype
+from ..find.layers import dense_weight, parent_of, places_of, quantized_layers
+from ..nn.carry import carry_over
+from ..nn.embedding import HqqEmbedding
+from ..nn.experts import HqqExperts
+from ..nn.linear import HqqLinear
+from ..nn.module import QuantizedModule, Replaced, parse_dtype
+from . import listeners
+from .messages import listed
 
 _PLAIN = Replaced("linear", nn.Linear, True)
 
@@ -49,8 +48,7 @@ def dequantize_model_(model: nn.Module, dtype: torch.dtype | str | None = None) 
     dtype = None if dtype is None else parse_dtype(dtype, torch.float32)
     _check(model)
     make_dense(model, dtype)
-    tell_peft(model)
-    _tell_libraries(model)
+    listeners.dequantized(model)
     return model
 
 
@@ -116,23 +114,3 @@ def dense_module(module: HqqLinear | HqqEmbedding, weight: nn.Parameter) -> nn.M
     dense.register_parameter("bias", bias)
     carry_over(module, dense)
     return dense
-
-
-def tell_peft(model: nn.Module) -> None:
-    """Adapters on layers that were replaced."""
-    if "peft" in sys.modules:
-        from ..peft.follow import follow
-
-        follow(model)
-
-
-def _tell_libraries(model: nn.Module) -> None:
-    """Models of Transformers and diffusers are none that is quantized any more."""
-    if "transformers" in sys.modules:
-        from ..transformers.dequantized import forget
-
-        forget(model)
-    if "diffusers.models.modeling_utils" in sys.modules:
-        from ..diffusers.quantizer import forget_all
-
-        forget_all(model)

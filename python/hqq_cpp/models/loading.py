@@ -13,15 +13,15 @@ from torch import nn
 
 from .. import _core
 from ..errors import FormatError
-from .dense_layers import listed
-from .dequantize import dtype_name
-from .dequantize_model import tell_peft
+from ..find.layers import Layer, find_layers, parent_of, quantized_layers
+from ..nn.dequantize import dtype_name
+from ..nn.experts import HqqExperts
+from ..nn.linear import HqqLinear
+from ..nn.module import QuantizedModule, parse_dtype
+from . import listeners
 from .described import Description, config_of, read_descriptions
-from .experts import HqqExperts
-from .layers import Layer, find_layers, parent_of, quantized_layers
-from .linear import HqqLinear
-from .module import QuantizedModule, parse_dtype
-from .quantize_model import empty_module, put_module, tell_libraries
+from .messages import listed
+from .replace import empty_module, put_module
 
 INDEX = "model.safetensors.index.json"
 
@@ -80,9 +80,8 @@ def load_model(
     _put_quantized(model, plan, tensors, device)
     for stored, names in plan.dense.items():
         _put(model, names, _torch(tensors[stored]).clone(), device)
-    tell_peft(model)
     if plan.modules:
-        tell_libraries(model, config_of(model))
+        listeners.quantized(model, config_of(model))
     return model
 
 

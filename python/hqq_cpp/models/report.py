@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from .._core import layer_tag
-from .experts import HqqExperts
-from .layers import quantized_layers
+from ..find.layers import quantized_layers
+from ..nn.experts import HqqExperts
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from .. import api
-from .importance_experts import blend, recorded_experts
-from .importance_inputs import run_random
-from .kinds import kind_of
-from .layers import find_roles, places_of
-from .linear import HqqLinear
-from .pointwise import HqqPointwiseConv2d
+from ..find.kinds import kind_of
+from ..find.layers import find_roles, places_of
+from ..nn.linear import HqqLinear
+from ..nn.pointwise import HqqPointwiseConv2d
+from .experts import blend, recorded_experts
+from .inputs import run_random
 
 # Experts that are modules of their own: "model.layers.0.mlp.experts.3.down_proj".
 _EXPERT_NAME = re.compile(r"^(.*\bexperts)\.(\d+)\.(.+)$")

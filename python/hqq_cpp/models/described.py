@@ -15,10 +15,10 @@ from .._core import HqqConfig, LayerConfig
 from .._transformers_hook import METHOD
 from ..api import safetensors_metadata
 from ..errors import FormatError
-from .dequantize import TENSOR_NAMES, dtype_name
-from .experts import HqqExperts
-from .layers import find_layers, quantized_layers
-from .module import QuantizedModule
+from ..find.layers import find_layers, quantized_layers
+from ..nn.dequantize import TENSOR_NAMES, dtype_name
+from ..nn.experts import HqqExperts
+from ..nn.module import QuantizedModule
 
 # Key of a shard's metadata.
 METADATA = "hqq_cpp"

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from .. import _core, api
+from ..find.kinds import kind_of
 from ..source_check import check_dense_source
-from .importance import Recorder, check_arguments, eval_mode, logits_layer, save_importance
-from .importance_inputs import run_random
-from .kinds import kind_of
+from .collect import Recorder, check_arguments, eval_mode, logits_layer, save_importance
+from .inputs import run_random
 
 
 def collect_importance_folder(
