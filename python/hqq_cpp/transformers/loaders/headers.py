@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from .. import _core
-from .._core import HqqConfig, LayerConfig
-from ..errors import FormatError
-from ..models.described import METADATA, NOT_SETTINGS
-from ..nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
-from ..nn.experts import HqqExperts
-from ..nn.linear import HqqLinear
-from ._versions import dot_natural_key
+from ... import _core
+from ..._core import HqqConfig, LayerConfig
+from ...errors import FormatError
+from ...models.described import METADATA, NOT_SETTINGS
+from ...nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
+from ...nn.experts import HqqExperts
+from ...nn.linear import HqqLinear
+from .._versions import dot_natural_key
 from .key_map import KeyMap
 from .targets import Stored
 

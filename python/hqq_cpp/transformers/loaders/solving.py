@@ -10,15 +10,15 @@ from functools import partial
 
 import torch
 
-from .._core import LayerConfig
-from ..find.layers import Layer, quantized_layers
-from ..importance.source import ImportanceSource
-from ..models.replace import empty_module, put_module, share_parameters
-from ..models.solve import Quantized, quantize_layer
-from ..nn.dequantize import tensor_specs
-from ..nn.module import QuantizedModule
-from ._versions import ConversionOps
-from .ties import tie_packed
+from ..._core import LayerConfig
+from ...find.layers import Layer
+from ...importance.source import ImportanceSource
+from ...models.replace import empty_module, put_module, share_parameters
+from ...models.solve import Quantized, quantize_layer
+from ...nn.dequantize import tensor_specs
+from .._versions import ConversionOps
+from ..ties import tie_packed
+from .marks import leave_bias_to_model, mark_read
 
 
 class Plan:
@@ -64,7 +64,7 @@ class SolverThread:
     MAX_WAITING = 64 << 20
 
     def __init__(self):
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hqq-cpp-solver")
+        self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[tuple[Future, int]] = deque()
         self._error: Exception | None = None
         # Names that the loader is going to convert.
@@ -74,6 +74,8 @@ class SolverThread:
         """Runs work(), which holds nbytes, in the thread."""
         while self._pending and nbytes + sum(n for _, n in self._pending) > self.MAX_WAITING:
             self._pending.popleft()[0].result()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="hqq-cpp-solver")
         self._pending.append((self._pool.submit(self.run, work), nbytes))
 
     def run(self, work: Callable[[], None]) -> None:
@@ -92,7 +94,9 @@ class SolverThread:
     def join(self) -> None:
         """Ends the thread and raises the first error."""
         self.wait()
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         if self._error is not None:
             raise self._error
 
@@ -168,33 +172,6 @@ class QuantizeOnLoad(ConversionOps):
         else:
             self._solver.submit(work, weight.nbytes)
         return {}
-
-
-def leave_bias_to_model(module: QuantizedModule) -> None:
-    """Has Transformers initialize a bias that the checkpoint lacks, as that of a dense layer; it
-    leaves out weights that stand for packed ones."""
-    if module._parameters.get("bias") is not None:
-        module._is_hf_initialized = False
-
-
-def mark_read(module: QuantizedModule) -> None:
-    """Tells Transformers that the packed tensors are not to be initialized."""
-    for parameter in module.packed():
-        if parameter is not None:
-            parameter._is_hf_initialized = True
-
-
-def unread(model: torch.nn.Module) -> list[str]:
-    """Names of packed tensors that nothing set. Those on device meta are read when they are
-    used."""
-    return [
-        f"{name}.{key}"
-        for name, module in quantized_layers(model)
-        for key, tensor in module.packed()._asdict().items()
-        if tensor is not None
-        and not tensor.is_meta
-        and not getattr(tensor, "_is_hf_initialized", False)
-    ]
 
 
 def _refuse_second(name: str, layer: Layer) -> None:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..nn.experts import HqqExperts
-from ._versions import ConversionOps, WeightConverter, planned_dtype
+from ...nn.experts import HqqExperts
+from .._versions import ConversionOps, WeightConverter, planned_dtype
 from .key_map import KeyMap
 from .targets import Stored, Target
 

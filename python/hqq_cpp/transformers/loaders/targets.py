@@ -11,16 +11,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from .._core import LayerConfig
-from ..errors import FormatError
-from ..find import layers as nn_layers
-from ..models.replace import empty_module, put_module
-from ..nn.experts import HqqExperts
-from ..nn.linear import HqqLinear
-from ._versions import Concatenate, MergeModulelist, WeightConverter, dot_natural_key
+from ..._core import LayerConfig
+from ...errors import FormatError
+from ...find import layers as nn_layers
+from ...models.replace import empty_module, put_module
+from ...nn.experts import HqqExperts
+from ...nn.linear import HqqLinear
+from .._versions import Concatenate, MergeModulelist, WeightConverter, dot_natural_key
+from ..ties import tie_packed
 from .key_map import KeyMap
-from .load_ops import leave_bias_to_model
-from .ties import tie_packed
+from .marks import leave_bias_to_model
 
 logger = logging.get_logger("transformers.hqq_cpp")
 

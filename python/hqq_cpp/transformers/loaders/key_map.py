@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ._versions import WeightConverter, WeightRenaming, apply_renamings, rename_source_key
+from .._versions import WeightConverter, WeightRenaming, apply_renamings, rename_source_key
 
 
 class Place(NamedTuple):

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from .. import api
-from ..nn import backend
+from ... import api
+from ...nn import backend
 
 # nbits -> bits of each plane of codes, the low one first.
 PLANES = {

@@ -13,22 +13,79 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from transformers import PreTrainedModel
 
-from .. import _core
-from .._core import HqqConfig
-from ..errors import FormatError
-from ..models import upstream
-from ..models.described import config_of_layers
-from ..nn.dequantize import weight_of
-from ..nn.experts import HqqExperts
-from . import config as _config
-from . import saved
-from ._versions import KEEPS_FLOAT_CODES, dot_natural_key
+from ... import _core
+from ..._core import HqqConfig
+from ...errors import FormatError
+from ...models import upstream
+from ...models.described import config_of_layers
+from ...nn.dequantize import weight_of
+from ...nn.experts import HqqExperts
+from .._versions import KEEPS_FLOAT_CODES, dot_natural_key
+from ..config import HqqQuantizationConfig
+from ..upstream_folder import UpstreamSource, load_pickle
 from .gather import Assemble, Gather, slots_of
 from .key_map import KeyMap
+from .stored import StoredLoader
 from .targets import Stored, Target, find_targets, put_modules
-from .upstream_folder import UpstreamSource, load_pickle
+
+
+class UpstreamLoader(StoredLoader):
+    """Turns upstream's tensors into those of format 1, layer by layer.
+
+    Args:
+        source: The quantization_config of the checkpoint, or what stands in for it.
+    """
+
+    def __init__(self, source: Any):
+        # The state dict of a folder that has no safetensors files.
+        self._tensors: Mapping[str, torch.Tensor] | None = None
+        # None: config.json has the settings. Else they are read off the layers, but for these.
+        self._skip_modules: list[str] | None = None
+        if isinstance(source, UpstreamSource):
+            self._tensors, self._skip_modules = source.tensors, []
+        elif not isinstance(source, HqqQuantizationConfig):
+            try:
+                source = HqqQuantizationConfig(source)
+            except ValueError:  # the files say the same
+                self._skip_modules = source.to_dict().get("skip_modules") or []
+                source = HqqQuantizationConfig()
+        super().__init__(source)
+
+    def _has_tensors(self) -> bool:
+        return self._tensors is not None
+
+    def replace_layers(
+        self, model: PreTrainedModel, files: list[str], conversions: list[Any]
+    ) -> list[Any]:
+        """See StoredLoader."""
+        sources = [_Source(one) for one in (files if self._tensors is None else [self._tensors])]
+        stored = _read_layers(sources)
+        _check_layers(stored)
+        key_map = KeyMap(model, conversions)
+        targets = find_targets(stored.values(), key_map)
+        if not targets:
+            raise FormatError(
+                f"[from_pretrained] none of the {len(stored)} quantized layers of the checkpoint, "
+                f"such as {next(iter(stored))}, is one of {type(model).__name__}"
+            )
+        others = (key for s in sources for key in s.keys if key.rpartition(".")[0] not in stored)
+        for target, module in put_modules(model, targets, others, key_map):
+            if isinstance(module, HqqExperts) and target.converter is not None:
+                self.merged.add(target.parameter, target.converter)
+        if self._skip_modules is not None:
+            config = _config_of(targets.values(), self._skip_modules)
+            self.quantization_config = HqqQuantizationConfig(config)
+        self._tensors = None
+        gathered = list(targets.values())
+        return [Gather(slots_of(gathered, key_map), FromUpstream(gathered)), *conversions]
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Merged experts are saved in format 1, cut into layers again."""
+        super().finish(model)
+        added = self.merged.packed_conversions(self.merged.converters)
+        model._weight_conversions = [*model._weight_conversions, *added]
 
 
 @dataclass
@@ -38,22 +95,8 @@ class StoredUpstream(Stored):
     small: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-# Before the weights are read.
-
-
-def replace_layers(model: nn.Module, quantizer: Any, files: list[str], conversions: list) -> list:
-    """Puts empty quantized modules where the files have quantized layers.
-
-    Returns:
-        How Transformers has to read the files, from `conversions`, which read the dense model.
-
-    Raises:
-        FormatError: If there is no such layer, or one is broken or incomplete.
-    """
-    source = quantizer.quantization_config
-    tensors = source.tensors if isinstance(source, UpstreamSource) else None
-    sources = [_Source(source) for source in (files if tensors is None else [tensors])]
-    stored = _read_layers(sources)
+def _check_layers(stored: dict[str, StoredUpstream]) -> None:
+    """Refuses files without a layer, and codes that this Transformers would round."""
     if not stored:
         raise FormatError(
             "[from_pretrained] config.json says that the checkpoint is quantized by hqq, but its "
@@ -66,24 +109,6 @@ def replace_layers(model: nn.Module, quantizer: Any, files: list[str], conversio
                 "5.21 would round its codes: take a newer one, or convert the folder "
                 "(hqq-cpp convert --to hqq_cpp)"
             )
-    key_map = KeyMap(model, conversions)
-    targets = find_targets(stored.values(), key_map)
-    if not targets:
-        raise FormatError(
-            f"[from_pretrained] none of the {len(stored)} quantized layers of the checkpoint, such "
-            f"as {next(iter(stored))}, is one of {type(model).__name__}"
-        )
-    others = (key for s in sources for key in s.keys if key.rpartition(".")[0] not in stored)
-    for target, module in put_modules(model, targets, others, key_map):
-        if isinstance(module, HqqExperts) and target.converter is not None:
-            quantizer.add_merged(target)
-    if isinstance(source, UpstreamSource) or quantizer.unread_config is not None:
-        skip = (quantizer.unread_config or {}).get("skip_modules") or []
-        quantizer.quantization_config = _config.HqqQuantizationConfig(
-            _config_of(targets.values(), skip)
-        )
-    gathered = list(targets.values())
-    return [Gather(slots_of(gathered, key_map), FromUpstream(gathered)), *conversions]
 
 
 def _read_layers(sources: list[_Source]) -> dict[str, StoredUpstream]:
@@ -151,9 +176,6 @@ def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> HqqConfig:
     return config_of_layers(found, skip_modules)
 
 
-# While the weights are read.
-
-
 class FromUpstream(Assemble):
     """Takes the tensors of upstream's layers."""
 
@@ -170,31 +192,3 @@ class FromUpstream(Assemble):
             aligned[key] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
         weight = weight_of(_core.from_upstream(aligned, stored.name))._asdict()
         return {key: tensor for key, tensor in weight.items() if tensor is not None}
-
-
-def finish(model: nn.Module, quantizer: Any) -> None:
-    """Merged experts are saved in format 1, cut into layers again."""
-    merging = list(quantizer.merged.values())
-    added = saved.update_conversions(quantizer, merging, model)[: -len(merging) or None]
-    model._weight_conversions = [*model._weight_conversions, *added]
-
-
-# quantization_config.
-
-
-def read_config(cls: type, config: dict[str, Any]) -> Any:
-    """HqqConfig.from_dict of Transformers, also for files of its first versions, which lack keys.
-
-    A dict that a user writes has the arguments of HqqConfig instead of quant_config.
-    """
-    settings = {
-        k: v
-        for k, v in config.items()
-        if k not in ("quant_method", "quant_config", "show_progress")
-    }
-    if "quant_config" not in config:
-        return cls(**settings)
-    read = cls()
-    read.quant_config = config["quant_config"]
-    read.skip_modules = config.get("skip_modules", read.skip_modules)
-    return read

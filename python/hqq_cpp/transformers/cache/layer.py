@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from transformers import cache_utils
 
-from . import kv_states
-from .kv_states import PackedStates
+from . import states
+from .states import PackedStates
 
 # Transformers' class, even if register() has run before this file is read again.
 _Original = getattr(cache_utils.HQQQuantizedLayer, "replaces", cache_utils.HQQQuantizedLayer)
@@ -19,11 +19,11 @@ def register() -> None:
     Doing it again changes nothing; ``import hqq_cpp.transformers`` does it.
 
     Example:
-        >>> from hqq_cpp.transformers import kv_cache
-        >>> kv_cache.register()
+        >>> from hqq_cpp.transformers import cache
+        >>> cache.register()
         >>> from transformers import AutoConfig, QuantizedCache
-        >>> cache = QuantizedCache("hqq", AutoConfig.from_pretrained(model), nbits=4)
-        >>> type(cache.layers[0]).__name__
+        >>> quantized = QuantizedCache("hqq", AutoConfig.from_pretrained(model), nbits=4)
+        >>> type(quantized.layers[0]).__name__
         'HqqCacheLayer'
     """
     cache_utils.HQQQuantizedLayer = HqqCacheLayer
@@ -51,7 +51,7 @@ class HqqCacheLayer(_Original):
 
     Example:
         >>> import torch
-        >>> from hqq_cpp.transformers.kv_cache import HqqCacheLayer
+        >>> from hqq_cpp.transformers.cache import HqqCacheLayer
         >>> layer = HqqCacheLayer(nbits=4)
         >>> keys, values = layer.update(torch.randn(1, 2, 64, 32), torch.randn(1, 2, 64, 32))
         >>> layer.get_seq_length(), layer.packed_nbytes
@@ -70,10 +70,10 @@ class HqqCacheLayer(_Original):
         q_group_size: int = 64,
         residual_length: int = 128,
     ):
-        if nbits not in kv_states.PLANES:
+        if nbits not in states.PLANES:
             raise ValueError(
                 f"[kv_cache] nbits is {nbits}; it must be one of "
-                f"{', '.join(map(str, kv_states.PLANES))}"
+                f"{', '.join(map(str, states.PLANES))}"
             )
         for name, axis in (("axis_key", axis_key), ("axis_value", axis_value)):
             if axis not in (0, 1):
@@ -153,7 +153,7 @@ class HqqCacheLayer(_Original):
         tokens = packed.tokens
         length = tokens + recent.shape[-2] + new.shape[-2]
         out = new.new_empty(*new.shape[:-2], length, new.shape[-1])
-        kv_states.dequantize(packed, out[..., :tokens, :])
+        states.dequantize(packed, out[..., :tokens, :])
         torch.cat([recent, new], dim=-2, out=out[..., tokens:, :])
         return out
 
@@ -163,12 +163,12 @@ class HqqCacheLayer(_Original):
 
     def _quantize(self, tensor: torch.Tensor, axis: int) -> PackedStates:
         """[batch, heads, tokens, head_dim] -> PackedStates."""
-        return kv_states.quantize(tensor, self.nbits, self.q_group_size, axis)
+        return states.quantize(tensor, self.nbits, self.q_group_size, axis)
 
     def _dequantize(self, qtensor: PackedStates) -> torch.Tensor:
         """PackedStates -> [batch, heads, tokens, head_dim] in the type of the states."""
         shape = (*qtensor.scale.shape[:-2], qtensor.tokens, qtensor.head_dim)
-        return kv_states.dequantize(qtensor, qtensor.scale.new_empty(shape))
+        return states.dequantize(qtensor, qtensor.scale.new_empty(shape))
 
     def _select(self, function) -> None:
         if not self.is_initialized:
