@@ -14,8 +14,8 @@ from peft.utils import quantization_utils
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from ..models.dequantize import make_dense
 from ..nn.dequantize import TENSOR_NAMES
-from ..nn.dequantize_model import make_dense
 from ..nn.linear import HqqLinear
 from ..nn.module import QuantizedModule
 from .backend import HqqBackend

@@ -7,7 +7,7 @@ import re
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..nn import layers as nn_layers
+from ..find import layers as nn_layers
 from ..nn.dequantize import TENSOR_NAMES
 from ..nn.module import QuantizedModule
 
