@@ -122,19 +122,19 @@ if TYPE_CHECKING:
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
-        "HqqEmbedding": "nn",
-        "HqqExperts": "nn",
-        "HqqLinear": "nn",
+        "HqqEmbedding": "nn.embedding",
+        "HqqExperts": "nn.experts",
+        "HqqLinear": "nn.linear",
         "collect_importance": "importance.collect",
         "collect_importance_folder": "importance.folder",
         "dequantize_model_": "models.dequantize",
         "from_upstream": "models.take_over",
-        "get_backend": "nn",
+        "get_backend": "backends",
         "hqq_report": "models.report",
         "load_model": "models.loading",
         "quantize_model_": "models.quantize",
         "save_model": "models.saving",
-        "set_backend": "nn",
+        "set_backend": "backends",
         "take_over_": "models.take_over",
     }
 
