@@ -16,6 +16,7 @@ from torch import nn
 
 from ..format import TENSOR_NAMES
 from ..models.dequantize import make_dense
+from ..nn.base import QuantizedModule
 from ..nn.linear import HqqLinear
 from .backend import HqqBackend
 from .lora import HqqLoraLinear

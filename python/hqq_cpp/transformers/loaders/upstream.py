@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ... import _core
 from ..._core import HqqConfig
 from ...errors import FormatError
+from ...format import tensors_of
 from ...models import upstream
 from ...models.described import config_of_layers
 from ...nn.experts import HqqExperts
