@@ -38,11 +38,11 @@ bool has_product(DType x_type, const DeviceTraits& device) {
 
 void require_tiles(const core::GroupLayout& layout) {
   if (has_tiles(layout)) return;
-  throw Failure(Status::kUnsupported,
-                "no linear kernel has a matrix [" + std::to_string(layout.rows) + ", " +
-                    std::to_string(layout.cols) + "] in groups of " +
-                    std::to_string(layout.group_size) + " along axis " +
-                    std::to_string(layout.axis));
+  throw Failure(Status::kUnsupported, "no linear kernel has a matrix [" +
+                                          std::to_string(layout.rows) + ", " +
+                                          std::to_string(layout.cols) + "] in groups of " +
+                                          std::to_string(layout.group_size) + " along axis " +
+                                          std::to_string(layout.axis));
 }
 
 void require_product(const core::GroupLayout& layout, DType x_type) {

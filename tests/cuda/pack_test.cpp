@@ -24,8 +24,7 @@ LayerSpec shape(BitWidth width, int axis, std::optional<std::int64_t> group_size
 // A matrix with its codes in tiles.
 class Tiles {
  public:
-  explicit Tiles(const DeviceMatrix& format1)
-      : codes_(tiles_bytes(format1)), matrix_(format1) {
+  explicit Tiles(const DeviceMatrix& format1) : codes_(tiles_bytes(format1)), matrix_(format1) {
     pack(format1, codes_.data(), nullptr);
     matrix_.packing = Packing::kCudaTiles;
     matrix_.W_q = codes_.data();
@@ -80,10 +79,10 @@ TEST(Pack, PutsEveryCodeInItsPlace) {
 
 // Rows and columns that end inside strips, tiles, octets, blocks and bytes.
 std::vector<LayerSpec> odd_shapes(BitWidth width) {
-  return {shape(width, 1, 64, 64, 256),           shape(width, 1, 64, 33, 200),
-          shape(width, 1, 16, 7, 77),             shape(width, 1, std::nullopt, 45, 331),
-          shape(width, 1, std::nullopt, 1, 1),    shape(width, 0, 16, 48, 136),
-          shape(width, 0, 48, 96, 101),           shape(width, 0, std::nullopt, 32, 9)};
+  return {shape(width, 1, 64, 64, 256),        shape(width, 1, 64, 33, 200),
+          shape(width, 1, 16, 7, 77),          shape(width, 1, std::nullopt, 45, 331),
+          shape(width, 1, std::nullopt, 1, 1), shape(width, 0, 16, 48, 136),
+          shape(width, 0, 48, 96, 101),        shape(width, 0, std::nullopt, 32, 9)};
 }
 
 class PackWidths : public ::testing::TestWithParam<BitWidth> {};

@@ -6,7 +6,7 @@
 
 #include <functional>
 
-#include "cuda/runtime.hpp"
+#include "cuda/launch.hpp"
 #include "tests/cuda/device_memory.hpp"
 
 namespace hqq::cuda {

@@ -15,8 +15,7 @@ __global__ void prepare_x_kernel(LinearParams p, PrepareArgs args) {
   const auto col = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (col >= args.out_stride) return;
   const unsigned char* col_scale = col < p.K ? col_scale_of(p, expert) : nullptr;
-  const float scale =
-      col_scale == nullptr ? 1.0f : load_float(p.col_scale_type, col_scale, col);
+  const float scale = col_scale == nullptr ? 1.0f : load_float(p.col_scale_type, col_scale, col);
   for (std::int64_t token = all.begin + blockIdx.y; token < all.end; token += gridDim.y) {
     std::uint16_t value = 0;
     if (col < p.K) {
