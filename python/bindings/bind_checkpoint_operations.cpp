@@ -4,7 +4,7 @@
 #include "python/bindings/file_path.hpp"
 #include "python/bindings/plain.hpp"
 #include "python/bindings/progress.hpp"
-#include "src/io/quantized_source.hpp"
+#include "src/io/checkpoint/quantized_source.hpp"
 
 namespace hqq::python {
 namespace {
@@ -28,7 +28,7 @@ constexpr const char* kLayerReportDoc = R"doc(What was done with one layer.
 
 Example:
     >>> report = hqq_cpp.quantize_checkpoint(model, folder / "unused", {"nbits": 2}, dry_run=True)
-    >>> report.layers[0].config["nbits"]
+    >>> report.layers[0].config.nbits
     2
 )doc";
 
@@ -66,12 +66,7 @@ void bind_results(py::module_& m) {
   PlainClass<LayerReport>(m, "LayerReport", kLayerReportDoc)
       .field("name", &LayerReport::name, "Full name, without '.weight'.")
       .field("tag", &LayerReport::tag, "See layer_tag.")
-      .field(
-          "config",
-          [](const LayerReport& r) {
-            return py::dict(json_to_python(layer_config_to_json(r.config)));
-          },
-          "The layer's settings.")
+      .field("config", &LayerReport::config, "The LayerConfig of the layer.")
       .field(
           "shape", [](const LayerReport& r) -> Shape { return shape_to_python(r.shape); },
           "[out_features, in_features], or [experts, out_features, in_features].")

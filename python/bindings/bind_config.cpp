@@ -1,5 +1,5 @@
 // hqq_cpp.HqqConfig: include/hqq/config.hpp.
-#include "python/bindings/common.hpp"
+#include "python/bindings/config.hpp"
 
 namespace hqq::python {
 namespace {
@@ -34,6 +34,10 @@ Args:
     dynamic_only: Leave every layer unquantized that no rule names.
     grow_beta: Multiply beta by kappa after every step of solver 'hqq', as upstream's master branch
         does. Its releases do not.
+    importance: Weights of the squared errors of each layer's input columns: a mapping from layer
+        names to arrays [in_features], or a safetensors file of such (``hqq-cpp importance``);
+        'random': collect them (quantize_model_ and from_pretrained only). Not part of
+        ``to_dict()``.
 
 Raises:
     ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
@@ -41,9 +45,9 @@ Raises:
 
 Example:
     >>> config = hqq_cpp.HqqConfig(nbits=3, dynamic_config={"mlp.down_proj": {"nbits": 6}})
-    >>> config.layer("model.layers.0.mlp.down_proj")["nbits"]
+    >>> config.layer("model.layers.0.mlp.down_proj").nbits
     6
-    >>> config.layer("model.layers.0.self_attn.q_proj")["nbits"]
+    >>> config.layer("model.layers.0.self_attn.q_proj").nbits
     3
     >>> config.layer("lm_head") is None
     True
@@ -53,8 +57,8 @@ constexpr const char* kFromDictDoc = R"doc(Reads a dict.
 
 Args:
     config: Our own form (every key optional), that of Transformers' ``HqqConfig``, upstream's
-        ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of
-        these, or None for the defaults.
+        ``BaseQuantizeConfig`` (alone or per layer tag), a LayerConfig, an object whose
+        ``to_dict()`` gives one of these, or None for the defaults.
 
 Raises:
     ValueError: For an unknown key (naming the nearest known one) or a value that is not allowed.
@@ -82,10 +86,10 @@ Args:
         a parent: what decides about embeddings.
 
 Returns:
-    A dict with every setting, or None if the layer stays unquantized.
+    A LayerConfig, or None if the layer stays unquantized.
 
 Example:
-    >>> hqq_cpp.HqqConfig().layer("model.layers.0.mlp.up_proj")["group_size"]
+    >>> hqq_cpp.HqqConfig().layer("model.layers.0.mlp.up_proj").group_size
     64
 )doc";
 
@@ -122,57 +126,54 @@ py::object field_to_python(const HqqConfig& config, const std::string& key) {
   return json_to_python(config.to_json().at(key));
 }
 
-void set_layer_field(HqqConfig& config, const std::string& key, py::handle value) {
+void set_layer_field(BoundConfig& config, const std::string& key, py::handle value) {
   const Json json = json_from_python(py::dict(py::arg(key.c_str()) = value), "config");
   config.defaults = layer_config_from_json(json, config.defaults, "config");
 }
 
 // Fields beside those of LayerConfig. Rules are read over the defaults as they are now.
-void set_config_field(HqqConfig& config, const std::string& key, py::handle value) {
+void set_config_field(BoundConfig& config, const std::string& key, py::handle value) {
   Json json = config.to_json();
   json[key] = json_from_python(value, "config");
-  config = HqqConfig::from_json(json);
+  static_cast<HqqConfig&>(config) = HqqConfig::from_json(json);
 }
 
 std::vector<std::string> strings(const std::vector<Text>& texts) {
   return {texts.begin(), texts.end()};
 }
 
-py::dict non_default_fields(const HqqConfig& config) {
-  const Json json = config.to_json(), defaults = HqqConfig().to_json();
-  py::dict fields;
-  for (const auto& [key, value] : json.items()) {
-    if (!defaults.contains(key) || value != defaults.at(key))
-      fields[py::str(key)] = json_to_python(value);
-  }
-  return fields;
-}
-
-// Types for the signature only: nothing is checked before HqqConfig::from_json, whose messages name
-// the field.
-template <class T>
-using Optional = py::typing::Optional<T>;
-using Bool = py::typing::Union<py::bool_>;
-using Number = py::typing::Union<py::int_, py::float_>;
-using Name = py::typing::Union<py::str>;
 using Rules = Optional<py::typing::Dict<py::str, OptionalDict>>;
 using Names = Optional<py::sequence>;
 using NameTuple = py::typing::Tuple<py::str, py::ellipsis>;
 
-template <class T>
-void layer_field(py::class_<HqqConfig>& config, const char* key) {
-  config.def_property(
-      key, [key](const HqqConfig& self) { return T(field_to_python(self, key)); },
-      [key](HqqConfig& self, const T& value) { set_layer_field(self, key, value); });
+void set_importance(BoundConfig& config, const py::object& value) {
+  const bool is_known = value.is_none() || py::isinstance<py::str>(value) ||
+                        py::hasattr(value, "__fspath__") ||
+                        (PyMapping_Check(value.ptr()) != 0 && py::hasattr(value, "items"));
+  if (!is_known) {
+    throw_invalid("config", "importance is a " + type_name(value) +
+                                "; it must be a mapping from layer names to arrays, a safetensors "
+                                "file, 'random' or None");
+  }
+  config.importance = value;
 }
 
-HqqConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
-                      const Optional<py::int_>& axis, const Name& solver, const Name& balance,
-                      const Optional<py::float_>& lp_norm, const Optional<py::int_>& iterations,
-                      const Bool& quant_zero, const Bool& quant_scale, const py::object& meta_dtype,
-                      const Rules& dynamic_config, const Names& skip_modules, const Number& beta,
-                      const Number& kappa, const Optional<py::bool_>& round_zero,
-                      const Bool& dynamic_only, const Bool& grow_beta, const py::kwargs& unknown) {
+template <class T>
+void layer_field(py::class_<BoundConfig>& config, const char* key) {
+  config.def_property(
+      key, [key](const BoundConfig& self) { return T(field_to_python(self, key)); },
+      [key](BoundConfig& self, const T& value) { set_layer_field(self, key, value); });
+}
+
+BoundConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
+                        const Optional<py::int_>& axis, const Name& solver, const Name& balance,
+                        const Optional<py::float_>& lp_norm, const Optional<py::int_>& iterations,
+                        const Bool& quant_zero, const Bool& quant_scale,
+                        const py::object& meta_dtype, const Rules& dynamic_config,
+                        const Names& skip_modules, const Number& beta, const Number& kappa,
+                        const Optional<py::bool_>& round_zero, const Bool& dynamic_only,
+                        const Bool& grow_beta, const py::object& importance,
+                        const py::kwargs& unknown) {
   py::dict fields(py::arg("nbits") = nbits, py::arg("group_size") = group_size,
                   py::arg("axis") = axis, py::arg("solver") = solver, py::arg("balance") = balance,
                   py::arg("lp_norm") = lp_norm, py::arg("iterations") = iterations,
@@ -182,14 +183,37 @@ HqqConfig make_config(const Number& nbits, const Optional<py::int_>& group_size,
                   py::arg("kappa") = kappa, py::arg("round_zero") = round_zero,
                   py::arg("dynamic_only") = dynamic_only, py::arg("grow_beta") = grow_beta);
   for (const auto& [key, value] : unknown) fields[key] = value;
-  return HqqConfig::from_json(json_from_python(fields, "config"));
+  BoundConfig config(HqqConfig::from_json(json_from_python(fields, "config")));
+  set_importance(config, importance);
+  return config;
+}
+
+BoundConfig from_dict(const py::object& value) {
+  BoundConfig config(config_from_python(value));
+  if (py::hasattr(value, "importance")) set_importance(config, value.attr("importance"));
+  return config;
 }
 
 }  // namespace
 
+py::dict changed_fields(const Json& json, const Json& defaults) {
+  py::dict fields;
+  for (const auto& [key, value] : json.items()) {
+    if (!defaults.contains(key) || value != defaults.at(key))
+      fields[py::str(key)] = json_to_python(value);
+  }
+  return fields;
+}
+
 HqqConfig config_from_python(py::handle value) {
   if (value.is_none()) return HqqConfig();
-  if (py::isinstance<HqqConfig>(value)) return value.cast<const HqqConfig&>();
+  if (py::isinstance<BoundConfig>(value)) return value.cast<const BoundConfig&>();
+  if (py::isinstance<LayerConfig>(value)) return HqqConfig(value.cast<const LayerConfig&>());
+  if (PyType_Check(value.ptr()) != 0) {
+    const auto name = value.attr("__name__").cast<std::string>();
+    throw_invalid("config",
+                  "the config is the class " + name + "; make an object of it: " + name + "()");
+  }
   if (PyMapping_Check(value.ptr()) != 0 && py::hasattr(value, "items")) {
     return HqqConfig::from_json(json_from_python(value, "config"));
   }
@@ -198,12 +222,19 @@ HqqConfig config_from_python(py::handle value) {
                        type_name(value));
 }
 
+HqqConfig matrix_config_from_python(py::handle value) {
+  HqqConfig config = config_from_python(value);
+  if (py::isinstance<LayerConfig>(value)) config.skip_modules.clear();
+  return config;
+}
+
 LayerConfig layer_config_from_python(py::handle value) {
+  if (py::isinstance<LayerConfig>(value)) return value.cast<const LayerConfig&>();
   return config_from_python(value).defaults;
 }
 
 void bind_config(py::module_& m) {
-  py::class_<HqqConfig> config(m, "HqqConfig", kConfigDoc);
+  py::class_<BoundConfig> config(m, "HqqConfig", kConfigDoc);
   config
       .def(py::init(&make_config), py::arg("nbits") = 4, py::arg("group_size") = 64,
            py::arg("axis") = 1, py::arg("solver") = "joint", py::arg("balance") = "auto",
@@ -212,21 +243,22 @@ void bind_config(py::module_& m) {
            py::arg("meta_dtype") = "float16", py::arg("dynamic_config") = py::none(),
            py::arg("skip_modules") = py::make_tuple("lm_head"), py::arg("beta") = 10.0,
            py::arg("kappa") = 1.01, py::arg("round_zero") = py::none(),
-           py::arg("dynamic_only") = false, py::arg("grow_beta") = false)
-      .def_static("from_dict", &config_from_python, py::arg("config"), kFromDictDoc)
+           py::arg("dynamic_only") = false, py::arg("grow_beta") = false,
+           py::arg("importance") = py::none())
+      .def_static("from_dict", &from_dict, py::arg("config"), kFromDictDoc)
       .def(
-          "to_dict", [](const HqqConfig& self) { return py::dict(json_to_python(self.to_json())); },
+          "to_dict",
+          [](const BoundConfig& self) { return py::dict(json_to_python(self.to_json())); },
           kToDictDoc)
       .def(
           "layer",
-          [](const HqqConfig& self, const Text& name, bool must_be_named) -> OptionalDict {
-            const std::optional<LayerConfig> layer = self.layer(name, must_be_named);
-            return layer ? json_to_python(layer_config_to_json(*layer)) : py::none();
+          [](const BoundConfig& self, const Text& name, bool must_be_named) {
+            return self.layer(name, must_be_named);
           },
           py::arg("name"), py::arg("must_be_named") = false, kLayerDoc)
       .def(
           "unmatched_names",
-          [](const HqqConfig& self, const std::vector<Text>& layers,
+          [](const BoundConfig& self, const std::vector<Text>& layers,
              const std::vector<Text>& others, const std::vector<Text>& importance) {
             const ModelNames names{strings(layers), strings(others)};
             return describe(unmatched_names(self, names, strings(importance)));
@@ -235,18 +267,34 @@ void bind_config(py::module_& m) {
           kUnmatchedDoc)
       .def(
           "__eq__",
-          [](const HqqConfig& self, const py::object& other) {
-            return py::isinstance<HqqConfig>(other) && self == other.cast<const HqqConfig&>();
+          [](const BoundConfig& self, const py::object& other) {
+            if (!py::isinstance<BoundConfig>(other)) return false;
+            const HqqConfig& settings = self;
+            return settings == other.cast<const BoundConfig&>();
           },
           py::is_operator())
       .def("__repr__",
-           [](const HqqConfig& self) { return repr_of("HqqConfig", non_default_fields(self)); })
-      .def("__copy__", [](const HqqConfig& self) { return self; })
+           [](const BoundConfig& self) {
+             return repr_of("HqqConfig", changed_fields(self.to_json(), HqqConfig().to_json()));
+           })
+      .def("__copy__", [](const BoundConfig& self) { return self; })
       .def(
-          "__deepcopy__", [](const HqqConfig& self, const py::dict&) { return self; },
+          "__deepcopy__", [](const BoundConfig& self, const py::dict&) { return self; },
           py::arg("memo"))
-      .def(py::pickle([](const HqqConfig& self) { return self.to_json().dump(); },
-                      [](const std::string& text) { return HqqConfig::from_json_text(text); }));
+      .def(py::pickle(
+          [](const BoundConfig& self) {
+            return py::make_tuple(self.to_json().dump(), self.importance);
+          },
+          [](const py::tuple& state) {
+            BoundConfig config(HqqConfig::from_json_text(state[0].cast<std::string>()));
+            set_importance(config, state[1]);
+            return config;
+          }));
+  config.def_property(
+      "importance", [](const BoundConfig& self) { return self.importance; }, &set_importance,
+      "Where importance comes from: None, 'random', a path or a mapping.");
+  // What Transformers asks a quantization_config for.
+  config.attr("quant_method") = "hqq_cpp";
 
   m.def("layer_tag", [](const Text& name) { return layer_tag(name); }, py::arg("name"), kTagDoc);
   layer_field<Number>(config, "nbits");
@@ -265,26 +313,28 @@ void bind_config(py::module_& m) {
   // A view or a tuple: changing what the attribute gives must not look as if it changed the config.
   config.def_property(
       "dynamic_config",
-      [](const HqqConfig& self) -> Rules {
+      [](const BoundConfig& self) -> Rules {
         return py::module_::import("types").attr("MappingProxyType")(
             field_to_python(self, "dynamic_config"));
       },
-      [](HqqConfig& self, const Rules& value) { set_config_field(self, "dynamic_config", value); },
+      [](BoundConfig& self, const Rules& value) {
+        set_config_field(self, "dynamic_config", value);
+      },
       "Rules as a read-only mapping; assign a new dict to change them.");
   config.def_property(
       "skip_modules",
-      [](const HqqConfig& self) -> NameTuple {
+      [](const BoundConfig& self) -> NameTuple {
         return py::tuple(field_to_python(self, "skip_modules"));
       },
-      [](HqqConfig& self, const Names& value) { set_config_field(self, "skip_modules", value); },
+      [](BoundConfig& self, const Names& value) { set_config_field(self, "skip_modules", value); },
       "Layers left as they are, as a tuple; assign a new one to change them.");
   config.def_property(
-      "dynamic_only", [](const HqqConfig& self) { return self.dynamic_only; },
-      [](HqqConfig& self, const Bool& value) { set_config_field(self, "dynamic_only", value); },
+      "dynamic_only", [](const BoundConfig& self) { return self.dynamic_only; },
+      [](BoundConfig& self, const Bool& value) { set_config_field(self, "dynamic_only", value); },
       "Whether layers that no rule names stay unquantized.");
   config.def_property(
-      "grow_beta", [](const HqqConfig& self) { return self.defaults.grow_beta; },
-      [](HqqConfig& self, const Bool& value) { set_layer_field(self, "grow_beta", value); },
+      "grow_beta", [](const BoundConfig& self) { return self.defaults.grow_beta; },
+      [](BoundConfig& self, const Bool& value) { set_layer_field(self, "grow_beta", value); },
       "Whether beta grows by kappa a step of solver 'hqq'.");
 }
 

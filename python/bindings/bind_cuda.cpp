@@ -7,8 +7,8 @@
 #include "python/bindings/array.hpp"
 #include "src/cuda/handles.hpp"
 #include "src/cuda/solve.hpp"
-#include "src/quantize_input.hpp"
-#include "src/solve_params.hpp"
+#include "src/quantize/quantize_input.hpp"
+#include "src/quantize/solve_params.hpp"
 
 namespace hqq::python {
 namespace {
@@ -196,7 +196,7 @@ class CudaSolver {
   CudaSolver(const py::object& config, const Text& name, int dtype, std::int64_t rows,
              std::int64_t cols, const py::object& importance)
       : name_(message_name(name)), W_(nullptr, static_cast<DType>(dtype), rows, cols) {
-    const HqqConfig settings = config_from_python(config);
+    const HqqConfig settings = matrix_config_from_python(config);
     settings.validate();
     check_shape(W_, name_);
     std::vector<float> weights;
@@ -212,7 +212,7 @@ class CudaSolver {
         resolve_settings(layer_settings(settings, name), !importance_.empty()), rows, cols);
   }
 
-  py::dict config() const { return json_to_python(layer_config_to_json(prototype_.config)); }
+  const LayerConfig& config() const { return prototype_.config; }
 
   std::size_t workspace_bytes(int device) const {
     const cuda::CurrentDevice current(device);

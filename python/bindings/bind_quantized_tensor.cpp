@@ -34,7 +34,7 @@ constexpr const char* kFromTensorsDoc = R"doc(Builds a quantized matrix from its
 Args:
     tensors: Name -> array (NumPy, torch, Tensor, anything with __dlpack__), as ``tensors()`` gives
         them. Contiguous arrays are shared, not copied: do not change them afterwards.
-    config: Settings they were made with: a dict as in the attribute ``config``, or an HqqConfig.
+    config: Settings they were made with: a LayerConfig, or a dict of settings.
         balance 'auto' stands for what the presence of col_scale says.
     shape: (out_features, in_features).
 
@@ -88,14 +88,9 @@ py::array codes_of(const QuantizedTensor& q) {
 }
 
 std::string repr(const QuantizedTensor& q) {
-  const Json config = layer_config_to_json(q.config);
   char bits[32];
-  std::snprintf(bits, sizeof(bits), "%.4g", q.bits_per_weight());
-  const bool whole = config.at("group_size").is_null();
-  return "QuantizedTensor(" + shape_string({q.out_features, q.in_features}) +
-         ", nbits=" + config.at("nbits").dump() +
-         ", group_size=" + (whole ? "None" : config.at("group_size").dump()) +
-         ", axis=" + std::to_string(q.config.axis) + ", bits_per_weight=" + bits + ")";
+  std::snprintf(bits, sizeof(bits), ", bits_per_weight=%.4g)", q.bits_per_weight());
+  return "QuantizedTensor(" + describe_matrix(q) + bits;
 }
 
 }  // namespace
@@ -109,10 +104,7 @@ void bind_quantized_tensor(py::module_& m) {
       .def("tensors", &tensors_of<QuantizedTensor>, kTensorsDoc)
       .def("codes", &codes_of, kCodesDoc)
       .def_property_readonly(
-          "nbits",
-          [](const QuantizedTensor& q) -> py::typing::Union<py::int_, py::float_> {
-            return json_to_python(layer_config_to_json(q.config).at("nbits"));
-          },
+          "nbits", [](const QuantizedTensor& q) { return nbits_to_python(q.config.nbits); },
           "8, 6, 5, 4, 3, 2, 1.58 or 1.")
       .def_property_readonly(
           "group_size", [](const QuantizedTensor& q) { return q.config.group_size; },
@@ -126,8 +118,8 @@ void bind_quantized_tensor(py::module_& m) {
       .def("__repr__", &repr)
       .def(py::pickle(
           [](const QuantizedTensor& q) {
-            return py::make_tuple(json_to_python(layer_config_to_json(q.config)),
-                                  py::make_tuple(q.out_features, q.in_features), tensors_of(q));
+            return py::make_tuple(q.config, py::make_tuple(q.out_features, q.in_features),
+                                  tensors_of(q));
           },
           [](const py::tuple& state) {
             if (state.size() != 3) {

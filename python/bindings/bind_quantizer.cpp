@@ -24,7 +24,7 @@ std::pair<QuantizedTensor, QuantizeStats> quantize_matrix(const py::object& W,
                                                           const py::object& importance, int threads,
                                                           const Text& device, bool stats) {
   const std::string where = name.empty() ? "quantize" : name.c_str();
-  const Quantizer quantizer(config_from_python(config), Device::parse(device));
+  const Quantizer quantizer(matrix_config_from_python(config), Device::parse(device));
   const ArrayView array = view_array(W, where);
   Tensor storage;
   const TensorView matrix = matrix_from_array(array, storage, where, "W");

@@ -1,5 +1,5 @@
 // Roles: src/model/roles.hpp, and what of src/model else Python needs.
-#include "python/bindings/common.hpp"
+#include "python/bindings/config.hpp"
 #include "src/model/balance.hpp"
 #include "src/model/role_names.hpp"
 #include "src/model/roles.hpp"
@@ -39,7 +39,7 @@ Returns:
     [in, out]), 'conv2d' ([out, in, 1, 1]), or 'none': anything else, and unknown names.
 )doc";
 
-constexpr const char* kSettingsDoc = R"doc(The settings of a layer, or None if it stays dense.
+constexpr const char* kSettingsDoc = R"doc(The LayerConfig of a layer, or None if it stays dense.
 
 A router does in any case, an embedding unless a rule names it; a head is skipped where skip_modules
 has "lm_head", whatever its own name is.
@@ -67,10 +67,9 @@ Roles make_roles(const py::iterable& tensors, const Text& config) {
   return Roles(config, pointers);
 }
 
-OptionalDict settings(const HqqConfig& config, const Text& layer, const Text& role) {
-  const auto found = settings_of(layer, role_from_string(role), config);
-  if (!found) return py::none();
-  return json_to_python(layer_config_to_json(*found));
+std::optional<LayerConfig> settings(const BoundConfig& config, const Text& layer,
+                                    const Text& role) {
+  return settings_of(layer, role_from_string(role), config);
 }
 
 }  // namespace

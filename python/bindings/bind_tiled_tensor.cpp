@@ -79,14 +79,7 @@ Example:
     (4, 2, 256)
 )doc";
 
-std::string tiled_repr(const TiledTensor& q) {
-  const Json config = layer_config_to_json(q.config);
-  const bool whole = config.at("group_size").is_null();
-  return "TiledTensor(" + shape_string({q.out_features, q.in_features}) +
-         ", nbits=" + config.at("nbits").dump() +
-         ", group_size=" + (whole ? "None" : config.at("group_size").dump()) +
-         ", axis=" + std::to_string(q.config.axis) + ")";
-}
+std::string tiled_repr(const TiledTensor& q) { return "TiledTensor(" + describe_matrix(q) + ")"; }
 
 py::array rows_of(const TiledTensor& q, const std::vector<std::int64_t>& rows) {
   Tensor out =

@@ -1,7 +1,7 @@
-// Single layers in upstream's layout: src/io/upstream.hpp.
+// Single layers in upstream's layout: src/io/formats/upstream.hpp.
 #include "hqq/quantized_tensor.hpp"
 #include "python/bindings/array.hpp"
-#include "src/io/upstream.hpp"
+#include "src/io/formats/upstream.hpp"
 
 namespace hqq::python {
 namespace {
@@ -14,7 +14,7 @@ Args:
     name: Of the layer, for messages.
 
 Returns:
-    (settings, (out_features, in_features)): settings as QuantizedTensor.config.
+    (LayerConfig, (out_features, in_features)).
 
 Raises:
     FormatError: For tensors that upstream would not have written.
@@ -43,8 +43,7 @@ std::map<std::string, Tensor> tensors_from(const py::dict& tensors, const std::s
 
 py::tuple parse(const py::dict& tensors, const Text& name) {
   const UpstreamLayer layer = parse_upstream(tensors_from(tensors, name), name);
-  return py::make_tuple(json_to_python(layer_config_to_json(layer.config)),
-                        py::make_tuple(layer.out_features, layer.in_features));
+  return py::make_tuple(layer.config, py::make_tuple(layer.out_features, layer.in_features));
 }
 
 QuantizedTensor read_layer(const py::dict& tensors, const Text& name) {

@@ -14,7 +14,7 @@
 #include "hqq/dtype.hpp"
 #include "hqq/error.hpp"
 #include "hqq/tensor.hpp"
-#include "src/quoted_text.hpp"
+#include "src/base/quoted_text.hpp"
 
 namespace hqq::python {
 
@@ -28,6 +28,7 @@ void bind_error(py::module_& m);
 void bind_json(py::module_& m);
 void bind_device(py::module_& m);
 void bind_tensor(py::module_& m);
+void bind_layer_config(py::module_& m);
 void bind_config(py::module_& m);
 void bind_quantized_tensor(py::module_& m);
 void bind_tiled_tensor(py::module_& m);
@@ -55,10 +56,12 @@ std::string utf8_of(py::handle text);
 Json json_from_python(py::handle value, const std::string& where);
 py::object json_to_python(const Json& json);
 
-// An HqqConfig, a dict in any form HqqConfig::from_json reads, an object whose to_dict() gives one,
-// or None.
+// An HqqConfig, a LayerConfig (settings without rules), a dict in any form HqqConfig::from_json
+// reads, an object whose to_dict() gives one, or None.
 HqqConfig config_from_python(py::handle value);
-// Likewise for one layer: an HqqConfig stands for its defaults.
+// The settings for a single matrix. A LayerConfig has no rules: no name is skipped.
+HqqConfig matrix_config_from_python(py::handle value);
+// The settings of one layer: a LayerConfig, or the defaults of what config_from_python() takes.
 LayerConfig layer_config_from_python(py::handle value);
 
 // "float16", a NumPy dtype or scalar type, or a torch dtype. `allowed` is for the message.

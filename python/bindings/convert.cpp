@@ -1,6 +1,6 @@
 // Python values <-> JSON, dtypes and shapes.
-#include "python/bindings/common.hpp"
-#include "src/io/json.hpp"
+#include "python/bindings/config.hpp"
+#include "src/base/json.hpp"
 
 namespace hqq::python {
 namespace {
@@ -28,6 +28,9 @@ Json from_python(py::handle value, const std::string& where, int depth) {
   if (value.is_none()) return nullptr;
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
   if (py::isinstance<py::str>(value)) return utf8_of(value);
+  if (py::isinstance<LayerConfig>(value)) {
+    return layer_config_to_json(value.cast<const LayerConfig&>());
+  }
   if (PyMapping_Check(value.ptr()) != 0 && py::hasattr(value, "items")) {
     Json json = Json::object();
     for (py::handle item : value.attr("items")()) {

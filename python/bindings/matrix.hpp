@@ -5,7 +5,8 @@
 
 #include "hqq/quantized_tensor.hpp"
 #include "python/bindings/array.hpp"
-#include "src/layer_match.hpp"
+#include "python/bindings/config.hpp"
+#include "src/config/layer_match.hpp"
 
 namespace hqq::python {
 
@@ -49,6 +50,15 @@ py::dict tensors_of(const Q& q) {
   return dict;
 }
 
+// "[8, 64], nbits=4, group_size=64, axis=1", for repr().
+inline std::string describe_matrix(const PackedMatrix& q) {
+  const std::string group_size =
+      q.config.group_size ? std::to_string(*q.config.group_size) : std::string("None");
+  return shape_string({q.out_features, q.in_features}) +
+         ", nbits=" + py::repr(nbits_to_python(q.config.nbits)).cast<std::string>() +
+         ", group_size=" + group_size + ", axis=" + std::to_string(q.config.axis);
+}
+
 // Read-only attributes for the tensors: W_q, scale and zero always, the others maybe None.
 template <class Q>
 void bind_fields(py::class_<Q>& type) {
@@ -69,9 +79,7 @@ void bind_fields(py::class_<Q>& type) {
     }
   }
   type.def_property_readonly(
-          "config",
-          [](const Q& q) { return py::dict(json_to_python(layer_config_to_json(q.config))); },
-          "All settings it was quantized with, as a new dict.")
+          "config", [](const Q& q) { return q.config; }, "LayerConfig it was quantized with.")
       .def_property_readonly(
           "shape", [](const Q& q) { return std::pair(q.out_features, q.in_features); },
           "(out_features, in_features).")

@@ -51,6 +51,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_json(m);
   bindings::bind_device(m);
   bindings::bind_tensor(m);
+  bindings::bind_layer_config(m);
   bindings::bind_config(m);
   bindings::bind_quantized_tensor(m);
   bindings::bind_tiled_tensor(m);

@@ -21,6 +21,8 @@ from ._after_import import after_import
 from ._core import (
     FORMAT_VERSION,
     Checkpoint,
+    HqqConfig,
+    LayerConfig,
     LayerReport,
     Progress,
     QuantizedTensor,
@@ -50,7 +52,6 @@ from .api import (
     save_safetensors,
     verify_checkpoint,
 )
-from .config import HqqConfig
 from .errors import CudaError, FormatError, Interrupted
 from .numpy_linear import QuantizedLinear, quantize_linear
 
@@ -64,6 +65,7 @@ __all__ = [
     "HqqExperts",
     "HqqLinear",
     "Interrupted",
+    "LayerConfig",
     "LayerReport",
     "Progress",
     "QuantizeReport",

@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
+__all__: list[str] = ['Checkpoint', 'CudaFused', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -99,6 +99,137 @@ class Tensor:
         """
         Number of elements.
         """
+class LayerConfig:
+    """
+    The settings of one layer, which cannot be changed.
+
+    ``HqqConfig.layer(name)`` gives the settings of a layer of a model, ``QuantizedTensor.config`` those
+    that a matrix was quantized with.
+
+    Args:
+        nbits: 8, 6, 5, 4, 3, 2, 1.58 (three levels) or 1.
+        group_size: Weights that share a scale and a zero: a multiple of 8, or None for one group per
+            row (axis 1) or column (axis 0).
+        axis: 1: groups lie inside rows; 0: inside columns.
+        solver: 'joint', 'hqq' or 'minmax'.
+        balance: 'sinkhorn', 'none', or 'auto', which a stored layer never has.
+        lp_norm: Norm of the error that is minimised; None: 2 for joint, 0.7 for hqq.
+        iterations: Steps of the solver; None: what suits it.
+        quant_zero: Zeros are 8-bit codes.
+        quant_scale: Scales are 8-bit codes.
+        meta_dtype: Type of stored scales and zeros: 'float16', 'bfloat16', 'float32'.
+        beta: Penalty of the half-quadratic solvers (used when lp_norm < 2).
+        kappa: Growth of beta a step, where grow_beta is set.
+        round_zero: Round the zero before solver 'hqq' starts; None: only at 4 bits.
+        grow_beta: Multiply beta by kappa after every step of solver 'hqq'.
+
+    Raises:
+        ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
+            one).
+
+    Example:
+        >>> config = hqq_cpp.LayerConfig(nbits=3, group_size=128)
+        >>> config.nbits, config.replace(nbits=2).nbits
+        (3, 2)
+        >>> config == hqq_cpp.HqqConfig(nbits=3, group_size=128).layer("model.layers.0.mlp.up_proj")
+        True
+    """
+    @staticmethod
+    def from_dict(settings: dict) -> LayerConfig:
+        """
+        Reads a dict.
+
+        Args:
+            settings: As to_dict() gives it, every key optional, or upstream's settings of a layer
+                (``{"weight_quant_params": ...}``).
+
+        Raises:
+            ValueError: For an unknown key (naming the nearest known one) or a value that is not allowed.
+
+        Example:
+            >>> hqq_cpp.LayerConfig.from_dict({"nbits": 2}) == hqq_cpp.LayerConfig(nbits=2)
+            True
+        """
+    def __copy__(self) -> LayerConfig:
+        ...
+    def __deepcopy__(self, memo: dict) -> LayerConfig:
+        ...
+    def __eq__(self, arg0: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> dict:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __init__(self, nbits: int | float = 4, group_size: int | None = 64, axis: int | None = 1, solver: str = 'joint', balance: str = 'auto', lp_norm: float | None = None, iterations: int | None = None, quant_zero: bool = False, quant_scale: bool = False, meta_dtype: typing.Any = 'float16', beta: int | float = 10.0, kappa: int | float = 1.01, round_zero: bool | None = None, grow_beta: bool = False, **kwargs) -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: dict) -> None:
+        ...
+    def replace(self, **kwargs) -> LayerConfig:
+        """
+        A copy with other values.
+
+        Args:
+            **changes: Settings by name.
+
+        Raises:
+            ValueError: For an unknown setting or a value that is not allowed.
+
+        Example:
+            >>> hqq_cpp.LayerConfig().replace(axis=0).axis
+            0
+        """
+    def to_dict(self) -> dict:
+        """
+        All settings as a dict that ``json.dumps`` takes.
+
+        Example:
+            >>> hqq_cpp.LayerConfig(nbits=2).to_dict()["nbits"]
+            2
+        """
+    @property
+    def axis(self) -> int:
+        ...
+    @property
+    def balance(self) -> str:
+        ...
+    @property
+    def beta(self) -> float:
+        ...
+    @property
+    def group_size(self) -> int | None:
+        ...
+    @property
+    def grow_beta(self) -> bool:
+        ...
+    @property
+    def iterations(self) -> int | None:
+        ...
+    @property
+    def kappa(self) -> float:
+        ...
+    @property
+    def lp_norm(self) -> float | None:
+        ...
+    @property
+    def meta_dtype(self) -> str:
+        ...
+    @property
+    def nbits(self) -> int | float:
+        ...
+    @property
+    def quant_scale(self) -> bool:
+        ...
+    @property
+    def quant_zero(self) -> bool:
+        ...
+    @property
+    def round_zero(self) -> bool | None:
+        ...
+    @property
+    def solver(self) -> str:
+        ...
 class HqqConfig:
     """
     How a model is quantized.
@@ -131,6 +262,10 @@ class HqqConfig:
         dynamic_only: Leave every layer unquantized that no rule names.
         grow_beta: Multiply beta by kappa after every step of solver 'hqq', as upstream's master branch
             does. Its releases do not.
+        importance: Weights of the squared errors of each layer's input columns: a mapping from layer
+            names to arrays [in_features], or a safetensors file of such (``hqq-cpp importance``);
+            'random': collect them (quantize_model_ and from_pretrained only). Not part of
+            ``to_dict()``.
 
     Raises:
         ValueError: If a value is not allowed, or for an unknown argument (naming the nearest known
@@ -138,14 +273,15 @@ class HqqConfig:
 
     Example:
         >>> config = hqq_cpp.HqqConfig(nbits=3, dynamic_config={"mlp.down_proj": {"nbits": 6}})
-        >>> config.layer("model.layers.0.mlp.down_proj")["nbits"]
+        >>> config.layer("model.layers.0.mlp.down_proj").nbits
         6
-        >>> config.layer("model.layers.0.self_attn.q_proj")["nbits"]
+        >>> config.layer("model.layers.0.self_attn.q_proj").nbits
         3
         >>> config.layer("lm_head") is None
         True
     """
     __hash__: typing.ClassVar[None] = None
+    quant_method: typing.ClassVar[str] = 'hqq_cpp'
     axis: int
     balance: str
     beta: int | float
@@ -166,8 +302,8 @@ class HqqConfig:
 
         Args:
             config: Our own form (every key optional), that of Transformers' ``HqqConfig``, upstream's
-                ``BaseQuantizeConfig`` (alone or per layer tag), an object whose ``to_dict()`` gives one of
-                these, or None for the defaults.
+                ``BaseQuantizeConfig`` (alone or per layer tag), a LayerConfig, an object whose
+                ``to_dict()`` gives one of these, or None for the defaults.
 
         Raises:
             ValueError: For an unknown key (naming the nearest known one) or a value that is not allowed.
@@ -184,15 +320,15 @@ class HqqConfig:
         ...
     def __eq__(self, arg0: typing.Any) -> bool:
         ...
-    def __getstate__(self) -> str:
+    def __getstate__(self) -> tuple[str, typing.Any]:
         ...
-    def __init__(self, nbits: int | float = 4, group_size: int | None = 64, axis: int | None = 1, solver: str = 'joint', balance: str = 'auto', lp_norm: float | None = None, iterations: int | None = None, quant_zero: bool = False, quant_scale: bool = False, meta_dtype: typing.Any = 'float16', dynamic_config: dict[str, dict | None] | None = None, skip_modules: collections.abc.Sequence | None = ('lm_head',), beta: int | float = 10.0, kappa: int | float = 1.01, round_zero: bool | None = None, dynamic_only: bool = False, grow_beta: bool = False, **kwargs) -> None:
+    def __init__(self, nbits: int | float = 4, group_size: int | None = 64, axis: int | None = 1, solver: str = 'joint', balance: str = 'auto', lp_norm: float | None = None, iterations: int | None = None, quant_zero: bool = False, quant_scale: bool = False, meta_dtype: typing.Any = 'float16', dynamic_config: dict[str, dict | None] | None = None, skip_modules: collections.abc.Sequence | None = ('lm_head',), beta: int | float = 10.0, kappa: int | float = 1.01, round_zero: bool | None = None, dynamic_only: bool = False, grow_beta: bool = False, importance: typing.Any = None, **kwargs) -> None:
         ...
     def __repr__(self) -> str:
         ...
-    def __setstate__(self, arg0: str) -> None:
+    def __setstate__(self, arg0: tuple) -> None:
         ...
-    def layer(self, name: str, must_be_named: bool = False) -> dict | None:
+    def layer(self, name: str, must_be_named: bool = False) -> LayerConfig | None:
         """
         The settings of one layer.
 
@@ -202,10 +338,10 @@ class HqqConfig:
                 a parent: what decides about embeddings.
 
         Returns:
-            A dict with every setting, or None if the layer stays unquantized.
+            A LayerConfig, or None if the layer stays unquantized.
 
         Example:
-            >>> hqq_cpp.HqqConfig().layer("model.layers.0.mlp.up_proj")["group_size"]
+            >>> hqq_cpp.HqqConfig().layer("model.layers.0.mlp.up_proj").group_size
             64
         """
     def to_dict(self) -> dict:
@@ -259,6 +395,14 @@ class HqqConfig:
     def grow_beta(self, arg1: bool) -> None:
         ...
     @property
+    def importance(self) -> typing.Any:
+        """
+        Where importance comes from: None, 'random', a path or a mapping.
+        """
+    @importance.setter
+    def importance(self, arg1: typing.Any) -> None:
+        ...
+    @property
     def skip_modules(self) -> tuple[str, ...]:
         """
         Layers left as they are, as a tuple; assign a new one to change them.
@@ -299,7 +443,7 @@ class QuantizedTensor:
         Args:
             tensors: Name -> array (NumPy, torch, Tensor, anything with __dlpack__), as ``tensors()`` gives
                 them. Contiguous arrays are shared, not copied: do not change them afterwards.
-            config: Settings they were made with: a dict as in the attribute ``config``, or an HqqConfig.
+            config: Settings they were made with: a LayerConfig, or a dict of settings.
                 balance 'auto' stands for what the presence of col_scale says.
             shape: (out_features, in_features).
 
@@ -317,7 +461,7 @@ class QuantizedTensor:
         """
     def __copy__(self) -> QuantizedTensor:
         ...
-    def __getstate__(self) -> tuple[typing.Any, tuple[int, int], dict]:
+    def __getstate__(self) -> tuple[LayerConfig, tuple[int, int], dict]:
         ...
     def __repr__(self) -> str:
         ...
@@ -382,9 +526,9 @@ class QuantizedTensor:
     def col_scale(self) -> Tensor | None:
         ...
     @property
-    def config(self) -> dict:
+    def config(self) -> LayerConfig:
         """
-        All settings it was quantized with, as a new dict.
+        LayerConfig it was quantized with.
         """
     @property
     def group_size(self) -> int | None:
@@ -507,9 +651,9 @@ class TiledTensor:
     def col_scale(self) -> Tensor | None:
         ...
     @property
-    def config(self) -> dict:
+    def config(self) -> LayerConfig:
         """
-        All settings it was quantized with, as a new dict.
+        LayerConfig it was quantized with.
         """
     @property
     def in_features(self) -> int:
@@ -683,7 +827,7 @@ class CudaSolver:
     def workspace_bytes(self, device: typing.SupportsInt | typing.SupportsIndex) -> int:
         ...
     @property
-    def config(self) -> dict:
+    def config(self) -> LayerConfig:
         ...
 class Checkpoint:
     """
@@ -848,7 +992,7 @@ class LayerReport:
 
     Example:
         >>> report = hqq_cpp.quantize_checkpoint(model, folder / "unused", {"nbits": 2}, dry_run=True)
-        >>> report.layers[0].config["nbits"]
+        >>> report.layers[0].config.nbits
         2
     """
     __hash__: typing.ClassVar[None] = None
@@ -871,9 +1015,9 @@ class LayerReport:
         Of the dense weight.
         """
     @property
-    def config(self) -> dict:
+    def config(self) -> LayerConfig:
         """
-        The layer's settings.
+        The LayerConfig of the layer.
         """
     @property
     def name(self) -> str:
@@ -1188,7 +1332,7 @@ def parse_upstream(tensors: dict, name: str) -> tuple:
         name: Of the layer, for messages.
 
     Returns:
-        (settings, (out_features, in_features)): settings as QuantizedTensor.config.
+        (LayerConfig, (out_features, in_features)).
 
     Raises:
         FormatError: For tensors that upstream would not have written.
@@ -1225,9 +1369,9 @@ def save_safetensors(path: os.PathLike | str | bytes, tensors: dict, metadata: c
     """
     See hqq_cpp.save_safetensors.
     """
-def settings_of(config: HqqConfig, layer: str, role: str) -> dict | None:
+def settings_of(config: HqqConfig, layer: str, role: str) -> LayerConfig | None:
     """
-    The settings of a layer, or None if it stays dense.
+    The LayerConfig of a layer, or None if it stays dense.
 
     A router does in any case, an embedding unless a rule names it; a head is skipped where skip_modules
     has "lm_head", whatever its own name is.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _core
 from ._core import (
     Checkpoint,
+    HqqConfig,
+    LayerConfig,
     Progress,
     QuantizedTensor,
     QuantizeReport,
@@ -24,11 +26,9 @@ from .config import importance_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from .config import HqqConfig
-
     PathLike = str | os.PathLike[str]
     # A dict in any form that HqqConfig.from_dict reads, or an object whose to_dict() gives one.
-    ConfigLike = HqqConfig | Mapping[str, Any] | Any | None
+    ConfigLike = HqqConfig | LayerConfig | Mapping[str, Any] | Any | None
     ProgressCallback = Callable[[Progress], bool | None]
 
 

@@ -10,7 +10,7 @@
 #include "hqq/error.hpp"
 #include "hqq/quantizer.hpp"
 #include "hqq/safetensors.hpp"
-#include "src/io/upstream.hpp"
+#include "src/io/formats/upstream.hpp"
 #include "tests/cpp/io_test_util.hpp"
 
 namespace hqq {

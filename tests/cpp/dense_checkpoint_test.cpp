@@ -7,7 +7,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
-#include "src/float_values.hpp"
+#include "src/format/float_values.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {

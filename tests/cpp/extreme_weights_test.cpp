@@ -6,7 +6,7 @@
 #include <random>
 
 #include "hqq/quantizer.hpp"
-#include "src/float_values.hpp"
+#include "src/format/float_values.hpp"
 
 namespace hqq {
 namespace {

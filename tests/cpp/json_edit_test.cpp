@@ -1,11 +1,11 @@
 // Members set and removed in JSON text, and what Python's json module writes.
-#include "src/io/json_edit.hpp"
+#include "src/base/json_edit.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "hqq/error.hpp"
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 #include "tests/cpp/io_test_util.hpp"
 
 namespace hqq {

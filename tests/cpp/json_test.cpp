@@ -1,4 +1,4 @@
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "src/layer_match.hpp"
+#include "src/config/layer_match.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // Reading quantized layers, also from shards whose metadata lies.
-#include "src/io/layer_store.hpp"
+#include "src/io/formats/layer_store.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "src/cpu/linear/choose.hpp"
-#include "src/cpu/linear/column_plan.hpp"
 #include "src/cpu/linear/kernels.hpp"
+#include "src/cpu/linear/tiles/column_plan.hpp"
 #include "tests/cpp/guarded_memory.hpp"
 
 #if !defined(HQQ_TEST_EMULATED_X86) && !defined(HQQ_TEST_NEON)

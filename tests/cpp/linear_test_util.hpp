@@ -16,8 +16,8 @@
 #include "hqq/bitpack.hpp"
 #include "hqq/linear.hpp"
 #include "src/cpu/dispatch.hpp"
-#include "src/float_values.hpp"
-#include "src/metadata.hpp"
+#include "src/format/float_values.hpp"
+#include "src/format/metadata.hpp"
 #include "tests/cpp/guarded_memory.hpp"
 
 namespace hqq::testing {

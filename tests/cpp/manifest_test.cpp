@@ -1,5 +1,5 @@
 // The manifest, and verify_checkpoint: whatever changes in a folder is found.
-#include "src/io/manifest.hpp"
+#include "src/io/checkpoint/manifest.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,7 +9,7 @@
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
-#include "src/io/layer_store.hpp"
+#include "src/io/formats/layer_store.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {

@@ -1,4 +1,4 @@
-#include "src/io/pipeline.hpp"
+#include "src/io/checkpoint/pipeline.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // What is quantized and what is not, and importance files.
-#include "src/io/plan.hpp"
+#include "src/io/checkpoint/plan.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

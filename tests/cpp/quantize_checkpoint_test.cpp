@@ -10,7 +10,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
-#include "src/io/layer_store.hpp"
+#include "src/io/formats/layer_store.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {

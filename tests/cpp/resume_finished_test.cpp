@@ -13,8 +13,8 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
-#include "src/io/folder_lock.hpp"
-#include "src/io/output_folder.hpp"
+#include "src/io/checkpoint/folder_lock.hpp"
+#include "src/io/checkpoint/output_folder.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {

@@ -13,10 +13,10 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
-#include "src/io/folder_lock.hpp"
-#include "src/io/manifest.hpp"
-#include "src/io/output_folder.hpp"
-#include "src/io/source_files.hpp"
+#include "src/io/checkpoint/folder_lock.hpp"
+#include "src/io/checkpoint/manifest.hpp"
+#include "src/io/checkpoint/output_folder.hpp"
+#include "src/io/checkpoint/source_files.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {

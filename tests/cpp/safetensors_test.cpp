@@ -16,7 +16,7 @@
 
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
-#include "src/io/safetensors_header.hpp"
+#include "src/io/safetensors/header.hpp"
 #include "tests/cpp/io_test_util.hpp"
 
 namespace hqq {

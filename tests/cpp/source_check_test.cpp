@@ -1,12 +1,12 @@
 // Sources that are not the dense model itself: quantized already, adapters, 8-bit floats; and files
 // beside the checkpoint.
-#include "src/io/source_check.hpp"
+#include "src/io/checkpoint/source_check.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "hqq/error.hpp"
-#include "src/io/quantized_source.hpp"
+#include "src/io/checkpoint/quantized_source.hpp"
 #include "tests/cpp/model_test_util.hpp"
 
 namespace hqq {

@@ -1,5 +1,5 @@
 // Names in a config that fit nothing, and what is nearest to them.
-#include "src/unmatched_names.hpp"
+#include "src/config/unmatched_names.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

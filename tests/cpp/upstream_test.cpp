@@ -1,4 +1,4 @@
-#include "src/io/upstream.hpp"
+#include "src/io/formats/upstream.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,9 +9,9 @@
 #include "hqq/bitpack.hpp"
 #include "hqq/error.hpp"
 #include "hqq/safetensors.hpp"
-#include "src/float_values.hpp"
-#include "src/io/upstream_pack.hpp"
-#include "src/metadata.hpp"
+#include "src/format/float_values.hpp"
+#include "src/format/metadata.hpp"
+#include "src/io/formats/upstream_pack.hpp"
 
 namespace hqq {
 namespace {

@@ -9,7 +9,7 @@
 #include "cuda/linear/linear.hpp"
 #include "cuda/pack.hpp"
 #include "cuda/tiles.hpp"
-#include "src/float_values.hpp"
+#include "src/format/float_values.hpp"
 #include "tests/cpp/linear_test_util.hpp"
 #include "tests/cuda/device_memory.hpp"
 

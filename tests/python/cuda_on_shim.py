@@ -132,7 +132,7 @@ def test_quantize_tensor_where_it_lies(rng, on_gpu):
     ]:
         expected = hqq_cpp.quantize(W, config, name=name, importance=vector)
         solved = quantize_tensor(W[:, :96].t().contiguous().t(), config, name, vector)
-        assert (solved.settings["nbits"], solved.settings["balance"]) == (bits, balance)
+        assert (solved.settings.nbits, solved.settings.balance) == (bits, balance)
         for key, tensor in expected.tensors().items():
             assert torch.equal(solved.tensors[key], torch.from_dlpack(tensor)), key
         assert solved.stats.relative_error > 0
@@ -409,7 +409,7 @@ def test_a_compiler_asks_for_the_library_itself(monkeypatch):
 
 def make_experts(rng, experts, parts, rows, cols, **settings):
     config = hqq_cpp.HqqConfig(**settings).layer("x")
-    config["balance"] = "sinkhorn" if config["balance"] == "auto" else config["balance"]
+    config = config.replace(balance="none" if config.balance == "none" else "sinkhorn")
     module = hqq_cpp.HqqExperts.empty(
         config, (experts, parts * rows, cols), parts=parts, dtype=torch.float16
     )

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import hqq_cpp
 from hqq_cpp.nn import HqqLinear
 
 MODULES = [
@@ -69,10 +70,7 @@ def test_few_samples_are_refused(gpu, capsys):
 
 @pytest.mark.parametrize("nbits", [8, 6, 5, 4, 3, 2, 1.58, 1])
 def test_bytes_are_those_of_the_format(gpu, nbits):
-    config = {
-        "nbits": nbits, "group_size": 64, "axis": 1, "meta_dtype": "float16", "quant_scale": False,
-        "quant_zero": False, "balance": "none",
-    }  # fmt: skip
+    config = hqq_cpp.LayerConfig(nbits=nbits, balance="none")
     for n, k in ((4096, 4096), (96, 1024), (3, 64)):
         layer = HqqLinear.empty(config, n, k, device="meta")
         assert gpu["shapes"].layer_bytes(n, k, nbits) == layer.packed_nbytes

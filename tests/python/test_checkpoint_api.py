@@ -63,7 +63,7 @@ def test_quantize_checkpoint_reports(model, quantized):
     assert report.copied == ["model.embed_tokens.weight"]
     assert report.bytes_after < report.bytes_before / 2 and 3 < report.bits_per_weight < 4
     layer = next(layer for layer in report.layers if layer.name == LAYER)
-    assert (layer.tag, layer.shape, layer.config["nbits"]) == ("mlp.down_proj", (256, 640), 3)
+    assert (layer.tag, layer.shape, layer.config.nbits) == ("mlp.down_proj", (256, 640), 3)
     assert 0.1 < layer.stats.relative_error < 0.3
     document = json.loads(json.dumps(report.to_dict()))
     assert document["layers"][0]["stats"]["rms_error"] == report.layers[0].stats.rms_error

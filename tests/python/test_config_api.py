@@ -87,7 +87,7 @@ def test_config_values_of_numpy_and_torch():
     for dtype, name in ((torch.bfloat16, "bfloat16"), (np.float32, "float32")):
         rules = {"mlp.up_proj": {"meta_dtype": dtype}}
         config = hqq_cpp.HqqConfig(meta_dtype=dtype, dynamic_config=rules)
-        assert config.meta_dtype == config.layer("mlp.up_proj")["meta_dtype"] == name
+        assert config.meta_dtype == config.layer("mlp.up_proj").meta_dtype == name
     assert hqq_cpp.HqqConfig(meta_dtype=np.dtype("float32")).meta_dtype == "float32"
     with pytest.raises(ValueError, match="float64"):
         hqq_cpp.HqqConfig(meta_dtype=torch.float64)
@@ -117,9 +117,9 @@ def test_rules_and_layers():
         skip_modules=["lm_head", "*.k_proj"],
     )
     assert list(config.dynamic_config) == ["mlp.down_proj", "visual.*", "*.q_proj"]
-    assert config.layer("model.layers.5.mlp.down_proj")["nbits"] == 6
-    assert config.layer("model.layers.5.self_attn.q_proj")["nbits"] == 3
-    assert config.layer("model.layers.5.mlp.up_proj")["nbits"] == 4
+    assert config.layer("model.layers.5.mlp.down_proj").nbits == 6
+    assert config.layer("model.layers.5.self_attn.q_proj").nbits == 3
+    assert config.layer("model.layers.5.mlp.up_proj").nbits == 4
     for skipped in ("lm_head", "model.layers.0.self_attn.k_proj", "visual.blocks.0.qkv"):
         assert config.layer(skipped) is None
     assert hqq_cpp.layer_tag("model.layers.11.mlp.down_proj") == "mlp.down_proj"
@@ -171,3 +171,47 @@ def test_the_class_is_no_config():
     ):
         with pytest.raises(ValueError, match=r"the class HqqConfig; make an object of it: HqqConf"):
             call()
+
+
+# ---- LayerConfig ---------------------------------------------------------------------------------
+
+
+def test_layer_config_is_frozen_and_hashable():
+    config = hqq_cpp.LayerConfig(nbits=1.58, group_size=None, meta_dtype=np.float32)
+    assert (config.nbits, config.group_size, config.meta_dtype) == (1.58, None, "float32")
+    assert isinstance(hqq_cpp.LayerConfig(nbits=3.0).nbits, int)
+    for field in config.to_dict():
+        with pytest.raises(AttributeError):
+            setattr(config, field, getattr(config, field))
+    equal = hqq_cpp.LayerConfig.from_dict(config.to_dict())
+    assert equal == config and hash(equal) == hash(config) and config != config.replace(axis=0)
+    assert config != config.to_dict()
+    for again in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert again == config
+    assert eval(repr(config), {"LayerConfig": hqq_cpp.LayerConfig}) == config
+    assert repr(hqq_cpp.LayerConfig()) == "LayerConfig()"
+
+
+def test_layer_config_is_what_a_layer_has():
+    rules = {"a": hqq_cpp.LayerConfig(nbits=2, solver="hqq")}
+    config = hqq_cpp.HqqConfig(dynamic_config=rules)
+    assert config.layer("a") == rules["a"]
+    assert hqq_cpp.HqqConfig.from_dict(rules["a"]).layer("any") == rules["a"]
+    q = hqq_cpp.quantize(np.eye(64, dtype=np.float32), rules["a"])
+    assert q.config == rules["a"].replace(balance="sinkhorn")
+    # Settings of one layer have no rules, and so no skip_modules.
+    W = np.eye(64, dtype=np.float32)
+    assert hqq_cpp.quantize(W, rules["a"], name="lm_head").config == q.config
+    with pytest.raises(ValueError, match="lm_head"):
+        hqq_cpp.quantize(W, config, name="lm_head")
+
+
+def test_layer_config_refuses():
+    with pytest.raises(ValueError, match="'nbit'; did you mean 'nbits'"):
+        hqq_cpp.LayerConfig(nbit=3)
+    with pytest.raises(ValueError, match="'nbit'; did you mean 'nbits'"):
+        hqq_cpp.LayerConfig().replace(nbit=3)
+    with pytest.raises(ValueError, match="one of 8, 6, 5"):
+        hqq_cpp.LayerConfig(nbits=7)
+    with pytest.raises(ValueError, match="unknown key 'skip_modules'"):
+        hqq_cpp.LayerConfig.from_dict({"skip_modules": []})

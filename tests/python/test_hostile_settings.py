@@ -123,10 +123,10 @@ def test_expressions_that_look_like_it():
             r"re:(?!.*mlp).*[qk]_proj$": {"nbits": 5},
         }
     )
-    assert config.layer("123456789")["nbits"] == 2
-    assert config.layer("model.layers.31.mlp.up_proj")["nbits"] == 3
-    assert config.layer("model.layers.30.self_attn.q_proj")["nbits"] == 5
-    assert config.layer("model.layers.30.mlp.q_proj")["nbits"] == 4
+    assert config.layer("123456789").nbits == 2
+    assert config.layer("model.layers.31.mlp.up_proj").nbits == 3
+    assert config.layer("model.layers.30.self_attn.q_proj").nbits == 5
+    assert config.layer("model.layers.30.mlp.q_proj").nbits == 4
 
 
 def tensors(name):

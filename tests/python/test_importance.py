@@ -333,7 +333,7 @@ def test_saved_files_are_read_back_and_quantize(tmp_path, model):
     assert all(torch.equal(loaded[name], result[name]) for name in result)
     assert "lm_head" not in loaded  # tied: no tensor of the checkpoint
     report = hqq_cpp.quantize_checkpoint(model, tmp_path / "out", {"nbits": 3}, importance=path)
-    assert {layer.config["balance"] for layer in report.layers} == {"none"}
+    assert {layer.config.balance for layer in report.layers} == {"none"}
     with pytest.raises(OSError):
         save_importance(tmp_path / "no" / "folder", loaded)
     with pytest.raises(OSError):

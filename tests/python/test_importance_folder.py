@@ -82,7 +82,7 @@ def test_experts_have_the_names_of_the_files(tmp_path):
     report = hqq_cpp.quantize_checkpoint(
         tmp_path / "m", tmp_path / "q", {"nbits": 3, "group_size": 8}, importance=out
     )
-    balances = {layer.name: layer.config["balance"] for layer in report.layers}
+    balances = {layer.name: layer.config.balance for layer in report.layers}
     assert balances["model.layers.2.mlp.experts.3.down_proj"] == "none"
 
 

@@ -91,8 +91,8 @@ def test_a_rule_for_a_parent_does_not_reach_embeddings():
 
 def test_the_tag_of_an_embedding_fits_below_a_decoder():
     config = hqq_cpp.HqqConfig(dynamic_config={"embed_tokens": {"nbits": 8}})
-    assert config.layer("model.decoder.embed_tokens", must_be_named=True)["nbits"] == 8
-    assert config.layer("model.embed_tokens", must_be_named=True)["nbits"] == 8
+    assert config.layer("model.decoder.embed_tokens", must_be_named=True).nbits == 8
+    assert config.layer("model.embed_tokens", must_be_named=True).nbits == 8
     assert config.layer("model.decoder.embed_positions", must_be_named=True) is None
 
 
@@ -143,7 +143,7 @@ def test_which_rule_wins(rules, skip, layer):
         nbits=4, dynamic_config={key: {"nbits": n} for key, n in rules.items()}, skip_modules=skip
     )
     found = config.layer(layer)
-    assert (found and found["nbits"]) == settings_by_the_words((rules, skip), layer)
+    assert (found and found.nbits) == settings_by_the_words((rules, skip), layer)
 
 
 def test_unmatched_names_have_their_nearest():
@@ -212,7 +212,7 @@ def test_quantize_checkpoint_reports_and_warns(model_path, tmp_path):
         report = hqq_cpp.quantize_checkpoint(model_path, tmp_path / "out", config, dry_run=True)
     assert report.warnings == [sentence]
     assert [str(w.message) for w in record] == [f"[quantize] {sentence}"]
-    bits = {layer.tag: layer.config["nbits"] for layer in report.layers}
+    bits = {layer.tag: layer.config.nbits for layer in report.layers}
     assert bits["self_attn.q_proj"] == 8 and bits["mlp.down_proj"] == 4
 
 

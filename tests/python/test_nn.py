@@ -150,7 +150,7 @@ def test_tiles(layer):
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     dense, x = layer.dequantize(), torch.randn(3, 96)
     first = layer(x)
-    has_tiles = layer.layer_config["axis"] == 1
+    has_tiles = layer.layer_config.axis == 1
     assert layer.is_tiled == has_tiles and layer.W_q.dim() == (3 if has_tiles else 2)
     assert before.keys() == layer.state_dict().keys()
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())

@@ -476,7 +476,7 @@ def test_all_names_of_a_shared_layer_count():
     assert names(quietly(model(), EIGHT | {"skip_modules": ["b"]})) == ["c"]
     assert names(quietly(model(), EIGHT | {"dynamic_config": {"b": None}})) == ["c"]
     importance = {"b": torch.rand(64) + 0.1}
-    assert quietly(model(), EIGHT, importance=importance)["a"].layer_config["balance"] == "none"
+    assert quietly(model(), EIGHT, importance=importance)["a"].layer_config.balance == "none"
 
 
 def test_what_cannot_be_shared_stays():

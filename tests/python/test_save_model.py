@@ -122,7 +122,7 @@ def test_the_files(net, saved, copy):
         "other",
     ]
     settings = hqq_cpp.HqqConfig.from_dict(config)
-    assert settings.layer("a")["nbits"] == 4 and settings.layer("b")["nbits"] == 3
+    assert settings.layer("a").nbits == 4 and settings.layer("b").nbits == 3
     # The same bytes again, whoever ran in between.
     net(torch.tensor([[1]]))
     hqq_cpp.save_model(net, copy, overwrite=True)

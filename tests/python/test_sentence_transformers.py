@@ -100,8 +100,8 @@ def test_settings_have_the_names_of_the_part(tmp_path):
     for name, module in model.named_modules():
         if isinstance(module, hqq_cpp.HqqLinear):
             assert config.layer(name) == module.layer_config, name
-    assert config.layer("encoder.layer.1.output.dense")["nbits"] == 8
-    assert config.layer("encoder.layer.1.attention.self.query")["nbits"] == 6
+    assert config.layer("encoder.layer.1.output.dense").nbits == 8
+    assert config.layer("encoder.layer.1.attention.self.query").nbits == 6
     assert config.layer("encoder.layer.0.attention.self.key") is None
     assert "encoder.layer.0.attention.self.key" in settings["not_quantized"]
     assert isinstance(model.embeddings.word_embeddings, hqq_cpp.HqqEmbedding)

@@ -48,7 +48,7 @@ def test_a_layer_keeps_its_codes(nbits, axis, view_as_float):
     )
     taken = hqq_cpp.from_upstream(layer.eval())
     assert isinstance(taken, hqq_cpp.HqqLinear) and not taken.training
-    assert taken.nbits == nbits and taken.layer_config["axis"] == axis
+    assert taken.nbits == nbits and taken.layer_config.axis == axis
     assert torch.equal(taken.dequantize(), layer.dequantize())
     assert torch.equal(taken.bias, layer.bias)
     x = torch.randn(3, 96)

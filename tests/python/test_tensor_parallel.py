@@ -47,8 +47,8 @@ def rows_of(layer, tensors, begin, end):
 
 
 def columns_of(layer, tensors, begin, end):
-    nbits, group = layer.layer_config["nbits"], layer.layer_config["group_size"]
-    step = group if layer.layer_config["axis"] == 1 else 1
+    nbits, group = layer.layer_config.nbits, layer.layer_config.group_size
+    step = group if layer.layer_config.axis == 1 else 1
     part = {"W_q": tensors["W_q"][:, row_bytes(nbits, begin) : row_bytes(nbits, end)]}
     for name in ("scale", "zero"):
         part[name] = tensors[name][:, begin // step : end // step]

@@ -375,6 +375,6 @@ def test_a_plain_dict_is_no_file(tmp_path):
         tmp_path, quantization_config={"quant_method": "hqq", "nbits": 2, "group_size": 16}
     )
     layer = loaded.get_submodule(NAME)
-    assert layer.nbits == 2 and layer.layer_config["group_size"] == 16
+    assert layer.nbits == 2 and layer.layer_config.group_size == 16
     with pytest.raises(ValueError, match="nbit"):
         auto.from_pretrained(tmp_path, quantization_config={"quant_method": "hqq", "nbit": 2})

@@ -54,7 +54,7 @@ def test_documented_snippet(model):
         model, dtype=torch.float16, device_map="cpu", quantization_config=config
     )
     layer = loaded.model.layers[0].self_attn.q_proj
-    assert (layer.nbits, layer.layer_config["group_size"], layer.layer_config["axis"]) == (8, 64, 0)
+    assert (layer.nbits, layer.layer_config.group_size, layer.layer_config.axis) == (8, 64, 0)
     exact = logits(load(model, dtype=torch.float32))
     assert (logits(loaded).float() - exact).norm() < 0.02 * exact.norm()
 
@@ -77,7 +77,7 @@ def test_documented_snippet_per_tag(model):
     loaded = load(model, dtype=torch.float16, device_map="cpu", quantization_config=config)
     block = loaded.model.layers[1]
     assert block.self_attn.k_proj.nbits == 4 and block.mlp.up_proj.nbits == 3
-    assert block.mlp.up_proj.layer_config["group_size"] == 32
+    assert block.mlp.up_proj.layer_config.group_size == 32
     # As upstream: what no tag names stays as it is.
     assert type(block.mlp.down_proj) is torch.nn.Linear
 

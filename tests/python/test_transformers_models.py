@@ -232,7 +232,7 @@ def test_folders_of_the_command(tiny_moe, tmp_path, settings):
     again = hqq_cpp.Checkpoint(tmp_path / "again")
     assert again.quantized_layers() == checkpoint.quantized_layers()
     name = "model.layers.1.mlp.experts.3.gate_proj"
-    assert again.load(name).config["nbits"] == 3
+    assert again.load(name).config.nbits == 3
     assert (again.load(name).codes() == checkpoint.load(name).codes()).all()
 
 

@@ -12,10 +12,10 @@ rest.
 
 from __future__ import annotations
 
-from .config import HqqConfig
+from .config import HqqQuantizationConfig
 from .quantizer import HqqQuantizer
 from .register import register
 
-__all__ = ["HqqConfig", "HqqQuantizer", "register"]
+__all__ = ["HqqQuantizationConfig", "HqqQuantizer", "register"]
 
 register()

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-from .. import config as _config
+from .. import _core
 from .._transformers_hook import METHOD
 from ..nn import described
 
@@ -18,7 +18,7 @@ class Method(str, Enum):
     HQQ_CPP = METHOD
 
 
-class HqqConfig(QuantizationConfigMixin):
+class HqqQuantizationConfig(QuantizationConfigMixin):
     """How a model is quantized, as ``model.config.quantization_config`` holds it.
 
     Args:
@@ -28,7 +28,7 @@ class HqqConfig(QuantizationConfigMixin):
 
     def __init__(self, config: Any = None, *, not_quantized: list[str] | None = None):
         self.quant_method = Method.HQQ_CPP
-        self.config = _config.HqqConfig.from_dict(config)
+        self.config = _core.HqqConfig.from_dict(config)
         self.not_quantized = not_quantized
 
     @classmethod

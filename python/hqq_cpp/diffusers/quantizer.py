@@ -10,6 +10,7 @@ import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
+from .._core import LayerConfig
 from ..api import load_safetensors
 from ..errors import FormatError
 from ..nn import described
@@ -26,7 +27,7 @@ from ..nn.quantize_model import (
     settings_of,
     store_quantized,
 )
-from .config import HqqConfig
+from .config import HqqQuantizationConfig
 
 
 class HqqQuantizer(DiffusersQuantizer):
@@ -41,11 +42,11 @@ class HqqQuantizer(DiffusersQuantizer):
     use_keep_in_fp32_modules = True
 
     def __init__(self, quantization_config: Any, **kwargs: Any):
-        if not isinstance(quantization_config, HqqConfig):
-            quantization_config = HqqConfig(quantization_config)
+        if not isinstance(quantization_config, HqqQuantizationConfig):
+            quantization_config = HqqQuantizationConfig(quantization_config)
         super().__init__(quantization_config, **kwargs)
         # Of the weights that are to be quantized: parameter -> layer and settings.
-        self._plans: dict[str, tuple[Layer, dict[str, Any]]] = {}
+        self._plans: dict[str, tuple[Layer, LayerConfig]] = {}
         # Other names of such weights.
         self._tied: set[str] = set()
         self._importance: ImportanceSource | None = None
@@ -215,7 +216,9 @@ def attach(model: nn.Module, quantizer: HqqQuantizer | None = None) -> None:
     The settings are read off its layers: diffusers sorts the keys of config.json, and the order of
     rules counts.
     """
-    config = HqqConfig(described.config_of(model), not_quantized=described.not_quantized(model))
+    config = HqqQuantizationConfig(
+        described.config_of(model), not_quantized=described.not_quantized(model)
+    )
     if quantizer is None:
         quantizer = HqqQuantizer(config, pre_quantized=True)
     quantizer.quantization_config, quantizer.model = config, model

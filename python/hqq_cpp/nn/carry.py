@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import HqqConfig
+from .._core import HqqConfig
 from .module import QuantizedModule
 
 # What every module has.

@@ -113,7 +113,7 @@ def embedding(
 
 def quantize(
     W: torch.Tensor, config: Any, name: str, importance: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:
+) -> tuple[dict[str, torch.Tensor], _core.LayerConfig, Any]:
     """Quantizes W [out, in] where it lies.
 
     Returns:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..config import HqqConfig
+from .._core import HqqConfig
 from .layers import Layer, quantized_layers, survey
 from .names import unmatched_names
 

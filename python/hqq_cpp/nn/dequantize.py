@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from .._core import QuantizedTensor
+from .._core import LayerConfig, QuantizedTensor
 
 # Codes that share one scale_step and scale_offset.
 METADATA_BLOCK = 128
@@ -54,12 +54,12 @@ class Layout(NamedTuple):
     in_features: int
 
 
-def layout_of(config: dict, out_features: int, in_features: int) -> Layout:
+def layout_of(config: LayerConfig, out_features: int, in_features: int) -> Layout:
     """The layout that a layer's settings (HqqConfig.layer()) mean for a shape."""
     return Layout(
-        float(config["nbits"]),
-        config["group_size"] or 0,
-        config["axis"],
+        float(config.nbits),
+        config.group_size or 0,
+        config.axis,
         out_features,
         in_features,
     )
@@ -79,30 +79,30 @@ def stored_of(weight: Weight) -> tuple[torch.dtype, bool, bool, bool]:
 
 def config_of(
     layout: Layout, meta: torch.dtype, quant_scale: bool, quant_zero: bool, balanced: bool
-) -> dict[str, Any]:
+) -> LayerConfig:
     """Settings that mean a layout and what stored_of() says."""
-    return {
-        "nbits": layout.nbits,
-        "group_size": layout.group_size or None,
-        "axis": layout.axis,
-        "meta_dtype": dtype_name(meta),
-        "quant_scale": quant_scale,
-        "quant_zero": quant_zero,
-        "balance": "sinkhorn" if balanced else "none",
-    }
+    return LayerConfig(
+        nbits=layout.nbits,
+        group_size=layout.group_size or None,
+        axis=layout.axis,
+        meta_dtype=dtype_name(meta),
+        quant_scale=quant_scale,
+        quant_zero=quant_zero,
+        balance="sinkhorn" if balanced else "none",
+    )
 
 
 def tensor_specs(
-    config: dict, out_features: int, in_features: int
+    config: LayerConfig, out_features: int, in_features: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor that a layer with these settings has.
 
     Args:
         config: Settings of the layer; balance 'auto' is not allowed here.
     """
-    whole = in_features if config["axis"] == 1 else out_features
-    group = config["group_size"] or whole
-    if config["axis"] == 1:
+    whole = in_features if config.axis == 1 else out_features
+    group = config.group_size or whole
+    if config.axis == 1:
         groups = (out_features, math.ceil(in_features / group))
     else:
         group = min(group, out_features * in_features)
@@ -110,18 +110,18 @@ def tensor_specs(
         count = math.ceil(out_features * in_features / group)
         groups = (1, count) if rest else (rows, in_features)
     blocks = (math.ceil(math.prod(groups) / METADATA_BLOCK),)
-    meta = _META_DTYPES[config["meta_dtype"]]
-    specs = {"W_q": ((out_features, row_bytes(config["nbits"], in_features)), torch.uint8)}
+    meta = _META_DTYPES[config.meta_dtype]
+    specs = {"W_q": ((out_features, row_bytes(config.nbits, in_features)), torch.uint8)}
     for name in ("scale", "zero"):
-        specs[name] = (groups, torch.uint8 if config["quant_" + name] else meta)
+        specs[name] = (groups, torch.uint8 if getattr(config, "quant_" + name) else meta)
     for name in ("scale", "zero"):
-        if config["quant_" + name]:
+        if getattr(config, "quant_" + name):
             specs[name + "_step"] = specs[name + "_offset"] = (blocks, torch.float32)
-    if config["balance"] == "sinkhorn":
+    if config.balance == "sinkhorn":
         specs["col_scale"] = ((in_features,), meta)
-    elif config["balance"] != "none":
+    elif config.balance != "none":
         raise ValueError(
-            f"[format] balance is '{config['balance']}'; a stored layer has 'none' or 'sinkhorn'"
+            f"[format] balance is '{config.balance}'; a stored layer has 'none' or 'sinkhorn'"
         )
     return specs
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .. import _core
+from .._core import HqqConfig, LayerConfig
 from .._transformers_hook import METHOD
 from ..api import safetensors_metadata
-from ..config import HqqConfig
 from ..errors import FormatError
 from .dequantize import TENSOR_NAMES, dtype_name
 from .experts import HqqExperts
@@ -33,7 +33,7 @@ class Description(NamedTuple):
     tensor: str
     shape: tuple[int, ...]
     dtype: str
-    settings: dict[str, Any]
+    settings: LayerConfig
 
 
 def describe(
@@ -46,7 +46,7 @@ def describe(
         tensor: Name that its dense weight would have in the file.
         shape: Of the stored matrix, if it is but a part of the layer.
     """
-    description = dict(module.layer_config) | {
+    description = module.layer_config.to_dict() | {
         "tensor": tensor,
         "shape": list(shape or module.dense_shape),
         "dtype": dtype_name(module.compute_dtype),
@@ -92,7 +92,6 @@ def read_descriptions(files: Iterable[Path]) -> tuple[dict[str, Description], se
     """
     layers: dict[str, Description] = {}
     transposed: set[str] = set()
-    defaults = _core.HqqConfig().layer("x")
     for file in files:
         text = safetensors_metadata(file).get(METADATA)
         if text is None:
@@ -102,13 +101,11 @@ def read_descriptions(files: Iterable[Path]) -> tuple[dict[str, Description], se
             transposed.update(read.get("transposed", ()))
             for name, fields in read["layers"].items():
                 settings = {k: v for k, v in fields.items() if k not in NOT_SETTINGS}
-                HqqConfig(**settings, skip_modules=())
+                config = LayerConfig.from_dict(settings)
                 shape = tuple(map(int, fields["shape"]))
                 if fields.get("parts", 1) != 1:
                     raise ValueError("parts")
-                layers[name] = Description(
-                    fields["tensor"], shape, fields["dtype"], defaults | settings
-                )
+                layers[name] = Description(fields["tensor"], shape, fields["dtype"], config)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(
                 f"[load] {file}: metadata hqq_cpp is no description of layers ({error})"
@@ -137,7 +134,7 @@ def config_of(model: nn.Module) -> HqqConfig:
 
 
 def config_of_layers(
-    settings: dict[str, dict[str, Any]],
+    settings: dict[str, LayerConfig],
     skip_modules: list[str] | None = None,
     ruled: Collection[str] = (),
 ) -> HqqConfig:
@@ -146,10 +143,9 @@ def config_of_layers(
     skip = ["lm_head"] if skip_modules is None else skip_modules
     if not settings:
         return HqqConfig(skip_modules=skip)
-    most, _ = Counter(json.dumps(one) for one in settings.values()).most_common(1)[0]
-    common = json.loads(most)
+    common, _ = Counter(settings.values()).most_common(1)[0]
     others = {name: one for name, one in settings.items() if one != common or name in ruled}
-    return HqqConfig(**common, dynamic_config=others, skip_modules=skip)
+    return HqqConfig(**common.to_dict(), dynamic_config=others, skip_modules=skip)
 
 
 def quantization_config(config: HqqConfig, dense: list[str] | None) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import nn
 
-from .._core import QuantizedTensor
+from .._core import LayerConfig, QuantizedTensor
 from . import ops
 from .carry import carry_over
 from .dequantize import weight_of
@@ -68,7 +67,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     def _setup_table(
         self,
-        config: dict[str, Any],
+        config: LayerConfig,
         shape: tuple[int, ...],
         padding_idx: int | None,
         dtype: torch.dtype,
@@ -87,7 +86,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
     @classmethod
     def empty(
         cls,
-        config: dict[str, Any],
+        config: LayerConfig,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
@@ -110,7 +109,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
         return table
 
     @classmethod
-    def empty_like(cls, module: nn.Embedding, config: dict[str, Any]) -> HqqEmbedding:
+    def empty_like(cls, module: nn.Embedding, config: LayerConfig) -> HqqEmbedding:
         """An empty table on device meta for the place of `module`, without what carry_over() gives.
 
         Raises:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from .._core import QuantizedTensor
+from .._core import LayerConfig, QuantizedTensor
 from . import backend, cpu, cuda, ops
 from .dequantize import TENSOR_NAMES, Weight, tensor_specs, weight_of
 from .module import QuantizedModule, parse_dtype
@@ -66,7 +65,7 @@ class HqqExperts(QuantizedModule):
     @classmethod
     def empty(
         cls,
-        config: dict[str, Any],
+        config: LayerConfig,
         shape: tuple[int, int, int],
         *,
         parts: int = 1,

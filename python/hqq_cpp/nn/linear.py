@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._core import NativeLayer, QuantizedTensor, Tensor
-from ..config import HqqConfig
+from .._core import LayerConfig, NativeLayer, QuantizedTensor, Tensor
 from . import backend, cpu, cuda, fused, ops
 from .dequantize import weight_of
 from .module import QuantizedModule, parse_dtype
@@ -85,7 +84,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
     @classmethod
     def empty(
         cls,
-        config: dict[str, Any],
+        config: LayerConfig,
         out_features: int,
         in_features: int,
         bias: bool | nn.Parameter = False,
@@ -137,7 +136,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
         weight = self._untiled() if self.is_tiled else weight
         tensors = {k: v.detach().cpu() for k, v in weight._asdict().items() if v is not None}
         return QuantizedTensor.from_tensors(
-            tensors, HqqConfig.from_dict(self.layer_config), (self.out_features, self.in_features)
+            tensors, self.layer_config, (self.out_features, self.in_features)
         )
 
     def quantize_(self, W: torch.Tensor, importance: Any = None) -> HqqLinear:

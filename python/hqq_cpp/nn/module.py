@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from .._core import LayerConfig
 from . import backend, cpu, fused
 from .checks import check_tensors
 from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
@@ -124,11 +125,11 @@ class QuantizedModule(nn.Module):
         )
 
     def _setup(
-        self, config: dict[str, Any], shape: tuple[int, ...], compute_dtype: torch.dtype
+        self, config: LayerConfig, shape: tuple[int, ...], compute_dtype: torch.dtype
     ) -> None:
         """Attributes of a module whose dense weight has `shape` ([experts,] out, in)."""
         # Not "config", which Transformers takes for one of its own.
-        self.layer_config = dict(config)
+        self.layer_config = config
         self.dense_shape = tuple(shape)
         self.out_features, self.in_features = shape[-2:]
         self._layout: Layout = layout_of(config, *shape[-2:])
@@ -315,7 +316,7 @@ class QuantizedModule(nn.Module):
     @property
     def nbits(self) -> float:
         """8, 6, 5, 4, 3, 2, 1.58 or 1."""
-        return self.layer_config["nbits"]
+        return self.layer_config.nbits
 
     @property
     def device(self) -> torch.device:
@@ -368,11 +369,11 @@ class QuantizedModule(nn.Module):
                 )
         if wrong:
             settings = ", ".join(
-                f"{k}={self.layer_config[k]}" for k in ("nbits", "group_size", "axis")
+                f"{k}={getattr(self.layer_config, k)}" for k in ("nbits", "group_size", "axis")
             )
             error_msgs.append(
                 f"[{prefix[:-1] or 'load_state_dict'}] does not fit a layer of {settings}, balance="
-                f"{self.layer_config['balance']} for a weight {list(self.dense_shape)}: "
+                f"{self.layer_config.balance} for a weight {list(self.dense_shape)}: "
                 + "; ".join(wrong)
             )
             return
@@ -387,5 +388,5 @@ class QuantizedModule(nn.Module):
 
     def _repr_settings(self) -> str:
         config = self.layer_config
-        balance = "" if config["balance"] == "none" else f", balance={config['balance']}"
-        return f"nbits={config['nbits']}, group_size={config['group_size']}, axis={config['axis']}{balance}"
+        balance = "" if config.balance == "none" else f", balance={config.balance}"
+        return f"nbits={config.nbits}, group_size={config.group_size}, axis={config.axis}{balance}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..config import HqqConfig
+from .._core import HqqConfig
 from .layers import places_of
 from .module import QuantizedModule
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import warnings
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import _core, api
-from ..config import HqqConfig
+from .._core import HqqConfig, LayerConfig
 from . import cuda
 from .carry import carry_over
 from .dense_layers import ON_META, check_importance, listed, nothing_to_quantize, stays_dense
@@ -39,7 +38,7 @@ _SINGLE_NAMES = {
 }
 
 
-def settings_of(layer: Layer, config: HqqConfig) -> dict[str, Any] | None:
+def settings_of(layer: Layer, config: HqqConfig) -> LayerConfig | None:
     """The settings of a layer, or None if it stays dense.
 
     An embedding does unless a rule names it. A layer with several names stays dense if one of them
@@ -65,7 +64,7 @@ class Quantized(NamedTuple):
 
     tensors: dict[str, torch.Tensor]
     stats: Any
-    settings: dict[str, Any]
+    settings: LayerConfig
 
 
 class ImportanceSource:
@@ -138,16 +137,16 @@ class ImportanceSource:
             )
         return None
 
-    def resolve(self, layer: Layer, settings: dict[str, Any]) -> dict[str, Any]:
+    def resolve(self, layer: Layer, settings: LayerConfig) -> LayerConfig:
         """Settings with balance 'auto' decided, as the library decides it."""
-        if settings["balance"] != "auto":
+        if settings.balance != "auto":
             return settings
         has_importance = self.get(layer) is not None
-        return settings | {"balance": _core.resolve_balance("auto", has_importance)}
+        return settings.replace(balance=_core.resolve_balance("auto", has_importance))
 
 
 def quantize_layer(
-    layer: Layer, weight: torch.Tensor, settings: dict[str, Any], importance: torch.Tensor | None
+    layer: Layer, weight: torch.Tensor, settings: LayerConfig, importance: torch.Tensor | None
 ) -> Quantized:
     """Solves for the packed tensors of a layer, which are where quantize_tensor() leaves them.
 
@@ -157,10 +156,9 @@ def quantize_layer(
         settings: As HqqConfig.layer() gives them.
         importance: [in], or [experts, in] for experts, or None.
     """
-    config = _config_of(tuple(settings.items()))
     matrix = dense_matrix(layer.kind, weight.detach())
     if layer.kind != "experts":
-        solved = quantize_tensor(matrix, config, layer.name, importance)
+        solved = quantize_tensor(matrix, settings, layer.name, importance)
         return Quantized(solved.tensors, solved.stats.to_dict(), settings)
     if not cuda.is_native(matrix):
         matrix = matrix.cpu()
@@ -168,7 +166,7 @@ def quantize_layer(
     all_stats = []
     for e in range(matrix.shape[0]):
         vector = importance if importance is None or importance.ndim == 1 else importance[e]
-        solved = quantize_tensor(matrix[e], config, f"{layer.name}.{e}", vector)
+        solved = quantize_tensor(matrix[e], settings, f"{layer.name}.{e}", vector)
         all_stats.append(solved.stats.to_dict())
         for name, tensor in solved.tensors.items():
             if name not in stacks:
@@ -177,12 +175,7 @@ def quantize_layer(
     return Quantized(stacks, all_stats, settings)
 
 
-@functools.lru_cache(maxsize=64)
-def _config_of(settings: tuple[tuple[str, Any], ...]) -> HqqConfig:
-    return HqqConfig(**dict(settings), skip_modules=())
-
-
-def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbedding | HqqExperts:
+def empty_module(layer: Layer, settings: LayerConfig) -> HqqLinear | HqqEmbedding | HqqExperts:
     """The quantized module for a layer, on device meta, with the layer's bias."""
     module = _empty_module(layer, settings)
     weight = layer.module._parameters[layer.parameter.rpartition(".")[2]]
@@ -190,7 +183,7 @@ def empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbed
     return module
 
 
-def _empty_module(layer: Layer, settings: dict[str, Any]) -> HqqLinear | HqqEmbedding | HqqExperts:
+def _empty_module(layer: Layer, settings: LayerConfig) -> HqqLinear | HqqEmbedding | HqqExperts:
     if layer.kind == "experts":
         return HqqExperts.empty(settings, layer.shape, dtype=layer.dtype, device="meta")
     if layer.kind == "embedding":
@@ -377,7 +370,7 @@ def _check_all(
 
 
 def _solve_next(
-    layer: Layer, settings: dict[str, Any], source: ImportanceSource, before: list[str]
+    layer: Layer, settings: LayerConfig, source: ImportanceSource, before: list[str]
 ) -> Quantized:
     weight = layer.module._parameters[layer.parameter.rpartition(".")[2]]
     try:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import api
-from .._core import QuantizeStats
+from .._core import LayerConfig, QuantizeStats
 from ..config import importance_of
 from . import cuda
 
@@ -16,7 +16,7 @@ class Solved(NamedTuple):
     """Tensors of format 1, the settings with balance decided, and the errors."""
 
     tensors: dict[str, torch.Tensor]
-    settings: dict[str, Any]
+    settings: LayerConfig
     stats: QuantizeStats
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .. import _core
+from .._core import LayerConfig
 from ..errors import FormatError
 from . import upstream
 from .described import config_of_layers
@@ -114,7 +115,7 @@ def take_over_(model: nn.Module) -> nn.Module:
             + (" (from_upstream() takes a single layer)" if found else "")
         )
     dense: dict[str, str] = {}
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, LayerConfig] = {}
     for name in found:
         owner, last = parent_of(model, name)
         layer = owner.get_submodule(last)

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from .. import _transformers_hook
 from . import _versions  # noqa: F401  before all others: says which Transformers is needed
-from . import config as _config
+from .config import HqqQuantizationConfig
 from .quantizer import HqqQuantizer
 from .register import register
 from .upstream_folder import load_upstream
 
-HqqConfig = _config.HqqConfig
-
-__all__ = ["HqqConfig", "HqqQuantizer", "load_upstream", "register"]
+__all__ = ["HqqQuantizationConfig", "HqqQuantizer", "load_upstream", "register"]
 
 register(hqq=_transformers_hook.takes_hqq())

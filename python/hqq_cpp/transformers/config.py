@@ -9,12 +9,11 @@ from transformers.utils import quantization_config as _transformers
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from .. import _core
-from .. import config as _config
 from .._transformers_hook import METHOD
 from ..nn import described
 
 
-class HqqConfig(QuantizationConfigMixin):
+class HqqQuantizationConfig(QuantizationConfigMixin):
     """How a model is quantized, as ``model.config.quantization_config`` holds it.
 
     Args:
@@ -24,7 +23,7 @@ class HqqConfig(QuantizationConfigMixin):
 
     def __init__(self, config: Any = None, *, not_quantized: list[str] | None = None):
         self.quant_method = METHOD
-        self.config = _config.HqqConfig.from_dict(config)
+        self.config = _core.HqqConfig.from_dict(config)
         self.not_quantized = not_quantized
 
     @classmethod

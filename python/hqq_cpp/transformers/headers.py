@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from .. import _core
-from ..config import HqqConfig
+from .._core import HqqConfig, LayerConfig
 from ..errors import FormatError
 from ..nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
 from ..nn.described import METADATA, NOT_SETTINGS
@@ -150,7 +150,9 @@ def _names(headers: Headers) -> list[str]:
 
 def _described(name: str, description: dict[str, Any]) -> Stored:
     try:
-        settings = dict(_checked(_hashable(description)))
+        settings = LayerConfig.from_dict(
+            {k: v for k, v in description.items() if k not in NOT_SETTINGS}
+        )
         shape = tuple(description["shape"])
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise ValueError(f"shape is {list(shape)}; it must be [out, in] or [experts, out, in]")
@@ -160,17 +162,6 @@ def _described(name: str, description: dict[str, Any]) -> Stored:
             f"[from_pretrained] {name} has a description that cannot be read: {error}"
         ) from None
     return Stored(name, description["tensor"], shape=shape, settings=settings, parts=parts)
-
-
-def _hashable(description: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((k, v) for k, v in description.items() if k not in NOT_SETTINGS)
-
-
-@functools.lru_cache(maxsize=256)
-def _checked(settings: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    """All settings of a layer, those that the description leaves out included."""
-    checked = _core.HqqConfig(**dict(settings), skip_modules=()).layer("x")
-    return tuple(checked.items())
 
 
 def _undescribed(
@@ -189,14 +180,14 @@ def _undescribed(
             f"[from_pretrained] {name} is quantized in the files, but config.json leaves it "
             "unquantized"
         )
-    settings = settings | {"balance": "sinkhorn" if "col_scale" in tensors else "none"}
+    settings = settings.replace(balance="sinkhorn" if "col_scale" in tensors else "none")
     shape = key_map.shape(place)
     W_q = tensors.get("W_q")
     if W_q is not None:
         # A head may have another number of rows, which Transformers compares; a Conv1D keeps its
         # weight transposed, a convolution in more dimensions.
         columns = (shape[-1], math.prod(shape[1:]), shape[0])
-        fits = [c for c in columns if row_bytes(settings["nbits"], c) == W_q.shape[-1]]
+        fits = [c for c in columns if row_bytes(settings.nbits, c) == W_q.shape[-1]]
         shape = (*W_q.shape[:-1], (fits or columns)[0])
     return Stored(name, tensor, shape=shape, settings=settings)
 
@@ -205,7 +196,7 @@ def _check(layer: Stored, tensors: dict[str, TensorHeader]) -> None:
     """Refuses a layer whose tensors are not those that its settings imply."""
     where = f"[from_pretrained] {layer.name}"
     try:
-        specs = _specs(tuple(layer.settings.items()), layer.shape, layer.parts)
+        specs = _specs(layer.settings, layer.shape, layer.parts)
     except ValueError as error:
         raise FormatError(f"{where} has a description that cannot be read: {error}") from None
     missing = [name for name in specs if name not in tensors]
@@ -231,19 +222,19 @@ def _check(layer: Stored, tensors: dict[str, TensorHeader]) -> None:
 
 def _short(layer: Stored) -> str:
     keys = ("nbits", "group_size", "axis", "balance", "quant_scale", "quant_zero", "meta_dtype")
-    return ", ".join(f"{key}={layer.settings[key]}" for key in keys)
+    return ", ".join(f"{key}={getattr(layer.settings, key)}" for key in keys)
 
 
 @functools.lru_cache(maxsize=1024)
 def _specs(
-    settings: tuple[tuple[str, Any], ...], shape: tuple[int, ...], parts: int
+    settings: LayerConfig, shape: tuple[int, ...], parts: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor of a layer."""
-    return empty_stored(dict(settings), shape, parts)._specs()
+    return empty_stored(settings, shape, parts)._specs()
 
 
 def empty_stored(
-    settings: dict[str, Any], shape: tuple[int, ...], parts: int
+    settings: LayerConfig, shape: tuple[int, ...], parts: int
 ) -> HqqLinear | HqqExperts:
     """A module of its own for a stored layer, on device meta."""
     if len(shape) == 3:

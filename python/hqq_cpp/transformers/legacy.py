@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from .. import _core
-from ..config import HqqConfig as _Settings
+from .._core import HqqConfig
 from ..errors import FormatError
 from ..nn import upstream
 from ..nn.dequantize import weight_of
@@ -79,7 +79,9 @@ def replace_layers(model: nn.Module, quantizer: Any, files: list[str], conversio
             quantizer.add_merged(target)
     if isinstance(source, UpstreamSource) or quantizer.unread_config is not None:
         skip = (quantizer.unread_config or {}).get("skip_modules") or []
-        quantizer.quantization_config = _config.HqqConfig(_config_of(targets.values(), skip))
+        quantizer.quantization_config = _config.HqqQuantizationConfig(
+            _config_of(targets.values(), skip)
+        )
     gathered = list(targets.values())
     return [Gather(slots_of(gathered, key_map), FromUpstream(gathered)), *conversions]
 
@@ -143,7 +145,7 @@ class _Source:
         return tensor.to("meta") if large else tensor.clone()
 
 
-def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> _Settings:
+def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> HqqConfig:
     """A config that gives every quantized layer its settings."""
     found = {t.module: t.parts[0][0].settings for t in targets if t.module is not None}
     return config_of_layers(found, skip_modules)

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import torch
 
+from .._core import LayerConfig
 from ..nn.dequantize import tensor_specs
 from ..nn.layers import Layer, quantized_layers
 from ..nn.module import QuantizedModule
@@ -29,7 +29,7 @@ from .ties import tie_packed
 class Plan:
     """What is to become of one weight."""
 
-    def __init__(self, layer: Layer, settings: dict[str, Any], importance: ImportanceSource):
+    def __init__(self, layer: Layer, settings: LayerConfig, importance: ImportanceSource):
         self.layer = layer
         self.settings = importance.resolve(layer, settings)
         self._importance = importance

@@ -50,14 +50,14 @@ class HqqQuantizer(HfQuantizer):
         # What the config.json of an old checkpoint says, if it cannot be read; the files say the
         # same.
         self.unread_config: dict[str, Any] | None = None
-        if not isinstance(quantization_config, _config.HqqConfig):
+        if not isinstance(quantization_config, _config.HqqQuantizationConfig):
             try:
-                quantization_config = _config.HqqConfig(quantization_config)
+                quantization_config = _config.HqqQuantizationConfig(quantization_config)
             except ValueError:
                 if not self.from_upstream:
                     raise
                 self.unread_config = quantization_config.to_dict()
-                quantization_config = _config.HqqConfig()
+                quantization_config = _config.HqqQuantizationConfig()
         super().__init__(quantization_config, **kwargs)
         self._plans: dict[str, Plan] = {}
         self._packed_names: set[str] = set()
@@ -241,7 +241,7 @@ def _refuse_tensor_parallel(model) -> None:
         )
 
 
-def finish(model, quantization_config: _config.HqqConfig) -> None:
+def finish(model, quantization_config: _config.HqqQuantizationConfig) -> None:
     """What a model needs once its layers are quantized."""
     for name, module in nn_layers.quantized_layers(model):
         module.place_marker()
@@ -285,7 +285,7 @@ def _warn_of_dense_experts(model) -> None:
 
 def attach(model, config: Any) -> None:
     """Makes a model whose layers were quantized in place one that save_pretrained can save."""
-    quantization_config = _config.HqqConfig(config)
+    quantization_config = _config.HqqQuantizationConfig(config)
     model.hf_quantizer = HqqQuantizer(quantization_config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = quantization_config.quant_method
@@ -323,7 +323,9 @@ def _attach_inner(model: torch.nn.Module) -> None:
     for part in model.modules():
         if part is not model and isinstance(part, PreTrainedModel):
             if any(nn_layers.quantized_layers(part)):
-                part.hf_quantizer = _InnerQuantizer(_config.HqqConfig(), pre_quantized=True)
+                part.hf_quantizer = _InnerQuantizer(
+                    _config.HqqQuantizationConfig(), pre_quantized=True
+                )
 
 
 class _InnerQuantizer(HqqQuantizer):
@@ -332,7 +334,7 @@ class _InnerQuantizer(HqqQuantizer):
 
     def get_state_dict_and_metadata(self, model):
         if getattr(model.config, "quantization_config", None) is None:
-            settings = _config.HqqConfig(described.config_of(model))
+            settings = _config.HqqQuantizationConfig(described.config_of(model))
             settings.not_quantized = described.not_quantized(model)
             model.config.quantization_config = settings
         return super().get_state_dict_and_metadata(model)

@@ -25,7 +25,7 @@ def register(hqq: bool = True) -> None:
     """
     # register_quantizer() refuses a name that exists, and Transformers' own "hqq" does.
     auto.AUTO_QUANTIZER_MAPPING[METHOD] = HqqQuantizer
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = config.HqqConfig
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = config.HqqQuantizationConfig
     recognize_folders()
     compare_shapes(HqqQuantizer)
     if hqq:

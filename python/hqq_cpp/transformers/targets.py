@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from .._core import LayerConfig
 from ..errors import FormatError
 from ..nn import layers as nn_layers
 from ..nn.experts import HqqExperts
@@ -38,7 +39,7 @@ class Stored:
     keys: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = (0, 0)
     # None: it is dense, or format 1 cannot hold it, for this reason.
-    settings: dict[str, Any] | None = None
+    settings: LayerConfig | None = None
     reason: str = ""
     has_bias: bool = False
     # Parts of the rows of experts with factors of their own.
@@ -157,7 +158,7 @@ def put_modules(
     return put
 
 
-def _empty(layer: nn_layers.Layer, settings: dict[str, Any], target: Target) -> nn.Module:
+def _empty(layer: nn_layers.Layer, settings: LayerConfig, target: Target) -> nn.Module:
     """The quantized module for a target."""
     module = empty_module(layer, settings)
     first = target.layers[0]
@@ -234,13 +235,13 @@ def _settings_of(
         rows = sum(part[0].shape[0] for part in target.parts)
         shape = (len(target.parts[0]), rows, first.shape[1])[-len(layer.shape) :]
     same = all(stored.shape == part[0].shape for part in target.parts for stored in part)
-    return (dict(first.settings), "") if tuple(shape) == layer.shape and same else (None, "")
+    return (first.settings, "") if tuple(shape) == layer.shape and same else (None, "")
 
 
-def _has_own_groups(settings: dict[str, Any]) -> bool:
+def _has_own_groups(settings: LayerConfig) -> bool:
     """Whether rows below each other, quantized by themselves, are one quantized matrix."""
-    shared = settings["quant_scale"] or settings["quant_zero"] or settings["balance"] != "none"
-    return settings["axis"] == 1 and not shared
+    shared = settings.quant_scale or settings.quant_zero or settings.balance != "none"
+    return settings.axis == 1 and not shared
 
 
 def _stacks_experts(converter: WeightConverter) -> bool:

@@ -17,7 +17,7 @@ from ..nn import upstream
 from . import config as _config
 
 
-class UpstreamSource(_config.HqqConfig):
+class UpstreamSource(_config.HqqQuantizationConfig):
     """Stands in for the quantization_config that such a folder lacks."""
 
     def __init__(self, tensors: dict[str, torch.Tensor] | None):
