@@ -129,12 +129,12 @@ else:
         "collect_importance_folder": "importance.folder",
         "dequantize_model_": "models.dequantize",
         "from_upstream": "models.take_over",
-        "get_backend": "nn",
+        "get_backend": "backends",
         "hqq_report": "models.report",
         "load_model": "models.loading",
         "quantize_model_": "models.quantize",
         "save_model": "models.saving",
-        "set_backend": "nn",
+        "set_backend": "backends",
         "take_over_": "models.take_over",
     }
 

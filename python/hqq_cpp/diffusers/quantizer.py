@@ -15,6 +15,7 @@ from .._core import LayerConfig
 from ..api import load_safetensors
 from ..errors import FormatError
 from ..find.layers import Layer, find_layers, parent_of, quantized_layers
+from ..format import TENSOR_NAMES
 from ..importance.source import ImportanceSource
 from ..models import described
 from ..models.dequantize import dequantize_model_
@@ -22,8 +23,7 @@ from ..models.loading import plan_loading
 from ..models.messages import listed
 from ..models.replace import put_module, store_quantized
 from ..models.solve import quantize_layer, settings_of
-from ..nn.dequantize import TENSOR_NAMES
-from ..nn.module import QuantizedModule
+from ..nn.base import QuantizedModule
 from .config import HqqQuantizationConfig
 
 

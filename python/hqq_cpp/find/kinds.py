@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..format import dtype_name
+from ..nn.base import WEIGHT_DTYPES, QuantizedModule
 from ..nn.carry import attribute_obstacle
-from ..nn.dequantize import dtype_name
 from ..nn.embedding import HqqEmbedding
 from ..nn.linear import HqqLinear
-from ..nn.module import WEIGHT_DTYPES, QuantizedModule
 from .subclasses import class_obstacle
 
 

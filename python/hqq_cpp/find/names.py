@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .._core import HqqConfig
-from ..nn.module import QuantizedModule
+from ..nn.base import QuantizedModule
 from .layers import places_of
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from .._cached import cached
+from ..nn.base import QuantizedModule
 from ..nn.carry import ACCELERATE, attributes_of
-from ..nn.module import QuantizedModule
 
 # What a subclass may replace: none of it takes part in a forward pass.
 _HARMLESS = {"reset_parameters", "extra_repr"}

@@ -15,8 +15,8 @@ from torch import nn
 from .. import api
 from ..find.kinds import kind_of
 from ..find.layers import find_roles, places_of
+from ..nn.conv import HqqPointwiseConv2d
 from ..nn.linear import HqqLinear
-from ..nn.pointwise import HqqPointwiseConv2d
 from .experts import blend, recorded_experts
 from .inputs import run_random
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from ..find.layers import dense_weight, parent_of, places_of, quantized_layers
+from ..nn.base import QuantizedModule, Replaced, parse_dtype
 from ..nn.carry import carry_over
 from ..nn.embedding import HqqEmbedding
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
-from ..nn.module import QuantizedModule, Replaced, parse_dtype
 from . import listeners
 from .messages import listed
 

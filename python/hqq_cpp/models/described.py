@@ -16,9 +16,9 @@ from .._transformers_hook import METHOD
 from ..api import safetensors_metadata
 from ..errors import FormatError
 from ..find.layers import find_layers, quantized_layers
-from ..nn.dequantize import TENSOR_NAMES, dtype_name
+from ..format import TENSOR_NAMES, dtype_name
+from ..nn.base import QuantizedModule
 from ..nn.experts import HqqExperts
-from ..nn.module import QuantizedModule
 
 # Key of a shard's metadata.
 METADATA = "hqq_cpp"

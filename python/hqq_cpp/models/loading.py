@@ -14,10 +14,10 @@ from torch import nn
 from .. import _core
 from ..errors import FormatError
 from ..find.layers import Layer, find_layers, parent_of, quantized_layers
-from ..nn.dequantize import dtype_name
+from ..format import dtype_name
+from ..nn.base import QuantizedModule, parse_dtype
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
-from ..nn.module import QuantizedModule, parse_dtype
 from . import listeners
 from .described import Description, config_of, read_descriptions
 from .messages import listed

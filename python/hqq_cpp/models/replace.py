@@ -11,13 +11,13 @@ from .._core import LayerConfig
 from ..find.kinds import Kind, kind_of
 from ..find.layers import Layer, parent_of
 from ..find.subclasses import class_for
+from ..format import TENSOR_NAMES
+from ..nn.base import Replaced
 from ..nn.carry import carry_over
-from ..nn.dequantize import TENSOR_NAMES
+from ..nn.conv import HqqPointwiseConv2d
 from ..nn.embedding import HqqEmbedding
 from ..nn.experts import HqqExperts
 from ..nn.linear import HqqLinear
-from ..nn.module import Replaced
-from ..nn.pointwise import HqqPointwiseConv2d
 from .solve import Quantized
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ..api import save_safetensors
+from ..nn.base import QuantizedModule
 from ..nn.experts import HqqExperts
-from ..nn.module import QuantizedModule
 from .described import (
     config_of,
     describe_all,

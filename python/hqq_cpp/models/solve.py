@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _core
+from .. import _core, backends
 from .._core import HqqConfig, LayerConfig
 from ..find.layers import Layer, dense_matrix
-from ..nn import cuda
-from ..nn.solve import quantize_tensor
 
 
 def settings_of(layer: Layer, config: HqqConfig) -> LayerConfig | None:
@@ -45,7 +43,7 @@ class Quantized(NamedTuple):
 def quantize_layer(
     layer: Layer, weight: torch.Tensor, settings: LayerConfig, importance: torch.Tensor | None
 ) -> Quantized:
-    """Solves for the packed tensors of a layer, which are where quantize_tensor() leaves them.
+    """Solves for the packed tensors of a layer, which are where the solver leaves them.
 
     Args:
         layer: The layer; its name stands in messages.
@@ -55,15 +53,15 @@ def quantize_layer(
     """
     matrix = dense_matrix(layer.kind, weight.detach())
     if layer.kind != "experts":
-        solved = quantize_tensor(matrix, settings, layer.name, importance)
+        solved = backends.quantize(matrix, settings, layer.name, importance)
         return Quantized(solved.tensors, solved.stats.to_dict(), settings)
-    if not cuda.is_native(matrix):
+    if backends.kernels_on(matrix.device) is None:
         matrix = matrix.cpu()
     stacks: dict[str, torch.Tensor] = {}
     all_stats = []
     for e in range(matrix.shape[0]):
         vector = importance if importance is None or importance.ndim == 1 else importance[e]
-        solved = quantize_tensor(matrix[e], settings, f"{layer.name}.{e}", vector)
+        solved = backends.quantize(matrix[e], settings, f"{layer.name}.{e}", vector)
         all_stats.append(solved.stats.to_dict())
         for name, tensor in solved.tensors.items():
             if name not in stacks:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .._cached import cached
 from .._core import HqqConfig
-from .module import QuantizedModule
+from .base import QuantizedModule
 
 # What every module has.
 _MACHINERY = frozenset(vars(nn.Module()))

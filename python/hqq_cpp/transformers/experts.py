@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from transformers.utils import logging
 
+from ..backends.common import expert_rows
 from ..find.layers import is_experts
-from ..nn.backend import expert_rows
 from ..nn.experts import HqqExperts
 
 logger = logging.get_logger("transformers.hqq_cpp")

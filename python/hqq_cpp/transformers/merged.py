@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..nn.dequantize import TENSOR_NAMES
+from ..format import TENSOR_NAMES
 from ._versions import (
     ConversionOps,
     MergeModulelist,

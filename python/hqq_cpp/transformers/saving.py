@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..find.layers import quantized_layers
+from ..format import TENSOR_NAMES
 from ..models import described
-from ..nn.dequantize import TENSOR_NAMES
 from ..nn.experts import HqqExperts
 from ._versions import WeightConverter, WeightRenaming, apply_renamings
 from .loaders.gather import Gather

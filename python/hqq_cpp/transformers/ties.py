@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..find import layers as nn_layers
-from ..nn.dequantize import TENSOR_NAMES
-from ..nn.module import QuantizedModule
+from ..format import TENSOR_NAMES
+from ..nn.base import QuantizedModule
 
 
 def tie_packed(model: nn.Module) -> None:

@@ -63,6 +63,7 @@ class HqqCacheLayer(_Original):
     """
 
     replaces = _Original
+    is_initialized: bool
     # Packed tokens are not cut off again; older versions of Transformers would try.
     is_croppable = False
 
@@ -150,8 +151,7 @@ class HqqCacheLayer(_Original):
         self.keys = self.values = None
         self.is_initialized = False
         super().reset()
-        self._quantized_keys: PackedStates | None = None
-        self._quantized_values: PackedStates | None = None
+        self._quantized_keys = self._quantized_values = None
 
     def _all(self, packed, recent, new):
         if packed is None:
@@ -180,7 +180,7 @@ class HqqCacheLayer(_Original):
         if not self.is_initialized:
             return
         self.keys, self.values = function(self.keys), function(self.values)
-        if self._quantized_keys is not None:
+        if self._quantized_keys is not None and self._quantized_values is not None:
             self._quantized_keys = self._quantized_keys.map(function)
             self._quantized_values = self._quantized_values.map(function)
 

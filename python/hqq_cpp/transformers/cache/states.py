@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ... import api
-from ...nn import backend
+from ... import api, backends
 
 # nbits -> bits of each plane of codes, the low one first.
 PLANES = {
@@ -186,7 +185,7 @@ def unpack(packed: PackedStates, out: torch.Tensor) -> torch.Tensor:
 
 def _solve_native(W, nbits, group):
     """Codes, scale and shift by the C++ solver, or None where it does not run."""
-    if W.device.type != "cpu" or backend.get_backend() == "torch":
+    if W.device.type != "cpu" or backends.get_backend() == "torch":
         return None
     # The format has no groups below 8.
     config = {

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from ... import _core
 from ..._core import HqqConfig, LayerConfig
 from ...errors import FormatError
+from ...format import TENSOR_NAMES, dtype_name, row_bytes
 from ...models.described import METADATA, NOT_SETTINGS
-from ...nn.dequantize import TENSOR_NAMES, dtype_name, row_bytes
 from ...nn.experts import HqqExperts
 from ...nn.linear import HqqLinear
 from .._versions import dot_natural_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...find.layers import quantized_layers
-from ...nn.module import QuantizedModule
+from ...nn.base import QuantizedModule
 
 
 def leave_bias_to_model(module: QuantizedModule) -> None:

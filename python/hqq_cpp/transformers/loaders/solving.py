@@ -12,10 +12,10 @@ import torch
 
 from ..._core import LayerConfig
 from ...find.layers import Layer
+from ...format import tensor_specs
 from ...importance.source import ImportanceSource
 from ...models.replace import empty_module, put_module, share_parameters
 from ...models.solve import Quantized, quantize_layer
-from ...nn.dequantize import tensor_specs
 from .._versions import ConversionOps
 from ..ties import tie_packed
 from .marks import leave_bias_to_model, mark_read

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...errors import FormatError
 from ...find.layers import quantized_layers
-from ...nn.dequantize import TENSOR_NAMES
+from ...format import TENSOR_NAMES
 from ..config import HqqQuantizationConfig
 from .gather import Gather
 from .loader import Loader

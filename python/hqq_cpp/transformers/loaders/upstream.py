@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from ... import _core
 from ..._core import HqqConfig
 from ...errors import FormatError
+from ...format import tensors_of
 from ...models import upstream
 from ...models.described import config_of_layers
-from ...nn.dequantize import weight_of
 from ...nn.experts import HqqExperts
 from .._versions import KEEPS_FLOAT_CODES, dot_natural_key
 from ..config import HqqQuantizationConfig
@@ -194,5 +194,5 @@ class FromUpstream(Assemble):
         for key, tensor in tensors.items():
             tensor = tensor.detach().cpu().contiguous()
             aligned[key] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-        weight = weight_of(_core.from_upstream(aligned, stored.name))._asdict()
+        weight = tensors_of(_core.from_upstream(aligned, stored.name))._asdict()
         return {key: tensor for key, tensor in weight.items() if tensor is not None}

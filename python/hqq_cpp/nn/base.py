@@ -12,16 +12,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from .. import backends
 from .._core import LayerConfig
-from . import backend, cpu, fused
+from ..backends import cuda, packing
+from ..format import (
+    CPU_TILES,
+    FORMAT_1,
+    TENSOR_NAMES,
+    Layout,
+    PackedWeight,
+    Packing,
+    Specs,
+    Tensors,
+    dtype_name,
+    layout_of,
+    packed_weight,
+)
 from .checks import check_tensors
-from .dequantize import TENSOR_NAMES, Layout, Weight, dtype_name, layout_of, tensor_specs
+from .watched import is_watched
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Two threads may run a model for the first time.
-_tiling = threading.RLock()
+_repacking = threading.RLock()
 
 # A parameter without elements, the first of a module: code that asks the first parameter of a model
 # for its dtype, or the first that is floating, gets the type the model computes in, and not that of
@@ -125,14 +139,18 @@ class QuantizedModule(nn.Module):
         )
 
     def _setup(
-        self, config: LayerConfig, shape: tuple[int, ...], compute_dtype: torch.dtype
+        self,
+        config: LayerConfig,
+        shape: tuple[int, ...],
+        compute_dtype: torch.dtype,
+        parts: int = 1,
     ) -> None:
         """Attributes of a module whose dense weight has `shape` ([experts,] out, in)."""
         # Not "config", which Transformers takes for one of its own.
         self.layer_config = config
         self.dense_shape = tuple(shape)
         self.out_features, self.in_features = shape[-2:]
-        self._layout: Layout = layout_of(config, *shape[-2:])
+        self._layout: Layout = layout_of(config, self.dense_shape, parts)
         marker = torch.empty(0, dtype=compute_dtype, device="cpu")
         self.register_parameter(DTYPE_MARKER, nn.Parameter(marker, requires_grad=False))
 
@@ -162,11 +180,9 @@ class QuantizedModule(nn.Module):
             self.register_parameter(name, tensor)
         self.place_marker()
 
-    def _specs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every tensor this module has."""
-        lead = self.dense_shape[:-2]
-        specs = tensor_specs(self.layer_config, self.out_features, self.in_features)
-        return {name: ((*lead, *shape), dtype) for name, (shape, dtype) in specs.items()}
+    def _specs(self) -> Specs:
+        """Shape and dtype of every tensor this module has, in format 1."""
+        return self._layout.specs()
 
     def _empty_tensors(self, device: torch.device | str) -> dict[str, torch.Tensor]:
         return {
@@ -191,9 +207,13 @@ class QuantizedModule(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor.to(device), requires_grad=False))
         self.place_marker()
 
-    def packed(self) -> Weight:
+    def packed(self) -> Tensors:
         """The stored tensors, tiled or in format 1."""
-        return Weight(*map(self._parameters.__getitem__, TENSOR_NAMES))
+        return Tensors(*map(self._parameters.__getitem__, TENSOR_NAMES))
+
+    def packed_weight(self) -> PackedWeight:
+        """The same with what they mean."""
+        return packed_weight(self._layout, self.packed())
 
     def _own(self, *names: str) -> None:
         """Takes the parameters of these names, or all, for the module's own."""
@@ -207,13 +227,13 @@ class QuantizedModule(nn.Module):
             else:
                 registered.pop(name, None)
 
-    def _owns(self, weight: Weight) -> bool:
+    def _owns(self, tensors: Tensors) -> bool:
         """Whether the tensors are the module's for good, and no other process sees their memory."""
         owned = [self._registered.get(name, _nobody)() for name in TENSOR_NAMES]
-        if not all(map(operator.is_, owned, weight)):
+        if not all(map(operator.is_, owned, tensors)):
             return False
         # torch says of all memory of a GPU that it can be shared.
-        return not (weight.W_q.is_cpu and weight.W_q.is_shared())
+        return not (tensors.W_q.is_cpu and tensors.W_q.is_shared())
 
     def _give(self) -> None:
         """Format 1 for code that takes tensors of this module away."""
@@ -222,31 +242,47 @@ class QuantizedModule(nn.Module):
                 self.untile_()
         self._ready = None
 
-    def checked(self) -> Weight:
-        """packed(), when its tensors are what the kernels read.
+    def checked(self) -> PackedWeight:
+        """packed_weight(), when its tensors are what the kernels read.
 
         Raises:
             ValueError: If the tensors are those of other settings, of two orders, sharded, or have
                 no memory.
         """
-        weight = self.packed()
+        weight = self.packed_weight()
         # Nothing of it is for compilers and tracers, which have seen the layer without them.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or self.is_ready(weight.tensors):
             return weight
-        if not self.is_ready(weight):
-            check_tensors(weight, self._specs(), len(self.dense_shape), self._layout.axis)
-            self._ready = tuple(map(id, weight)) if self._owns(weight) else None
+        if not torch.jit.is_tracing():
+            check_tensors(weight)
+            self._ready = tuple(map(id, weight.tensors)) if self._owns(weight.tensors) else None
         return weight
 
-    def is_ready(self, weight: Weight) -> bool:
+    def prepared(self) -> PackedWeight:
+        """checked(), in the packing that is read fastest where the tensors are.
+
+        They are reordered in place, once, unless something watches or they are not the module's own.
+        """
+        weight = self.checked()
+        if torch.compiler.is_compiling():
+            return weight
+        wanted = backends.packing_for(weight)
+        if weight.packing == wanted or is_watched():
+            return weight
+        # Tiles come to a GPU past the module, which owns them in no case.
+        if wanted == FORMAT_1 or self._ready is not None:
+            self._repack(wanted)
+            return self.packed_weight()
+        return weight
+
+    def is_ready(self, tensors: Tensors) -> bool:
         """Whether packed() has given these tensors to checked() before, and the module owns them."""
-        return tuple(map(id, weight)) == self._ready
+        return tuple(map(id, tensors)) == self._ready
 
     @property
     def is_tiled(self) -> bool:
         """Whether the tensors are in the order of the C++ kernels instead of format 1."""
-        # Read off the tensor: whoever sets format 1 again need not say so.
-        return self._parameters["W_q"].dim() > len(self.dense_shape)
+        return self.packed_weight().packing == CPU_TILES
 
     def tile_(self) -> Self:
         """Puts the tensors into the order of the C++ kernels, where it can be done.
@@ -255,43 +291,29 @@ class QuantizedModule(nn.Module):
         own: sharded, offloaded, or in memory that processes share. Only the order in memory
         changes: state_dict(), moving to another device and everything else gives format 1 again.
         """
-        self.checked()
+        weight = self.checked()
         self._own()
-        self._tile_if_possible()
+        kernels = backends.kernels_on(weight.device)
+        if kernels is not None:
+            self._repack(kernels.packing_for(self._layout))
         return self
-
-    def _tile_if_owned(self) -> None:
-        # checked() was called and knows.
-        if self._ready is not None:
-            self._tile_if_possible()
-
-    def _tile_if_possible(self) -> None:
-        # Layers that have no tiles come here with every forward pass.
-        if not self.is_tiled and self._can_tile():
-            with _tiling, torch.inference_mode(False):
-                if not self.is_tiled:
-                    self._set_data(self._tiled())
 
     def untile_(self) -> Self:
         """Format 1 again, bit for bit."""
-        with _tiling, torch.inference_mode(False):
-            if self.is_tiled:
-                self._set_data(self._untiled())
+        self._repack(FORMAT_1)
         return self
 
-    def _can_tile(self) -> bool:
-        return backend.can_tile(self.packed(), self._layout)
+    def _repack(self, wanted: Packing) -> None:
+        with _repacking, torch.inference_mode(False):
+            weight = self.packed_weight()
+            if weight.packing != wanted:
+                reorder = packing.format_1 if wanted == FORMAT_1 else packing.cpu_tiles
+                self._set_data(reorder(weight).tensors)
 
-    def _tiled(self) -> Weight:
-        return cpu.tile(self.packed(), self._layout)
-
-    def _untiled(self) -> Weight:
-        return cpu.untile(self.packed(), self._layout)
-
-    def _set_data(self, weight: Weight) -> None:
+    def _set_data(self, tensors: Tensors) -> None:
         # The parameters stay the same objects: modules that share them see the new order. The codes
         # tell which it is, so they come last: another thread may look.
-        for parameter, tensor in reversed(list(zip(self.packed(), weight))):
+        for parameter, tensor in reversed(list(zip(self.packed(), tensors))):
             if parameter is not None:
                 parameter.data = tensor
 
@@ -302,16 +324,16 @@ class QuantizedModule(nn.Module):
         ``.data`` or in inference mode. Recorded CUDA graphs see the new weight then, too.
         """
         if self.W_q is not None and self.W_q.device.type != "meta":
-            fused.refresh(self.packed())
+            cuda.refresh(self.packed_weight())
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(prefix + DTYPE_MARKER, None)
         if self.is_tiled:
-            for name, tensor in self._untiled()._asdict().items():
-                if tensor is not None:
-                    destination[prefix + name] = tensor
+            plain = packing.format_1(self.packed_weight())
+            for name, tensor in plain.tensors.present().items():
+                destination[prefix + name] = tensor
 
     @property
     def nbits(self) -> float:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 
 from .. import _core
-from . import cuda
-from .dequantize import Layout, Weight
+from ..format import Numbers, PackedWeight, Tensors
+from . import cuda_calls as cuda
 
 # What the fused kernels multiply.
 DTYPES = (torch.float16, torch.bfloat16)
@@ -111,12 +111,11 @@ def _workspace(
 class Fused:
     """A copy of a matrix, or of [experts * parts] of them, in the order of the fused kernels."""
 
-    def __init__(
-        self, weight: Weight, layout: Layout, parts: int, dtype: torch.dtype, limits: Limits
-    ):
-        W_q = weight.W_q
-        self._layer, self._dtype = cuda.layer_of(weight, layout), cuda.dtype_code(dtype)
-        self._count = W_q.shape[0] * parts if parts else 1
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype, limits: Limits):
+        layout, W_q = weight.layout, weight.tensors.W_q
+        parts = layout.parts if layout.experts else 0
+        self._layer, self._dtype = cuda.layer_of(layout.matrix), cuda.dtype_code(dtype)
+        self._count = layout.experts * parts if parts else 1
         self._is_grouped = parts > 0
         # Of one expert, on average.
         self.max_rows = limits.max_rows
@@ -124,7 +123,7 @@ class Fused:
         self.is_recorded = False
         # Every matrix on a boundary that any load may need.
         self._steps = [-(-size // 256) * 256 for size in limits.sizes]
-        self._steps.append(0 if weight.col_scale is None else 4 * layout.in_features)
+        self._steps.append(0 if weight.tensors.col_scale is None else 4 * layout.in_features)
         # Codes, metadata, col_scale.
         self.tensors = _allocate([self._count * step for step in self._steps], W_q)
         self._matrices = _core.CudaFused(
@@ -133,15 +132,15 @@ class Fused:
             cuda.device_of(W_q),
             [t.data_ptr() if t.numel() else 0 for t in self.tensors],
             self._steps,
-            W_q.shape[0] if parts else 1,
+            layout.experts or 1,
             parts,
         )
         self._workspace_bytes: dict[int, int] = {}
-        self.fill(weight)
+        self.fill(weight.tensors)
 
-    def fill(self, weight: Weight) -> None:
+    def fill(self, weight: Tensors) -> None:
         """Copies the matrices, into the same memory when they have changed: graphs hold its address."""
-        weight = cuda.contiguous(weight)
+        weight = Tensors(*(t if t is None else t.contiguous() for t in weight))
         codes, metadata, col_scale = self.tensors
         bytes_of = [0 if t is None else t.nbytes // self._count for t in weight]
         first, place = cuda.addresses(weight), cuda.place(weight.W_q)
@@ -221,16 +220,20 @@ def _limits_of(layer: _core.CudaLayer, dtype: int, device: int) -> Limits | None
     return None if sizes is None else Limits(sizes, layer.fused_max_rows(dtype, device))
 
 
-def limits(weight: Weight, layout: Layout, dtype: torch.dtype) -> Limits | None:
+def limits(weight: PackedWeight, dtype: torch.dtype) -> Limits | None:
     """Of the kernel for this matrix and x of `dtype`; None: there is none."""
     if dtype not in DTYPES:
         return None
-    layer = cuda.layer_of(weight, layout)
-    return _limits_of(layer, cuda.dtype_code(dtype), cuda.device_of(weight.W_q))
+    layer = cuda.layer_of(weight.layout.matrix)
+    return _limits_of(layer, cuda.dtype_code(dtype), cuda.device_of(weight.tensors.W_q))
+
+
+# Addresses, experts or rows, and strides of the codes; the matrix and its parts; the type of x.
+_Key = tuple[tuple[int, ...], int, tuple[int, ...], Numbers, int, torch.dtype]
 
 
 class _Entry:
-    def __init__(self, key: tuple, weight: Weight, fused: Fused | None):
+    def __init__(self, key: _Key, weight: Tensors, fused: Fused | None):
         def died(storage: weakref.ref) -> None:
             _storage_died(key, storage)
 
@@ -245,14 +248,14 @@ class _Entry:
     def is_recorded(self) -> bool:
         return self.fused is not None and self.fused.is_recorded
 
-    def is_of(self, weight: Weight) -> bool:
+    def is_of(self, weight: Tensors) -> bool:
         """Whether it was made of this memory, whatever it held."""
         return self.storages[0]() is weight.W_q.untyped_storage()
 
-    def is_current(self, weight: Weight) -> bool:
+    def is_current(self, weight: Tensors) -> bool:
         return self.is_of(weight) and self.versions == _versions(weight)
 
-    def fill(self, weight: Weight) -> None:
+    def fill(self, weight: Tensors) -> None:
         versions = _versions(weight)
         if self.fused is not None:
             self.fused.fill(weight)
@@ -260,17 +263,17 @@ class _Entry:
 
 
 # Copies by what they were made of; an entry goes with the memory of its tensors.
-_copies: dict[tuple, _Entry] = {}
+_copies: dict[_Key, _Entry] = {}
 # Entries whose scale or zero is another tensor now, but that graphs read: they go with W_q.
 _retired: list[_Entry] = []
 
 
-def _key(weight: Weight, layout: Layout, parts: int, dtype: torch.dtype) -> tuple:
+def _key(weight: Tensors, numbers: Numbers, parts: int, dtype: torch.dtype) -> _Key:
     W_q = weight.W_q
-    return tuple(cuda.addresses(weight)), W_q.shape[0], W_q.stride(), layout, parts, dtype
+    return tuple(cuda.addresses(weight)), W_q.shape[0], W_q.stride(), numbers, parts, dtype
 
 
-def _versions(weight: Weight) -> list[int]:
+def _versions(weight: Tensors) -> list[int]:
     """Changes when a tensor is written to."""
     try:
         return [t._version for t in weight if t is not None]
@@ -293,43 +296,41 @@ def _storage_died(key: tuple, storage: weakref.ref) -> None:
         _retired.remove(entry)
 
 
-def fused(
-    weight: Weight, layout: Layout, parts: int, dtype: torch.dtype, rows: int = 0
-) -> Fused | None:
+def fused(weight: PackedWeight, dtype: torch.dtype, rows: int = 0) -> Fused | None:
     """The copy of a matrix for x of `dtype`, made when it is first asked for; None: there is none.
 
     Args:
-        weight: Tensors, with a leading dimension [experts] where parts > 0.
-        layout: Of one matrix (one part).
-        parts: Matrices an expert has; 0: weight is a single one.
+        weight: A matrix, or a stack.
+        dtype: Of x.
         rows: Of one expert, on average: no copy is made for so many that it would not be used.
     """
     if not _use or dtype not in DTYPES:
         return None
-    key = _key(weight, layout, parts, dtype)
+    layout, tensors = weight.layout, weight.tensors
+    key = _key(tensors, layout.numbers, layout.parts if layout.experts else 0, dtype)
     entry = _copies.get(key)
-    if entry is not None and entry.is_current(weight):
+    if entry is not None and entry.is_current(tensors):
         return entry.fused
-    if cuda.is_capturing(weight.W_q):
+    if cuda.is_capturing(tensors.W_q):
         # It would be made again with every replay.
         return None
     with _lock:
         entry = _copies.get(key)
-        if entry is not None and entry.is_of(weight):
-            if not entry.is_current(weight):
-                entry.fill(weight)
+        if entry is not None and entry.is_of(tensors):
+            if not entry.is_current(tensors):
+                entry.fill(tensors)
             return entry.fused
-        possible = limits(weight, layout, dtype)
+        possible = limits(weight, dtype)
         if possible is not None and rows > possible.max_rows:
             return None
-        made = None if possible is None else Fused(weight, layout, parts, dtype, possible)
+        made = None if possible is None else Fused(weight, dtype, possible)
         if entry is not None:
             _retire(entry)
-        _copies[key] = _Entry(key, weight, made)
+        _copies[key] = _Entry(key, tensors, made)
     return made
 
 
-def refresh(weight: Weight) -> None:
+def refresh(weight: Tensors) -> None:
     """Fills the copies of a matrix whose memory was written to again."""
     if not _copies:
         return
@@ -353,31 +354,28 @@ def _rows(x: torch.Tensor, features: int) -> torch.Tensor:
     return rows if rows.stride(1) == 1 and rows.stride(0) >= features else rows.contiguous()
 
 
-def linear(
-    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
-) -> torch.Tensor | None:
+def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor | None:
     """x [..., in_features] W_r^T + bias by a fused kernel; None: a dense product does better here."""
     if bias is not None and bias.device != x.device:
         return None
-    count = x.numel() // layout.in_features
-    made = fused(weight, layout, 0, x.dtype, count)
+    _, _, _, out_features, in_features = weight.layout.numbers
+    count = x.numel() // in_features
+    made = fused(weight, x.dtype, count)
     if made is None or count > made.max_rows:
         return None
-    rows = _rows(x, layout.in_features)
-    y = x.new_empty(*x.shape[:-1], layout.out_features)
+    rows = _rows(x, in_features)
+    y = x.new_empty(*x.shape[:-1], out_features)
     if count == 0:
         return y
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    done = made.run(0, None, rows, bias, y.data_ptr(), layout.out_features)
+    done = made.run(0, None, rows, bias, y.data_ptr(), out_features)
     return y if done else None
 
 
 def experts_linear(
     x: torch.Tensor,
     counts: torch.Tensor,
-    weight: Weight,
-    layout: Layout,
-    parts: int,
+    weight: PackedWeight,
     bias: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """Every row of x [rows, in] times the matrix of its expert, without asking the GPU how many rows
@@ -385,15 +383,15 @@ def experts_linear(
 
     Args:
         counts: int64 [experts]; rows after them get zeros.
-        layout: Of the whole matrix of one expert, `parts` matrices.
+        weight: A stack.
         bias: [experts, out], or None.
     """
     if bias is not None and bias.device != x.device:
         return None
-    piece = layout._replace(out_features=layout.out_features // parts)
-    average = -(-x.shape[0] // weight.W_q.shape[0])
+    layout, parts = weight.layout, weight.layout.parts
+    average = -(-x.shape[0] // layout.experts)
     # On a stream of its own it may be the run before a recording, which takes the copy for any rows.
-    made = fused(weight, piece, parts, x.dtype, average if cuda.stream_of(x) == 0 else 0)
+    made = fused(weight, x.dtype, average if cuda.stream_of(x) == 0 else 0)
     if made is None or (average > made.max_rows and not cuda.is_capturing(x)):
         return None
     y = x.new_zeros(x.shape[0], layout.out_features)
@@ -405,7 +403,7 @@ def experts_linear(
         part_bias = None
         if bias is not None:
             part_bias = bias.to(x.dtype).unflatten(1, (parts, -1))[:, part].contiguous()
-        y_part = y.data_ptr() + part * piece.out_features * y.element_size()
+        y_part = y.data_ptr() + part * layout.matrix.out_features * y.element_size()
         if not made.run(part, row_begin, rows, part_bias, y_part, layout.out_features):
             return None
     return y
