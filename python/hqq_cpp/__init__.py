@@ -122,9 +122,9 @@ if TYPE_CHECKING:
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
-        "HqqEmbedding": "nn",
-        "HqqExperts": "nn",
-        "HqqLinear": "nn",
+        "HqqEmbedding": "nn.embedding",
+        "HqqExperts": "nn.experts",
+        "HqqLinear": "nn.linear",
         "collect_importance": "importance.collect",
         "collect_importance_folder": "importance.folder",
         "dequantize_model_": "models.dequantize",
