@@ -81,8 +81,9 @@ def survey(model: nn.Module) -> Iterator[Layer]:
         if len(group) == 1:
             yield layer
             continue
-        members = [found.get(other) for other in sorted(group, key=lambda s: order.get(s, -1))]
-        if _can_share(members):
+        slots = sorted((other for other in group if other in found), key=order.__getitem__)
+        members = [found[other] for other in slots]
+        if len(members) == len(group) and _can_share(members):
             first = next((m for m in members if m.kind == "embedding"), members[0])
             if layer is first:
                 yield _joined(first, members)
@@ -163,19 +164,22 @@ def _groups(model: nn.Module, places: dict[int, Place]) -> dict[_Slot, list[_Slo
     groups = {slot: slots for slots in sharers.values() for slot in slots}
     # Transformers ties at the end of from_pretrained.
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        slots, others = (groups.get(_slot_of(model, name)) for name in (source, target))
+        slots, others = (_slots_of(model, name, groups) for name in (source, target))
         if slots is not None and others is not None and slots is not others:
             slots += others
             groups |= dict.fromkeys(others, slots)
     return groups
 
 
-def _slot_of(model: nn.Module, parameter: str) -> _Slot | None:
+def _slots_of(
+    model: nn.Module, parameter: str, groups: dict[_Slot, list[_Slot]]
+) -> list[_Slot] | None:
+    """The group of a parameter; None if the model has no such parameter."""
     try:
         owner, last = parent_of(model, parameter)
     except AttributeError:
         return None
-    return id(owner), last
+    return groups.get((id(owner), last))
 
 
 def _name_of(places: dict[int, Place], slot: _Slot) -> str:
@@ -184,9 +188,9 @@ def _name_of(places: dict[int, Place], slot: _Slot) -> str:
     return path if last == "weight" else f"{path}.{last}"
 
 
-def _can_share(members: list[Layer | None]) -> bool:
+def _can_share(members: list[Layer]) -> bool:
     """Whether one packed weight serves all."""
-    if any(layer is None or layer.obstacle for layer in members):
+    if any(layer.obstacle for layer in members):
         return False
     kinds = {layer.kind for layer in members}
     alike = kinds <= {"linear", "embedding"} or kinds in ({"conv1d"}, {"conv2d"})

@@ -141,7 +141,7 @@ class Recorder:
         for name in self._names:
             if match := _EXPERT_NAME.match(name):
                 groups.setdefault((match[1], match[3]), []).append(name)
-        means = {}
+        means: dict[str, torch.Tensor] = {}
         for names in groups.values():
             seen = [name for name in names if name in self._sums]
             if not seen or len({self._sums[name].shape for name in seen}) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -293,8 +294,8 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict(module.state_dict(keep_vars=True))
 
 
-def _dropper(module: nn.Module, empty: dict[str, torch.Tensor]):
-    def drop(*_: Any) -> None:
+def _dropper(module: nn.Module, empty: dict[str, torch.Tensor]) -> Callable[..., None]:
+    def drop(*arguments: Any) -> None:
         for name, tensor in empty.items():
             path, _, last = name.rpartition(".")
             setattr(module.get_submodule(path), last, tensor)

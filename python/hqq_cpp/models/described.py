@@ -144,7 +144,9 @@ def config_of_layers(
     if not settings:
         return HqqConfig(skip_modules=skip)
     common, _ = Counter(settings.values()).most_common(1)[0]
-    others = {name: one for name, one in settings.items() if one != common or name in ruled}
+    others: dict[str, Any] = {
+        name: one for name, one in settings.items() if one != common or name in ruled
+    }
     return HqqConfig(**common.to_dict(), dynamic_config=others, skip_modules=skip)
 
 

@@ -158,16 +158,17 @@ def plan_loading(
     for name, description in described.items():
         layer, tensor = layers.get(description.tensor), description.tensor
         module = _stored_module(description, name)
-        fits = layer is not None and tuple(layer.shape) == description.shape
-        if fits and layer.kind == "conv1d" and name not in transposed:
-            fits = not as_stored
+        if layer is not None and layer.kind == "conv1d" and name not in transposed and as_stored:
+            layer = None
+        if layer is not None and tuple(layer.shape) != description.shape:
+            layer = None
         _compare_packed(plan, name, module, tensors)
         left -= {f"{name}.{key}" for key in module._specs()}
         if tensor not in state:
             plan.unexpected.append(name)
         elif tensor in replaced:
             plan.wrong.append(f"{name} is tied to another layer in the model, not in the files")
-        elif fits:
+        elif layer is not None:
             plan.modules[name] = layer, _module_for(layer, description)
             replaced.update(_parameters_of(layer))
         else:

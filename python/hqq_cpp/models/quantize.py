@@ -104,9 +104,9 @@ def choose_layers(
         if settings is None:
             continue
         # Filters look at in_features and the like.
-        asked = filter is not None and layer.kind not in ("convolution", "upstream")
-        if asked and not filter(layer.name, layer.module):
-            continue
+        if filter is not None and layer.kind not in ("convolution", "upstream"):
+            if not filter(layer.name, layer.module):
+                continue
         weight = layer.module._parameters.get(layer.parameter.rpartition(".")[2])
         if not layer.obstacle and weight.is_meta:
             layer = layer._replace(obstacle=ON_META)

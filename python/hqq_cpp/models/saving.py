@@ -171,7 +171,7 @@ def _shards(
 def _write_shards(
     folder: Path, shards: list[dict[str, torch.Tensor]], layers: dict[str, QuantizedModule]
 ) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors"
         if len(shards) > 1:

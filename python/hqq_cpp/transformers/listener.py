@@ -62,5 +62,7 @@ def on_dequantized(model: nn.Module) -> None:
     function = parts[0].get_correct_experts_implementation(None) if parts else "eager"
     for module in model.modules():
         config = getattr(module, "config", None)
-        if getattr(config, "_experts_implementation", None) == EXPERTS_FUNCTION:
+        if config is not None and (
+            getattr(config, "_experts_implementation", None) == EXPERTS_FUNCTION
+        ):
             config._experts_implementation = function

@@ -45,8 +45,6 @@ class Gather(WeightConverter):
     Its patterns are no part of names: part and key ("0.scale"), which tell what a tensor is for.
     """
 
-    __slots__ = ("slots",)
-
     def __init__(self, slots: dict[str, Slot], operation: Assemble):
         patterns = sorted({slot.pattern for slot in slots.values()})
         # The conversion is small work on packed bytes; its results go to their devices.

@@ -80,8 +80,6 @@ class PackedNames(WeightRenaming):
     """Names that packed tensors have in the model, where a renaming goes by "weight"; the last
     of the renamings."""
 
-    __slots__ = ("names",)
-
     def __init__(self, names: dict[str, str]):
         super().__init__([".W_q"], [".W_q"])
         self.names = names

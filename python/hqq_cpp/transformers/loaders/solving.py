@@ -63,7 +63,7 @@ class SolverThread:
     # Bytes of dense weights that may wait; of larger ones none does while another is solved.
     MAX_WAITING = 64 << 20
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[tuple[Future, int]] = deque()
         self._error: Exception | None = None

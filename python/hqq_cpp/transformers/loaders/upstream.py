@@ -172,7 +172,11 @@ class _Source:
 
 def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> HqqConfig:
     """A config that gives every quantized layer its settings."""
-    found = {t.module: t.parts[0][0].settings for t in targets if t.module is not None}
+    found = {
+        target.module: settings
+        for target in targets
+        if target.module is not None and (settings := target.layers[0].settings) is not None
+    }
     return config_of_layers(found, skip_modules)
 
 
