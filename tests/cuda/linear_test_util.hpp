@@ -10,7 +10,7 @@
 #include "cuda/pack.hpp"
 #include "cuda/tiles.hpp"
 #include "src/format/float_values.hpp"
-#include "tests/cpp/linear_test_util.hpp"
+#include "tests/cpp/support/linear_test_util.hpp"
 #include "tests/cuda/device_memory.hpp"
 
 namespace hqq::cuda {
