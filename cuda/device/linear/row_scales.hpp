@@ -13,6 +13,7 @@ namespace hqq::cuda::device {
 struct RowPair {
   float scale[2], zero[2];
 };
+
 // A ring in shared memory that belongs to one warp. A window of four groups is put there at a time,
 // while the next one is on its way to registers. An entry is a group: fragment by fragment, g by g,
 // (scale, zero) of row g and (scale, zero) of row g + 8, in float16 if both are stored so, else in
