@@ -129,11 +129,11 @@ void bind_layer_config(py::module_& m) {
              return make(fields);
            }),
            py::arg("nbits") = 4, py::arg("group_size") = 64, py::arg("axis") = 1,
-           py::arg("solver") = "joint", py::arg("balance") = "auto", py::arg("lp_norm") = py::none(),
-           py::arg("iterations") = py::none(), py::arg("quant_zero") = false,
-           py::arg("quant_scale") = false, py::arg("meta_dtype") = "float16", py::arg("beta") = 10.0,
-           py::arg("kappa") = 1.01, py::arg("round_zero") = py::none(),
-           py::arg("grow_beta") = false)
+           py::arg("solver") = "joint", py::arg("balance") = "auto",
+           py::arg("lp_norm") = py::none(), py::arg("iterations") = py::none(),
+           py::arg("quant_zero") = false, py::arg("quant_scale") = false,
+           py::arg("meta_dtype") = "float16", py::arg("beta") = 10.0, py::arg("kappa") = 1.01,
+           py::arg("round_zero") = py::none(), py::arg("grow_beta") = false)
       .def_static("from_dict", &from_dict, py::arg("settings"), kFromDictDoc)
       .def("to_dict", &to_dict, kToDictDoc)
       .def("replace", &replace, kReplaceDoc)

@@ -23,7 +23,10 @@ from cuda_on_shim import (  # noqa: F401
     random_matrix,
     rng,
 )
-from hqq_cpp.nn import backend, cuda, fused, ops
+from hqq_cpp import backends
+from hqq_cpp.backends import chooser, fused
+from hqq_cpp.backends import cuda_calls as cuda
+from hqq_cpp.nn import ops
 
 SIDE_STREAM = 5
 
@@ -93,13 +96,12 @@ def test_a_graph_that_is_recorded_makes_no_copy(rng, on_gpu, record):
 def test_many_rows_make_no_copy(rng, on_gpu, monkeypatch):
     layer = make_layer(rng, 16, 64)
     layer.bias.requires_grad_()
-    max_rows = fused.limits(layer.packed(), layer._layout, torch.float16).max_rows
+    max_rows = fused.limits(layer.packed_weight(), torch.float16).max_rows
     x = random_matrix(rng, (max_rows + 1, 64), torch.float16)
     layer(x.requires_grad_()).sum().backward()
     experts = make_experts(rng, 2, 1, 16, 64)
-    layout = experts._layout
     more = random_matrix(
-        rng, (2 * fused.limits(experts.packed(), layout, x.dtype).max_rows + 1, 64), x.dtype
+        rng, (2 * fused.limits(experts.packed_weight(), x.dtype).max_rows + 1, 64), x.dtype
     )
     counts = torch.tensor([1, len(more) - 1])
     experts(more, counts)
@@ -420,7 +422,7 @@ def test_tiled_tensors_are_put_back_in_order(rng, monkeypatch):
         {k: v.detach().clone() for k, v in module.packed()._asdict().items() if v is not None}
         for module in (layer, experts)
     ]
-    monkeypatch.setattr(cuda, "is_native", lambda tensor: True)
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
 
     def are_tiled():
         for module, weight in zip((layer, experts), weights):
@@ -433,12 +435,10 @@ def test_tiled_tensors_are_put_back_in_order(rng, monkeypatch):
     assert torch.equal(experts.dequantize(), expected[3])
     assert torch.equal(table(torch.tensor([3, 31])), expected[2].half()[[3, 31]])
     # As a compiler and autograd call it.
-    y = backend.linear(x, layer.packed(), layer._layout, None)
+    y = backends.linear(x, layer.packed_weight(), None)
     assert is_right_product(layer, expected[2], x, y)
-    assert torch.equal(
-        backend.linear_backward(y, layer.packed(), layer._layout), y @ expected[2].half()
-    )
-    y_experts = backend.experts_linear(x, counts, experts.packed(), experts._layout, 2, False, None)
+    assert torch.equal(backends.linear_backward(y, layer.packed_weight()), y @ expected[2].half())
+    y_experts = backends.experts_linear(x, counts, experts.packed_weight(), None, False)
     assert layer.is_tiled and experts.is_tiled
     assert is_right(layer, x, layer(x)) and not layer.is_tiled
     y = experts(x, counts)

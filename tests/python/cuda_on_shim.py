@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 import hqq_cpp
-from hqq_cpp import _core
-from hqq_cpp.nn import backend, cuda, fused
-from hqq_cpp.nn.dequantize import weight_of
+from hqq_cpp import _core, backends
+from hqq_cpp.backends import chooser, cuda, fused
+from hqq_cpp.format import tensors_of
 from hqq_cpp.nn.linear import quantized_on_device
 from hqq_cpp.nn.quantize_model import quantize_model_
-from hqq_cpp.nn.solve import quantize_tensor
 
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
 HALVES = [torch.float16, torch.bfloat16]
@@ -35,7 +34,7 @@ def on_gpu(monkeypatch):
         ran.append(done)
         return done
 
-    monkeypatch.setattr(cuda, "is_native", lambda tensor: tensor.device.type == "cpu")
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
     monkeypatch.setattr(fused.Fused, "run", counting)
     yield ran
     assert all(ran)
@@ -131,7 +130,7 @@ def test_quantize_tensor_where_it_lies(rng, on_gpu):
         ("a", importance, 2, "none"),
     ]:
         expected = hqq_cpp.quantize(W, config, name=name, importance=vector)
-        solved = quantize_tensor(W[:, :96].t().contiguous().t(), config, name, vector)
+        solved = backends.quantize(W[:, :96].t().contiguous().t(), config, name, vector)
         assert (solved.settings.nbits, solved.settings.balance) == (bits, balance)
         for key, tensor in expected.tensors().items():
             assert torch.equal(solved.tensors[key], torch.from_dlpack(tensor)), key
@@ -139,11 +138,11 @@ def test_quantize_tensor_where_it_lies(rng, on_gpu):
     layer = quantized_on_device(W, config, "a", torch.zeros(16), importance, 0)
     assert same_bits(layer.quantized_tensor(), expected)
     with pytest.raises(ValueError, match=r"\[a\] W holds 1 values that are NaN"):
-        quantize_tensor(torch.full((1, 8), float("nan"))[:, :1], config, "a", None)
+        backends.quantize(torch.full((1, 8), float("nan"))[:, :1], config, "a", None)
     with pytest.raises(ValueError, match="importance has 8 values; W has 96 columns"):
-        quantize_tensor(W, config, "a", torch.ones(8))
+        backends.quantize(W, config, "a", torch.ones(8))
     with pytest.raises(ValueError, match="leaves this layer unquantized"):
-        quantize_tensor(W, {"skip_modules": ["a"]}, "a", None)
+        backends.quantize(W, {"skip_modules": ["a"]}, "a", None)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -155,7 +154,7 @@ def test_scales_that_are_too_small_for_float16(rng, on_gpu, axis):
             with pytest.raises(ValueError, match="too small for float16") as on_cpu:
                 hqq_cpp.quantize(tiny, config, name="a", device="cpu")
             with pytest.raises(ValueError) as refusal:
-                quantize_tensor(tiny, config, "a", None)
+                backends.quantize(tiny, config, "a", None)
             assert str(refusal.value) == str(on_cpu.value)
             with pytest.raises(ValueError) as refusal:
                 hqq_cpp.quantize(tiny, config, name="a", device="cuda")
@@ -345,7 +344,7 @@ def test_linear_without_a_fused_kernel_is_dense(rng, on_gpu):
         expected = layer(x)
         hqq_cpp.set_backend("auto")
         assert torch.equal(layer(x), expected)
-    rows = fused.fused(layer.packed(), layer._layout, 0, torch.float16).max_rows + 1
+    rows = fused.fused(layer.packed_weight(), torch.float16).max_rows + 1
     x = random_matrix(rng, (rows, 64), torch.float16)
     hqq_cpp.set_backend("torch")
     expected = layer(x)
@@ -360,11 +359,10 @@ def test_dequantize_and_embedding_give_the_bits_of_the_cpu(rng, on_gpu, nbits, a
     q = hqq_cpp.quantize(
         random_matrix(rng, (24, 104)), {"nbits": nbits, "axis": axis, "group_size": 8}
     )
-    weight = weight_of(q)
     table = hqq_cpp.HqqEmbedding(q, dtype=torch.bfloat16)
     for dtype in (torch.float32, torch.float64, *HALVES):
         dense = torch.from_numpy(hqq_cpp.dequantize(q)).to(dtype)
-        assert torch.equal(backend.dequantize(weight, table._layout, dtype), dense)
+        assert torch.equal(backends.dequantize(table.packed_weight(), dtype), dense)
     ids = torch.tensor([[0, 23, 5], [7, 7, 0]], dtype=torch.int32)
     assert torch.equal(table(ids), table.dequantize(torch.bfloat16)[ids])
     assert table(ids[:0]).shape == (0, 3, 104)
@@ -415,7 +413,7 @@ def make_experts(rng, experts, parts, rows, cols, **settings):
     )
     pieces = [
         [
-            weight_of(hqq_cpp.quantize(random_matrix(rng, (rows, cols)), config))
+            tensors_of(hqq_cpp.quantize(random_matrix(rng, (rows, cols)), config))
             for _ in range(parts)
         ]
         for _ in range(experts)
@@ -457,7 +455,7 @@ def test_experts(rng, on_gpu, parts, settings, bias):
 
 def test_experts_of_many_rows_and_gradients(rng, on_gpu):
     module = make_experts(rng, 2, 1, 16, 64)
-    max_rows = fused.fused(module.packed(), module._layout, 1, torch.float16).max_rows
+    max_rows = fused.fused(module.packed_weight(), torch.float16).max_rows
     x = random_matrix(rng, (2 * max_rows + 1, 64), torch.float16).requires_grad_()
     counts = torch.tensor([1, 2 * max_rows])
     y = module(x, counts)

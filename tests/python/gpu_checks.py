@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hqq_cpp
-from hqq_cpp.nn import fused
+from hqq_cpp.backends import fused
 from test_linear import metadata
 
 
@@ -56,7 +56,7 @@ def only_native_kernels():
 
 
 def has_kernel(layer, dtype):
-    return fused.limits(layer.packed(), layer._layout, dtype) is not None
+    return fused.limits(layer.packed_weight(), dtype) is not None
 
 
 def product(layer, x, *arguments):
@@ -64,7 +64,7 @@ def product(layer, x, *arguments):
     (of an expert, on average)."""
     before, rows = len(_ran), x.numel() // layer.in_features
     y = layer(x, *arguments)
-    limits = fused.limits(layer.packed(), layer._layout, x.dtype)
+    limits = fused.limits(layer.packed_weight(), x.dtype)
     experts = layer.num_experts if isinstance(layer, hqq_cpp.HqqExperts) else 1
     is_fused = limits is not None and 0 < rows <= limits.max_rows * experts
     assert _ran[before:] == [True] * is_fused

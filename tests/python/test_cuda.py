@@ -160,7 +160,7 @@ def is_loaded():
         return "libhqq_cuda" in maps.read()
 
 assert not is_loaded()
-assert hqq_cpp.nn.cuda._available is None
+assert hqq_cpp.backends.cuda._available is None
 assert hqq_cpp.cuda_is_available() and is_loaded()
 """
     pytest.importorskip("torch")

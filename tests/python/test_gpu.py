@@ -29,7 +29,7 @@ from gpu_checks import (
     replace_parameters,
     same_tensors,
 )  # fmt: skip
-from hqq_cpp.nn import fused
+from hqq_cpp.backends import fused
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
@@ -176,7 +176,7 @@ def test_product_of_few_rows_is_exact(nbits, dtype):
     layer = make_layer(nbits, 1)
     x = normal(16, 512, dtype=dtype).to(DEVICE)
     bounds = product_bound(layer, x, sixteen=False)
-    assert fused.limits(layer.packed(), layer._layout, dtype).max_rows >= 16
+    assert fused.limits(layer.packed_weight(), dtype).max_rows >= 16
     for rows in (1, 8, 16):
         check(x[:rows], product(layer, x[:rows]), bounds)
 
@@ -258,7 +258,7 @@ def test_product_without_fused_kernels():
     layer = make_layer(4, 1)
     x = normal(3, 512, dtype=torch.float16).to(DEVICE)
     hqq_cpp.set_backend("native", fused=False)
-    assert fused.linear(x, layer.packed(), layer._layout, None) is None
+    assert fused.linear(x, layer.packed_weight(), None) is None
     check_product(layer, x, layer(x))
 
 

@@ -58,9 +58,12 @@ def test_operators_hold_what_they_promise(layer):
     """Schema, fake implementation, autograd registration and dispatch under AOT."""
     x = torch.randn(3, 5, 96, requires_grad=True)
     bias = layer.bias.detach().clone().requires_grad_()
-    torch.library.opcheck(torch.ops.hqq_cpp.linear, (x, *layer.packed(), bias, *layer._layout.numbers))
     torch.library.opcheck(
-        torch.ops.hqq_cpp.linear_backward, (torch.randn(3, 40), *layer.packed(), *layer._layout.numbers)
+        torch.ops.hqq_cpp.linear, (x, *layer.packed(), bias, *layer._layout.numbers)
+    )
+    torch.library.opcheck(
+        torch.ops.hqq_cpp.linear_backward,
+        (torch.randn(3, 40), *layer.packed(), *layer._layout.numbers),
     )
 
 

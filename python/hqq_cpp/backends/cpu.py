@@ -24,6 +24,11 @@ def packing_for(layout: Layout) -> Packing:
     return CPU_TILES if has_tiles and layout.out_features % layout.parts == 0 else FORMAT_1
 
 
+def is_available() -> bool:
+    """The C++ kernels are part of hqq_cpp."""
+    return True
+
+
 def quantize(
     W: torch.Tensor, config: Any, name: str, importance: Any, threads: int
 ) -> common.Solved:
@@ -69,15 +74,18 @@ def linear(
     if x.dtype not in _MULTIPLIED:
         return common.dense_linear(x, dequantize(weight, x.dtype), bias)
     layout = weight.layout
-    if weight.packing == FORMAT_1:
+    if weight.packing != CPU_TILES:  # tiles are contiguous
         weight = common.contiguous(weight)
     _, _, _, out_features, in_features = layout.numbers
-    rows = x if x.dim() == 2 else x.reshape(-1, in_features)
-    count, stride = rows.shape[0], rows.stride(0)
-    if rows.stride(1) != 1 or stride < in_features:
-        rows = rows.contiguous()
-        stride = in_features
-    y = x.new_empty((*x.shape[:-1], out_features))
+    if x.dim() == 2:
+        rows, count = x, x.shape[0]
+        y = x.new_empty(count, out_features)
+    else:
+        rows, count = x.reshape(-1, in_features), x.numel() // in_features
+        y = x.new_empty(*x.shape[:-1], out_features)
+    stride, step = rows.stride()
+    if step != 1 or stride < in_features:
+        rows, stride = rows.contiguous(), in_features
     bias_address = 0
     if bias is not None:
         bias = bias.float().contiguous()

@@ -17,9 +17,6 @@ from . import common, fused
 from .cuda_calls import addresses, device_of, dtype_code, layer_of, place
 from .packing import format_1
 
-# Of the devices that libhqq_cuda drives.
-DEVICE_TYPE = "cuda"
-
 # Whether the library can be used; None: nobody has asked yet. Asking starts the driver, which a process
 # that forks later must not have done at import.
 _available: bool | None = None

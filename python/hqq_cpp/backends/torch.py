@@ -30,6 +30,11 @@ def packing_for(layout: Layout) -> Packing:
     return FORMAT_1
 
 
+def is_available() -> bool:
+    """torch is imported."""
+    return True
+
+
 def quantize(
     W: torch.Tensor, config: Any, name: str, importance: Any, threads: int
 ) -> common.Solved:

@@ -32,6 +32,8 @@ def check_tensors(weight: PackedWeight) -> None:
                 f"packed weight is not cast (with fully_shard, leave MixedPrecisionPolicy's "
                 f"param_dtype None or give the frozen parameters to ignored_params)"
             )
+        if is_tiled and not tensor.is_contiguous():
+            raise ValueError(f"[module] {name} is tiled, but not contiguous: call untile_() before")
         ordered = name in ("W_q", "scale", "zero") and (axis == 1 or name == "W_q")
         if not (is_tiled and ordered) and tuple(tensor.shape) != tuple(shape):
             raise ValueError(
