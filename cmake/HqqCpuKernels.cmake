@@ -1,7 +1,7 @@
 # hqq_cpu_kernels(<target>): the fused linear kernels, one source file per instruction set, compiled for
 # it. Which of them runs is decided at run time (src/cpu/linear/choose.cpp).
 function(hqq_cpu_kernels target)
-  set(folder ${PROJECT_SOURCE_DIR}/src/cpu/linear)
+  set(folder ${PROJECT_SOURCE_DIR}/src/cpu/linear/isa)
   set(sources ${folder}/scalar.cpp)
   # More would unroll it to five times the size; nobody runs it for speed.
   set_source_files_properties(${folder}/scalar.cpp PROPERTIES COMPILE_OPTIONS -O2)

@@ -44,9 +44,11 @@ function(hqq_dependency package)
   set(JSON_BuildTests OFF)
   set(JSON_Install ${HQQ_INSTALL})
   set(INSTALL_GTEST OFF)
+  set(BENCHMARK_ENABLE_TESTING OFF)
+  set(BENCHMARK_ENABLE_INSTALL OFF)
   # Excluded: neither built nor installed beyond what hqq uses of it.
   set(exclude)
-  if(NOT HQQ_INSTALL OR package MATCHES "CLI11|GTest|rapidcheck")
+  if(NOT HQQ_INSTALL OR package MATCHES "CLI11|GTest|rapidcheck|benchmark")
     set(exclude EXCLUDE_FROM_ALL)
   endif()
   set(flags)
@@ -129,4 +131,10 @@ if(HQQ_BUILD_TESTS)
   hqq_dependency(rapidcheck TARGET rapidcheck DEBIAN librapidcheck-dev
     GIT https://github.com/emil-e/rapidcheck.git
     COMMIT ff6af6fc683159deb51c543b065eba14dfcf329b)
+endif()
+
+if(HQQ_BUILD_BENCHMARKS)
+  hqq_dependency(benchmark VERSION 1.7 TARGET benchmark::benchmark DEBIAN libbenchmark-dev
+    GIT https://github.com/google/benchmark.git
+    COMMIT 344117638c8ff7e239044fd0fa7085839fc03021)  # 1.8.3
 endif()

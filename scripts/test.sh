@@ -68,7 +68,7 @@ done
 
 build=$root/build/test
 begin "C++ and CUDA: build"
-cmake -S "$root" -B "$build" "${configure[@]}" -DCMAKE_BUILD_TYPE=Release
+cmake -S "$root" -B "$build" "${configure[@]}" -DCMAKE_BUILD_TYPE=Release -DHQQ_BUILD_BENCHMARKS=ON
 cmake --build "$build"
 if $long && command -v nvcc >/dev/null; then
   begin "CUDA for sm_75: build"

@@ -1,5 +1,5 @@
 // What backends implement: hqq::cpu (src/cpu), and of it hqq::cuda the solver (src/cuda, or
-// src/cuda_stub.cpp in a library without CUDA). Callers validate; backends trust their arguments.
+// src/cuda/stub.cpp in a library without CUDA). Callers validate; backends trust their arguments.
 #pragma once
 
 #include <memory>

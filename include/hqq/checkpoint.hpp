@@ -116,7 +116,8 @@ void dequantize_checkpoint(const std::filesystem::path& source,
                            const std::filesystem::path& destination, DType dtype,
                            const CheckpointOptions& options = {});
 
-// Between our format 1 and the state_dict layout of upstream hqq 0.2.x (src/io/upstream.hpp).
+// Between our format 1 and the state_dict layout of upstream hqq 0.2.x
+// (src/io/formats/upstream.hpp).
 enum class CheckpointFormat { kHqqCpp, kUpstream };
 void convert_checkpoint(const std::filesystem::path& source,
                         const std::filesystem::path& destination, CheckpointFormat to,

@@ -2,7 +2,7 @@
 #include "hqq/checkpoint.hpp"
 #include "python/bindings/array.hpp"
 #include "python/bindings/file_path.hpp"
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 
 namespace hqq::python {
 namespace {

@@ -4,7 +4,7 @@
 #include "python/bindings/file_path.hpp"
 #include "python/bindings/plain.hpp"
 #include "python/bindings/progress.hpp"
-#include "src/io/quantized_source.hpp"
+#include "src/io/checkpoint/quantized_source.hpp"
 
 namespace hqq::python {
 namespace {

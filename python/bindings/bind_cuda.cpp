@@ -7,8 +7,8 @@
 #include "python/bindings/array.hpp"
 #include "src/cuda/handles.hpp"
 #include "src/cuda/solve.hpp"
-#include "src/quantize_input.hpp"
-#include "src/solve_params.hpp"
+#include "src/quantize/quantize_input.hpp"
+#include "src/quantize/solve_params.hpp"
 
 namespace hqq::python {
 namespace {

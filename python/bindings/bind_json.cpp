@@ -1,7 +1,7 @@
-// JSON from outside: src/io/json.hpp.
+// JSON from outside: src/base/json.hpp.
 #include "python/bindings/file_path.hpp"
+#include "src/base/json.hpp"
 #include "src/io/atomic_file.hpp"
-#include "src/io/json.hpp"
 
 namespace hqq::python {
 namespace {

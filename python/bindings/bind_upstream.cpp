@@ -1,7 +1,7 @@
-// Single layers in upstream's layout: src/io/upstream.hpp.
+// Single layers in upstream's layout: src/io/formats/upstream.hpp.
 #include "hqq/quantized_tensor.hpp"
 #include "python/bindings/array.hpp"
-#include "src/io/upstream.hpp"
+#include "src/io/formats/upstream.hpp"
 
 namespace hqq::python {
 namespace {

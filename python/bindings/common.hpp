@@ -14,7 +14,7 @@
 #include "hqq/dtype.hpp"
 #include "hqq/error.hpp"
 #include "hqq/tensor.hpp"
-#include "src/quoted_text.hpp"
+#include "src/base/quoted_text.hpp"
 
 namespace hqq::python {
 

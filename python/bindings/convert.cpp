@@ -1,6 +1,6 @@
 // Python values <-> JSON, dtypes and shapes.
 #include "python/bindings/config.hpp"
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 
 namespace hqq::python {
 namespace {

@@ -6,7 +6,7 @@
 #include "hqq/quantized_tensor.hpp"
 #include "python/bindings/array.hpp"
 #include "python/bindings/config.hpp"
-#include "src/layer_match.hpp"
+#include "src/config/layer_match.hpp"
 
 namespace hqq::python {
 

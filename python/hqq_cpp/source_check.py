@@ -1,4 +1,4 @@
-"""Whether weight files are those of a dense model. The rule is in src/io/quantized_source.cpp."""
+"""Whether weight files are those of a dense model. The rule is in src/io/checkpoint/quantized_source.cpp."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@
 
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
+#include "src/base/json.hpp"
 #include "src/cli/commands.hpp"
 #include "src/cli/interrupt.hpp"
 #include "src/cli/table.hpp"
-#include "src/io/json.hpp"
-#include "src/layer_match.hpp"
+#include "src/config/layer_match.hpp"
 
 namespace hqq::cli {
 namespace {

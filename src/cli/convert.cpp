@@ -2,11 +2,11 @@
 #include <chrono>
 
 #include "hqq/error.hpp"
+#include "src/base/json.hpp"
 #include "src/cli/cli.hpp"
 #include "src/cli/commands.hpp"
 #include "src/cli/progress.hpp"
 #include "src/cli/table.hpp"
-#include "src/io/json.hpp"
 
 namespace hqq::cli {
 namespace {

@@ -7,8 +7,8 @@
 #include "src/cli/cli.hpp"
 #include "src/cli/commands.hpp"
 #include "src/cli/table.hpp"
-#include "src/io/layer_store.hpp"
-#include "src/io/upstream.hpp"
+#include "src/io/formats/layer_store.hpp"
+#include "src/io/formats/upstream.hpp"
 
 namespace hqq::cli {
 namespace {

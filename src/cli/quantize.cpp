@@ -6,12 +6,12 @@
 
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
+#include "src/base/quoted_text.hpp"
 #include "src/cli/cli.hpp"
 #include "src/cli/commands.hpp"
 #include "src/cli/progress.hpp"
 #include "src/cli/quantize_config.hpp"
 #include "src/cli/table.hpp"
-#include "src/quoted_text.hpp"
 
 namespace hqq::cli {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "hqq/error.hpp"
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 
 namespace hqq::cli {
 namespace {

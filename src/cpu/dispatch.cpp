@@ -10,7 +10,7 @@
 
 #include "hqq/error.hpp"
 #include "hwy/highway.h"
-#include "src/quoted_text.hpp"
+#include "src/base/quoted_text.hpp"
 
 namespace hqq::cpu {
 namespace {

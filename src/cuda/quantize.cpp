@@ -8,7 +8,7 @@
 #include "src/backend.hpp"
 #include "src/cuda/handles.hpp"
 #include "src/cuda/solve.hpp"
-#include "src/solve_params.hpp"
+#include "src/quantize/solve_params.hpp"
 
 namespace hqq::cuda {
 namespace {

@@ -2,10 +2,10 @@
 
 #include "hqq/device.hpp"
 #include "src/cuda/handles.hpp"
-#include "src/float_values.hpp"
-#include "src/metadata.hpp"
-#include "src/small_scales.hpp"
-#include "src/solve_params.hpp"
+#include "src/format/float_values.hpp"
+#include "src/format/metadata.hpp"
+#include "src/quantize/small_scales.hpp"
+#include "src/quantize/solve_params.hpp"
 
 namespace hqq::cuda {
 namespace {

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "hqq/error.hpp"
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 
 namespace hqq {
 namespace {

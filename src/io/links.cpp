@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "hqq/error.hpp"
-#include "src/quoted_text.hpp"
+#include "src/base/quoted_text.hpp"
 
 namespace hqq {
 namespace {

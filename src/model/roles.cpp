@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hqq/error.hpp"
-#include "src/io/json.hpp"
+#include "src/base/json.hpp"
 #include "src/model/role_names.hpp"
 
 namespace hqq {

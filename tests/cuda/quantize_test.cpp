@@ -18,9 +18,9 @@
 
 #include "cuda/runtime.hpp"
 #include "hqq/quantizer.hpp"
-#include "src/float_values.hpp"
-#include "src/small_scales.hpp"
-#include "src/solve_params.hpp"
+#include "src/format/float_values.hpp"
+#include "src/quantize/small_scales.hpp"
+#include "src/quantize/solve_params.hpp"
 #include "tests/cuda/device_memory.hpp"
 
 namespace hqq {

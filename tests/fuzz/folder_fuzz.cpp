@@ -8,9 +8,9 @@
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
 #include "src/io/atomic_file.hpp"
-#include "src/io/layer_store.hpp"
-#include "src/io/manifest.hpp"
-#include "src/io/output_folder.hpp"
+#include "src/io/checkpoint/manifest.hpp"
+#include "src/io/checkpoint/output_folder.hpp"
+#include "src/io/formats/layer_store.hpp"
 #include "tests/fuzz/fuzz_util.hpp"
 
 namespace {

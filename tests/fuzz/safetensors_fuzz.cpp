@@ -6,8 +6,8 @@
 #include <string_view>
 
 #include "hqq/error.hpp"
-#include "src/io/json.hpp"
-#include "src/io/safetensors_header.hpp"
+#include "src/base/json.hpp"
+#include "src/io/safetensors/header.hpp"
 #include "tests/fuzz/fuzz_util.hpp"
 
 namespace {

@@ -6,8 +6,8 @@
 #include <map>
 #include <vector>
 
-#include "src/io/upstream.hpp"
-#include "src/io/upstream_pack.hpp"
+#include "src/io/formats/upstream.hpp"
+#include "src/io/formats/upstream_pack.hpp"
 #include "tests/fuzz/fuzz_util.hpp"
 
 namespace {

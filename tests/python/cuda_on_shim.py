@@ -16,8 +16,8 @@ import hqq_cpp
 from hqq_cpp import _core, backends
 from hqq_cpp.backends import chooser, cuda, fused
 from hqq_cpp.format import tensors_of
+from hqq_cpp.models.quantize import quantize_model_
 from hqq_cpp.nn.linear import quantized_on_device
-from hqq_cpp.nn.quantize_model import quantize_model_
 
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
 HALVES = [torch.float16, torch.bfloat16]

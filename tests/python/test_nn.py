@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
 import hqq_cpp
-from hqq_cpp.nn.layers import find_layers, quantized_layers
+from hqq_cpp.find.layers import find_layers, quantized_layers
 
 SETTINGS = [
     {"nbits": 4, "group_size": 32},

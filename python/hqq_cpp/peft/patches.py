@@ -15,8 +15,8 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ..format import TENSOR_NAMES
+from ..models.dequantize import make_dense
 from ..nn.base import QuantizedModule
-from ..nn.dequantize_model import make_dense
 from ..nn.linear import HqqLinear
 from .backend import HqqBackend
 from .lora import HqqLoraLinear

@@ -7,8 +7,8 @@ import re
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..find import layers as nn_layers
 from ..format import TENSOR_NAMES
-from ..nn import layers as nn_layers
 from ..nn.base import QuantizedModule
 
 

@@ -7,12 +7,12 @@
 
 #include "src/backend.hpp"
 #include "src/cpu/linear/choose.hpp"
-#include "src/cpu/linear/column_plan.hpp"
 #include "src/cpu/linear/rows.hpp"
 #include "src/cpu/linear/scratch.hpp"
-#include "src/cpu/linear/tile_source.hpp"
+#include "src/cpu/linear/tiles/column_plan.hpp"
+#include "src/cpu/linear/tiles/tile_source.hpp"
 #include "src/cpu/parallel.hpp"
-#include "src/float_values.hpp"
+#include "src/format/float_values.hpp"
 
 namespace hqq::cpu {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "src/cpu/linear/tiles.hpp"
+#include "src/cpu/linear/tiles/tiles.hpp"
 
 namespace hqq::cpu {
 

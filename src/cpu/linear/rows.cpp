@@ -2,10 +2,10 @@
 // stays in the cache and multiplied with all rows of x, so that W_r never exists as a whole.
 #include "src/cpu/linear/rows.hpp"
 
-#include "src/cpu/encode.hpp"
 #include "src/cpu/parallel.hpp"
-#include "src/float_values.hpp"
-#include "src/metadata.hpp"
+#include "src/cpu/quantize/encode.hpp"
+#include "src/format/float_values.hpp"
+#include "src/format/metadata.hpp"
 
 namespace hqq::cpu {
 namespace {
