@@ -14,7 +14,7 @@ from torch import nn
 
 import hqq_cpp
 from hqq_cpp import _core, backends
-from hqq_cpp.backends import chooser, cuda, fused
+from hqq_cpp.backends import chooser, cuda, cuda_calls
 from hqq_cpp.format import tensors_of
 from hqq_cpp.models.quantize import quantize_model_
 from hqq_cpp.nn.linear import quantized_on_device
@@ -25,21 +25,25 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """CPU tensors count as tensors on a GPU. Gives the number of fused products that ran."""
+    """CPU tensors count as tensors on a GPU. Gives the products of tiles that ran."""
     ran = []
-    run = fused.Fused.run
 
-    def counting(*arguments):
-        done = run(*arguments)
-        ran.append(done)
-        return done
+    def counting(name):
+        call = getattr(cuda, f"_tiles_{name}")
 
+        def run(*arguments):
+            y = call(*arguments)
+            if y is not None:
+                ran.append(name)
+            return y
+
+        return run
+
+    for name in ("linear", "experts_linear"):
+        monkeypatch.setattr(cuda, f"_tiles_{name}", counting(name))
+    monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
     monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
-    monkeypatch.setattr(fused.Fused, "run", counting)
-    yield ran
-    assert all(ran)
-    fused._copies.clear()
-    fused._retired.clear()
+    return ran
 
 
 @pytest.fixture
@@ -332,11 +336,11 @@ def test_linear_of_few_and_no_rows_and_strides(rng, on_gpu):
     wide = random_matrix(rng, (3, 100), torch.float16)
     for x in (wide[:, 3:67], wide[:, 36:].t().contiguous().t(), wide[0, 1:65]):
         assert is_right(layer, x, layer(x))
-    assert len(on_gpu) == 3
+    assert len(on_gpu) == 4
 
 
-def test_linear_without_a_fused_kernel_is_dense(rng, on_gpu):
-    """float32 and float64, and more rows than fused kernels win with."""
+def test_linear_without_a_kernel_is_dense(rng, on_gpu):
+    """float32 and float64, and more rows than products of tiles win with."""
     layer = make_layer(rng, 16, 64)
     for dtype in (torch.float32, torch.float64):
         x = random_matrix(rng, (3, 64), dtype)
@@ -344,7 +348,7 @@ def test_linear_without_a_fused_kernel_is_dense(rng, on_gpu):
         expected = layer(x)
         hqq_cpp.set_backend("auto")
         assert torch.equal(layer(x), expected)
-    rows = fused.fused(layer.packed_weight(), torch.float16).max_rows + 1
+    rows = cuda.max_rows(layer._layout, torch.float16, 0) + 1
     x = random_matrix(rng, (rows, 64), torch.float16)
     hqq_cpp.set_backend("torch")
     expected = layer(x)
@@ -440,7 +444,7 @@ def test_experts(rng, on_gpu, parts, settings, bias):
     x = random_matrix(rng, (10, 64), torch.float16)  # two more rows than there are
     biases = random_matrix(rng, (4, 32 * parts), torch.float16) if bias else None
     y = module(x, counts, biases)
-    assert len(on_gpu) == parts
+    assert on_gpu == ["experts_linear"]
     assert torch.equal(y[8:], torch.zeros(2, 32 * parts, dtype=torch.float16))
     start = 0
     for expert, count in enumerate(counts.tolist()):
@@ -455,7 +459,7 @@ def test_experts(rng, on_gpu, parts, settings, bias):
 
 def test_experts_of_many_rows_and_gradients(rng, on_gpu):
     module = make_experts(rng, 2, 1, 16, 64)
-    max_rows = fused.fused(module.packed_weight(), torch.float16).max_rows
+    max_rows = cuda.max_rows(module._layout, torch.float16, 0)
     x = random_matrix(rng, (2 * max_rows + 1, 64), torch.float16).requires_grad_()
     counts = torch.tensor([1, 2 * max_rows])
     y = module(x, counts)

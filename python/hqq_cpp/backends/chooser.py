@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from ..config import importance_of
-from ..format import Layout, PackedWeight, Packing
+from ..format import PackedWeight, Packing
 from . import common, cpu, cuda
 from . import torch as torch_backend
 from .common import Mode, Solved
@@ -26,7 +26,7 @@ class Backend(Protocol):
     def is_available(self) -> bool:
         """Whether it can run on this machine."""
 
-    def packing_for(self, layout: Layout) -> Packing:
+    def packing_for(self, weight: PackedWeight) -> Packing:
         """The order of codes that is read fastest."""
 
     def quantize(
@@ -67,7 +67,7 @@ class Choice(NamedTuple):
 # ---- Settings ----------------------------------------------------------------------------------
 
 
-def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None) -> None:
+def set_backend(name: str, *, mode: str | None = None) -> None:
     """Selects the code that runs quantized layers of torch, for the whole process.
 
     Args:
@@ -76,9 +76,6 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
             libhqq_cuda, is an error. 'auto' (the default): native where it can be, else torch.
         mode: How the C++ kernels multiply, see hqq_cpp.linear(): 'fast', 'exact' or 'auto'. With
             'auto' (the default) a forward pass that autograd records is exact. None: as it is.
-        fused: Whether products on a GPU use fused kernels (the default), which keep a second copy of
-            the codes in GPU memory; False drops those copies, but what recorded CUDA graphs read, and
-            a product dequantizes the weight first. None: as it is.
 
     Raises:
         ValueError: For another name.
@@ -95,8 +92,6 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
     if mode is not None:
         cpu.check_mode(mode)
         _mode = mode  # type: ignore[assignment]  # checked
-    if fused is not None:
-        cuda.use_fused(fused)
     _setting = name
 
 
@@ -173,7 +168,7 @@ def mode_of(x: torch.Tensor, exact: bool = False) -> Mode:
 def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes in which a weight is read fastest where it is."""
     found = None if _setting == "torch" else _kernels_for(weight.tensors.W_q)
-    return weight.packing if found is None else found.backend.packing_for(weight.layout)
+    return weight.packing if found is None else found.backend.packing_for(weight)
 
 
 # ---- The five functions ------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from ..format import (
     PLANES,
     TERNARY_BLOCK,
     TERNARY_DIGITS,
-    Layout,
     Numbers,
     PackedWeight,
     Packing,
@@ -25,7 +24,7 @@ from . import common, cpu
 from .packing import format_1
 
 
-def packing_for(layout: Layout) -> Packing:
+def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes that is read fastest."""
     return FORMAT_1
 
