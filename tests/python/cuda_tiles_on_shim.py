@@ -20,7 +20,7 @@ from cuda_on_shim import (  # noqa: F401
     rng,
 )
 from hqq_cpp import backends
-from hqq_cpp.backends import cuda_calls
+from hqq_cpp.backends import chooser, cuda_calls
 from hqq_cpp.format import CPU_TILES, CUDA_TILES, FORMAT_1
 
 
@@ -113,6 +113,7 @@ def test_shapes_tell_the_packing(rng, monkeypatch, nbits):
         assert packing(module.tile_()) == CPU_TILES
         module.untile_()
     monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
     for module in (layer, stack):
         assert packing(module.tile_()) == CUDA_TILES
 
@@ -300,6 +301,7 @@ def test_tiles_of_a_cpu_are_put_in_order(rng, monkeypatch):
     table._parameters.update({k: v for k, v in layer._parameters.items() if k != "bias"})
     weights = [copied(module.packed().present()) for module in (layer, experts)]
     monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
 
     def put_tiles():
         for module, weight in zip((layer, experts), weights):

@@ -45,9 +45,10 @@ def is_available() -> bool:
 is_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def packing_for(layout: Layout, device: torch.device) -> Packing:
+def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes that the kernels read fastest; format 1 where none of them multiplies."""
-    return FORMAT_1 if tiles_shape(layout, device.index or 0) is None else CUDA_TILES
+    shape = tiles_shape(weight.layout, device_of(weight.tensors.W_q))
+    return FORMAT_1 if shape is None else CUDA_TILES
 
 
 def quantize(
