@@ -1,8 +1,8 @@
 """The kernels of libhqq_cuda for weights in GPU memory: torch tensors by address, on torch's current
 stream.
 
-Nothing here waits for the GPU but quantize(), and nothing asks torch.cuda for anything before a tensor
-is on a GPU.
+Nothing here waits for the GPU but quantize(), nor does anything ask torch.cuda before a tensor is on a
+GPU. What brings codes into another order (cuda_calls.py) waits, since every stream may read them next.
 """
 
 from __future__ import annotations
