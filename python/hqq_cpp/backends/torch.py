@@ -14,7 +14,6 @@ from ..format import (
     PLANES,
     TERNARY_BLOCK,
     TERNARY_DIGITS,
-    Layout,
     Numbers,
     PackedWeight,
     Packing,
@@ -25,9 +24,14 @@ from . import common, cpu
 from .packing import format_1
 
 
-def packing_for(layout: Layout, device: torch.device) -> Packing:
+def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes that is read fastest."""
     return FORMAT_1
+
+
+def is_available() -> bool:
+    """torch is imported."""
+    return True
 
 
 def quantize(
