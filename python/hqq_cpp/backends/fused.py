@@ -147,7 +147,7 @@ class Fused:
         for m in range(self._count):
             addresses = [a and a + m * size for a, size in zip(first, bytes_of)]
             to = [t.data_ptr() + m * step for t, step in zip((codes, metadata), self._steps)]
-            self._layer.repack(addresses, self._dtype, *to, place)
+            self._layer.repack(addresses, self._dtype, to[0], to[1], place)
         if weight.col_scale is not None:
             col_scale.view(torch.float32).copy_(weight.col_scale.detach().flatten())
         event = None
