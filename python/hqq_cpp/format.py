@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from . import _torch_version  # noqa: F401  before all others: refuses a torch that is too old
-from ._core import LayerConfig, QuantizedTensor
+from ._core import LayerConfig, QuantizedTensor, TiledTensor
 
 # The order of the codes in memory: that of the files, that of the C++ kernels (docs/kernels.md) and that
 # of the CUDA kernels (docs/cuda-kernels.md).
@@ -245,8 +245,8 @@ def _layout_of_numbers(
     return layout_of(config, (experts, *shape) if experts else shape, parts)
 
 
-def tensors_of(q: QuantizedTensor) -> Tensors:
-    """The tensors of a QuantizedTensor as torch tensors that share its memory."""
+def tensors_of(q: QuantizedTensor | TiledTensor) -> Tensors:
+    """The tensors of a quantized matrix as torch tensors that share its memory."""
     tensors = q.tensors()
     return Tensors(*(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES))
 

@@ -28,7 +28,7 @@ from .config import HqqQuantizationConfig
 
 
 class _Plan(NamedTuple):
-    """What is to become of a weight."""
+    """The layer, settings and importance of a weight that is to be quantized."""
 
     layer: Layer
     settings: LayerConfig
@@ -43,7 +43,7 @@ class HqqQuantizer(DiffusersQuantizer):
         pre_quantized: Whether the checkpoint is quantized already.
     """
 
-    # What a dense model keeps in float32 stays so.
+    # Modules that a dense model keeps in float32 stay in float32.
     use_keep_in_fp32_modules = True
 
     def __init__(self, quantization_config: Any, **kwargs: Any):
@@ -75,11 +75,11 @@ class HqqQuantizer(DiffusersQuantizer):
 
     @property
     def supports_parallel_loading(self) -> bool:
-        """Not while solving: the solver uses all cores, and modules are replaced."""
+        """False while solving: the solver uses all cores, and modules are replaced."""
         return self.pre_quantized
 
     def preprocess_model(self, model, **kwargs):
-        """As for other quantizers, but that the model may still be cast: packed tensors keep their
+        """Does what other quantizers do, but the model may still be cast: packed tensors keep their
         types."""
         model.quantization_method = self.quantization_config.quant_method
         return self._process_model_before_weight_loading(model, **kwargs)
@@ -181,7 +181,7 @@ class HqqQuantizer(DiffusersQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, state_dict, safe_serialization=False):
-        """What save_pretrained writes."""
+        """The tensors and metadata that save_pretrained writes."""
         if not safe_serialization:
             raise ValueError(
                 "[save_pretrained] quantized layers are stored in safetensors files: leave "
@@ -203,17 +203,17 @@ class HqqQuantizer(DiffusersQuantizer):
 
     @property
     def is_serializable(self) -> bool:
-        """Always."""
+        """True in every case."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """With adapters."""
+        """True: adapters can be trained."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """Always."""
+        """True in every case."""
         return True
 
 

@@ -24,9 +24,9 @@ _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj", "gate_proj", "up_proj")
 class Layer(NamedTuple):
     """A weight that can be quantized, or that something keeps dense."""
 
-    # Of the layer, as rules of an HqqConfig see it: "model.layers.0.mlp.experts.down_proj".
+    # The name of the layer, as the rules of an HqqConfig see it: "model.layers.0.mlp.experts.down_proj".
     name: str
-    # Of its parameter: name + ".weight", or the name itself for fused experts.
+    # The name of its parameter: name + ".weight", or the name itself for fused experts.
     parameter: str
     module: nn.Module
     # "linear", "conv1d", "conv2d", "embedding" or "experts"; see Kind for those that stay dense.
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
     # All names by which rules know the layer: `name` first. Not those of linear layers that are
     # tied to an embedding, which alone decides.
     names: tuple[str, ...] = ()
-    # What settings depend on: "linear", "head", "embedding" or "experts" (_core.Roles).
+    # The role on which settings depend: "linear", "head", "embedding" or "experts" (_core.Roles).
     role: str = "linear"
     # Why it has to stay dense; empty if it can be quantized.
     obstacle: str = ""
@@ -65,7 +65,7 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
 
 
 def survey(model: nn.Module) -> Iterator[Layer]:
-    """As find_layers(), with the layers that cannot be quantized: they have an obstacle."""
+    """Like find_layers(), and also the layers that cannot be quantized: they have an obstacle."""
     places = places_of(model)
     roles = find_roles(places)
     found: dict[_Slot, Layer] = {}
@@ -95,8 +95,8 @@ def survey(model: nn.Module) -> Iterator[Layer]:
 
 
 def find_roles(places: dict[int, Place]) -> _core.Roles:
-    """What the names, shapes and types of a model's parameters say that they are: the rule of
-    hqq-cpp quantize."""
+    """The roles of a model's parameters by their names, shapes and types: the rule of
+    `hqq-cpp quantize`."""
     return _core.Roles(
         (f"{path}.{last}" if path else last, tuple(parameter.shape), str(parameter.dtype))
         for place in places.values()

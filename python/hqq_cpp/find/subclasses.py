@@ -12,9 +12,9 @@ from .._cached import cached
 from ..nn.base import QuantizedModule
 from ..nn.carry import ACCELERATE, attributes_of
 
-# What a subclass may replace: none of it takes part in a forward pass.
+# A subclass may replace these: they take no part in a forward pass.
 _HARMLESS = {"reset_parameters", "extra_repr"}
-# Of Python's own names, those that do.
+# Python's own names that do take part.
 _TELLING = {"__call__", "__new__", "__getattr__", "__getattribute__", "__setattr__", "__delattr__"}
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
 

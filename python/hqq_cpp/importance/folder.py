@@ -290,7 +290,7 @@ def _headers(files: list[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, st
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """What a state_dict has, as it is."""
+    """The tensors of a state_dict, not detached."""
     return dict(module.state_dict(keep_vars=True))
 
 

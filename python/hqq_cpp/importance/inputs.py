@@ -85,7 +85,7 @@ def _run_towers(model: Any, inputs: RandomInputs) -> None:
 
 
 class RandomInputs:
-    """What one model takes."""
+    """The input that one model takes."""
 
     def __init__(self, model: Any, n: int, generator: torch.Generator):
         self.model, self.n, self.generator = model, n, generator

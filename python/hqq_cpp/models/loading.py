@@ -117,7 +117,7 @@ def _files(folder: Path) -> list[Path]:
 
 @dataclass
 class Plan:
-    """What becomes of every tensor, and what does not fit."""
+    """The use of every stored tensor, and a list of what does not fit."""
 
     # Stored name of a quantized layer -> the layer and the module for it.
     modules: dict[str, tuple[Layer, QuantizedModule]] = field(default_factory=dict)
@@ -263,7 +263,7 @@ def _compare_packed(
 def _compare(
     plan: Plan, name: str, state: dict[str, object], shape: Iterable[int], is_float: bool
 ) -> None:
-    """Of one dense tensor."""
+    """Notes in the plan where a dense tensor does not fit the model."""
     target, shape = state[name], list(shape)
     if not isinstance(target, torch.Tensor):
         plan.wrong.append(f"{name} is a {type(target).__name__} in the model")

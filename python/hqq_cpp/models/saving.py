@@ -224,6 +224,6 @@ def _folder_at(target: Path) -> Iterator[Path]:
             os.rename(old, target)
         raise
     finally:
-        # Not what could not be put back.
+        # An old folder that could not be put back stays.
         if target.exists() or not old.exists():
             shutil.rmtree(scratch, ignore_errors=True)

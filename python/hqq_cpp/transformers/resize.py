@@ -60,7 +60,7 @@ def _refuse_quantized(model: nn.Module, given: dict[str, Any]) -> None:
 
 
 def _embeddings(model: nn.Module, given: dict[str, Any]) -> Iterator[tuple[nn.Module, int]]:
-    """What would be resized, with the dimension of its tokens."""
+    """The modules that would be resized, each with the dimension of its tokens."""
     for get in (model.get_input_embeddings, model.get_output_embeddings):
         with contextlib.suppress(NotImplementedError, AttributeError):  # a model without
             yield get(), 0

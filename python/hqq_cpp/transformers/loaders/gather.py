@@ -21,7 +21,7 @@ _Layers = list[list[tuple[Stored, dict[str, torch.Tensor]]]]
 
 
 class Slot(NamedTuple):
-    """What a tensor of a checkpoint is for."""
+    """The place of a stored tensor in a target."""
 
     target: Target
     # Part and last name of the tensor: "0.scale".
@@ -67,7 +67,7 @@ class Gather(WeightConverter):
         return slot.target.key, slot.pattern
 
     def set_dtype(self, dtype: torch.dtype | None) -> None:
-        """What the loader would cast the dense weight to."""
+        """Tells the type to which Transformers would cast the dense weight."""
         self.operations[0].dtype = dtype
 
 
@@ -75,10 +75,10 @@ class Assemble(ConversionOps):
     """The packed tensors of a target's module, or its dense weight, from the tensors of its layers.
 
     Args:
-        targets: Those that it is asked for.
+        targets: The targets that it may be asked for.
     """
 
-    # What the loader would cast a dense weight to.
+    # The type to which Transformers would cast a dense weight.
     dtype: torch.dtype | None = None
 
     def __init__(self, targets: Collection[Target]):

@@ -1,4 +1,4 @@
-"""What from_pretrained makes of the names in a checkpoint, known before it reads a weight."""
+"""Predicts which parameter from_pretrained makes of each name in a checkpoint."""
 
 from __future__ import annotations
 

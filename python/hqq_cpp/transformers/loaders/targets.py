@@ -30,7 +30,7 @@ _NAMES_IN_WARNINGS = 3
 class Stored:
     """A layer as the files have it."""
 
-    # What the names of its tensors begin with.
+    # The names of its tensors begin with this.
     name: str
     # Name of its dense weight.
     tensor: str = ""
@@ -62,7 +62,7 @@ class Target:
 
     @property
     def key(self) -> str:
-        """What the loader calls the result."""
+        """The name by which Transformers knows the result."""
         return self.parameter if self.module is None else f"{self.module}.W_q"
 
     @property

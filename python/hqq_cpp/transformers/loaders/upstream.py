@@ -184,12 +184,12 @@ class FromUpstream(Assemble):
     """Takes the tensors of upstream's layers."""
 
     def matrix(self, stored, tensors, dtype):
-        """In the type of the model."""
+        """The dequantized weight in the type of the model."""
         decoded = upstream.decode(tensors)
         return upstream.dequantize(decoded, torch.float32, stored.name).to(dtype)
 
     def packed(self, stored, tensors):
-        """W_q, scale and zero of format 1."""
+        """The tensors W_q, scale and zero of format 1."""
         aligned = {}
         for key, tensor in tensors.items():
             tensor = tensor.detach().cpu().contiguous()
