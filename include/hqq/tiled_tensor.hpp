@@ -1,7 +1,6 @@
 // A quantized matrix in the order in which the CPU kernels read it (docs/kernels.md, "Tiles").
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
@@ -17,13 +16,8 @@ namespace hqq {
 struct TiledTensor : PackedMatrix {
   static constexpr std::int64_t kTileRows = 16;
 
-  struct FieldSpec {
-    bool present;
-    DType dtype;
-    std::vector<std::int64_t> shape;
-  };
-  // What fields() must be, in their order.
-  std::array<FieldSpec, 8> specs() const;
+  // Those of the QuantizedTensor, with the shapes above.
+  TensorSpecs specs() const;
   // Allocates every tensor that config and the features call for.
   void allocate();
   // Checks shapes, dtypes and sizes; throws FormatError naming `name` and the tensor that does not

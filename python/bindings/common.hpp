@@ -30,6 +30,7 @@ void bind_device(py::module_& m);
 void bind_tensor(py::module_& m);
 void bind_layer_config(py::module_& m);
 void bind_config(py::module_& m);
+void bind_format(py::module_& m);
 void bind_quantized_tensor(py::module_& m);
 void bind_tiled_tensor(py::module_& m);
 void bind_quantizer(py::module_& m);

@@ -7,6 +7,7 @@
 #include "src/cpu/linear/tiles/dequantize_tiles.hpp"
 #include "src/cpu/linear/tiles/tile_order.hpp"
 #include "src/cpu/parallel.hpp"
+#include "src/format/tensor_specs.hpp"
 
 namespace hqq {
 namespace {
@@ -41,59 +42,23 @@ bool can_tile(const LayerConfig& config, std::int64_t out_features, std::int64_t
   return group > 0 && group % TiledTensor::kTileRows == 0 && out_features % group == 0;
 }
 
-std::array<TiledTensor::FieldSpec, 8> TiledTensor::specs() const {
-  const core::GroupLayout groups = layout();
-  const TileOrder order(config, groups);
-  const std::int64_t blocks = metadata_blocks();
-  const std::vector<std::int64_t> metadata =
-      config.axis == 1 ? std::vector<std::int64_t>{order.tiles(), order.groups(), kTileRows}
-                       : std::vector<std::int64_t>{groups.metadata_rows(), groups.metadata_cols()};
-  const auto stored = [&](bool quantized) { return quantized ? DType::kU8 : config.meta_dtype; };
-  return {{{true, DType::kU8, {order.tiles(), order.units(), order.bits() * cpu::kFieldBytes}},
-           {true, stored(config.quant_scale), metadata},
-           {true, stored(config.quant_zero), metadata},
-           {config.quant_scale, DType::kF32, {blocks}},
-           {config.quant_scale, DType::kF32, {blocks}},
-           {config.quant_zero, DType::kF32, {blocks}},
-           {config.quant_zero, DType::kF32, {blocks}},
-           {config.balance == Balance::kSinkhorn, config.meta_dtype, {in_features}}}};
+TensorSpecs TiledTensor::specs() const {
+  TensorSpecs specs = tensor_specs(config, out_features, in_features);
+  const TileOrder order(config, layout());
+  specs[0].shape = {order.tiles(), order.units(), order.bits() * cpu::kFieldBytes};
+  if (config.axis == 1) {
+    specs[1].shape = specs[2].shape = {order.tiles(), order.groups(), kTileRows};
+  }
+  return specs;
 }
 
-void TiledTensor::allocate() {
-  const auto wanted = specs();
-  std::size_t i = 0;
-  for (const auto& [name, tensor] : fields()) {
-    const FieldSpec& spec = wanted[i++];
-    *tensor = spec.present ? Tensor::allocate(spec.dtype, spec.shape) : Tensor();
-  }
-}
+void TiledTensor::allocate() { allocate_tensors(*this, specs()); }
 
 void TiledTensor::validate(const std::string& name) const {
   if (out_features <= 0 || in_features <= 0 || !can_tile(config, out_features, in_features)) {
     throw_format(name, "no tiles have this shape: " + describe(config, out_features, in_features));
   }
-  const auto wanted = specs();
-  const Tensor* const tensors[] = {&W_q,          &scale,     &zero,        &scale_step,
-                                   &scale_offset, &zero_step, &zero_offset, &col_scale};
-  static constexpr const char* kNames[] = {"W_q",          "scale",     "zero",        "scale_step",
-                                           "scale_offset", "zero_step", "zero_offset", "col_scale"};
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    const Tensor& tensor = *tensors[i];
-    const FieldSpec& spec = wanted[i];
-    const std::string field = "the tiled " + std::string(kNames[i]);
-    if (bool(tensor) != spec.present) {
-      throw_format(name, field + (spec.present ? " is missing"
-                                               : " is present, but the settings exclude it"));
-    }
-    if (!spec.present) continue;
-    const auto bytes =
-        static_cast<std::size_t>(checked_numel(spec.shape, name)) * dtype_size(spec.dtype);
-    if (tensor.shape != spec.shape || tensor.dtype != spec.dtype || tensor.nbytes() != bytes) {
-      throw_format(name, field + " is " + std::string(dtype_name(tensor.dtype)) + " " +
-                             shape_string(tensor.shape) + "; it must be " +
-                             std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape));
-    }
-  }
+  check_tensors(*this, specs(), name, "the tiled ");
 }
 
 TiledTensor tile(QuantizedTensor q, int threads) {

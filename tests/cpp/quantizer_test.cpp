@@ -349,7 +349,7 @@ TEST(ValidateTest, NamesTheTensorThatDoesNotFit) {
   wrong.scale.shape = {4, 2};
   EXPECT_THAT(
       [&] { dequantize(wrong); },
-      ThrowsMessage<FormatError>(HasSubstr("scale has the shape [4, 2]; it must be [8, 1]")));
+      ThrowsMessage<FormatError>(HasSubstr("scale is float16 [4, 2]; it must be float16 [8, 1]")));
   wrong = q;
   wrong.zero = Tensor();
   EXPECT_THAT([&] { wrong.validate("x"); },

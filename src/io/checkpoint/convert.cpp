@@ -235,7 +235,7 @@ UpstreamSource open_layer(const Checkpoint& source, const std::string& name) {
   return found;
 }
 
-Recipe unpack_recipe(const UpstreamSource& source, const FieldSpec& spec) {
+Recipe unpack_recipe(const UpstreamSource& source, const TensorSpec& spec) {
   const Located words = source.tensors.at("W_q");
   const BitWidth width = source.layer.config.nbits;
   const std::int64_t in_features = source.layer.in_features;
@@ -252,10 +252,11 @@ Recipe unpack_recipe(const UpstreamSource& source, const FieldSpec& spec) {
   return recipe;
 }
 
-Recipe metadata_recipe(const UpstreamSource& source, const FieldSpec& spec) {
+Recipe metadata_recipe(const UpstreamSource& source, const TensorSpec& spec) {
   const bool stacked = source.layer.zero_scale;
-  const Located located = source.tensors.at(stacked ? "zero_scale" : spec.field);
-  const std::uint64_t offset = stacked && spec.field == "scale" ? spec.nbytes() : 0;
+  const std::string field = spec.name;
+  const Located located = source.tensors.at(stacked ? "zero_scale" : field);
+  const std::uint64_t offset = stacked && field == "scale" ? spec.nbytes() : 0;
   Recipe recipe;
   recipe.input_bytes = spec.nbytes();
   recipe.read = [located, offset, size = spec.nbytes()] {
@@ -267,11 +268,12 @@ Recipe metadata_recipe(const UpstreamSource& source, const FieldSpec& spec) {
 
 LayerDescription add_from_upstream(const UpstreamSource& source, ShardBuilder& shard) {
   const UpstreamLayer& layer = source.layer;
-  for (const FieldSpec& spec : field_specs(layer.config, layer.out_features, layer.in_features)) {
-    Recipe recipe =
-        spec.field == "W_q" ? unpack_recipe(source, spec) : metadata_recipe(source, spec);
+  for (const TensorSpec& spec : tensor_specs(layer.config, layer.out_features, layer.in_features)) {
+    if (!spec.present) continue;
+    const std::string field = spec.name;
+    Recipe recipe = field == "W_q" ? unpack_recipe(source, spec) : metadata_recipe(source, spec);
     recipe.layer = source.name;
-    shard.make(source.name + "." + spec.field, spec.dtype, spec.shape, std::move(recipe));
+    shard.make(source.name + "." + field, spec.dtype, spec.shape, std::move(recipe));
   }
   LayerDescription description;
   description.name = source.name;

@@ -27,7 +27,7 @@ Json quant_config_of(const LayerDescription& layer) {
   }
   params["channel_wise"] = true;
   params["group_size"] =
-      upstream::resolved_group_size(config, layer.out_features(), layer.in_features());
+      group_layout(config, layer.out_features(), layer.in_features()).group_size;
   params["optimize"] = config.solver != Solver::kMinMax;
   params["round_zero"] = config.effective_round_zero();
   params["axis"] = config.axis;
