@@ -34,14 +34,10 @@ struct BitWidthInfo {
 // A new width is an enumerator above, a row here and the kernels that the compiler then asks for
 // (docs/architecture.md, "Where to put the next ...").
 inline constexpr BitWidthInfo kBitWidths[] = {
-    {BitWidth::k8, 8, {8, 0, 8, 255}},
-    {BitWidth::k6, 6, {4, 2, 32, 63}},
-    {BitWidth::k5, 5, {4, 1, 32, 31}},
-    {BitWidth::k4, 4, {4, 0, 8, 15}},
-    {BitWidth::k3, 3, {2, 1, 32, 7}},
-    {BitWidth::k2, 2, {2, 0, 8, 3}},
-    {BitWidth::kTernary, 1.58, {0, 0, 64, 2}},
-    {BitWidth::k1, 1, {1, 0, 8, 1}},
+    {BitWidth::k8, 8, {8, 0, 8, 255}},         {BitWidth::k6, 6, {4, 2, 32, 63}},
+    {BitWidth::k5, 5, {4, 1, 32, 31}},         {BitWidth::k4, 4, {4, 0, 8, 15}},
+    {BitWidth::k3, 3, {2, 1, 32, 7}},          {BitWidth::k2, 2, {2, 0, 8, 3}},
+    {BitWidth::kTernary, 1.58, {0, 0, 64, 2}}, {BitWidth::k1, 1, {1, 0, 8, 1}},
 };
 inline constexpr int kNumBitWidths = static_cast<int>(std::size(kBitWidths));
 

@@ -13,10 +13,10 @@
 
 namespace hqq {
 
-// The tensors of a quantized matrix, in the order of files. A layer has those that its settings call
-// for.
-inline constexpr std::array kTensorNames = {"W_q",          "scale",     "zero",        "scale_step",
-                                            "scale_offset", "zero_step", "zero_offset", "col_scale"};
+// The tensors of a quantized matrix, in the order of files. A layer has those that its settings
+// call for.
+inline constexpr std::array kTensorNames = {
+    "W_q", "scale", "zero", "scale_step", "scale_offset", "zero_step", "zero_offset", "col_scale"};
 
 // What one of them must be.
 struct TensorSpec {
@@ -49,8 +49,8 @@ struct PackedMatrix {
   std::int64_t in_features = 0;
 
   Tensor W_q, scale, zero;
-  // 8-bit metadata: value = code * step + offset, one pair per core::kMetadataBlock codes in row-major
-  // order.
+  // 8-bit metadata: value = code * step + offset, one pair per core::kMetadataBlock codes in
+  // row-major order.
   Tensor scale_step,
       scale_offset;  // float32 [ceil(groups / core::kMetadataBlock)], absent without quant_scale
   Tensor zero_step, zero_offset;  // likewise for quant_zero

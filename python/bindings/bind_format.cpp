@@ -27,7 +27,8 @@ Example:
     24
 )doc";
 
-constexpr const char* kSpecsDoc = R"doc(The tensors that a layer has in format 1, in the order of files.
+constexpr const char* kSpecsDoc =
+    R"doc(The tensors that a layer has in format 1, in the order of files.
 
 Args:
     config: Settings of the layer; balance 'auto' is not allowed here.
@@ -79,15 +80,15 @@ void bind_format(py::module_& m) {
       "nbits", [](const BitWidthInfo& info) { return nbits_to_python(info.width); },
       "8, 6, 5, 4, 3, 2, 1.58 or 1.");
   bind_part(
-      type, "low_bits", [](RowFormat f) { return f.low_bits; }, "Bits of the first plane; 0: ternary.");
+      type, "low_bits", [](RowFormat f) { return f.low_bits; },
+      "Bits of the first plane; 0: ternary.");
   bind_part(
       type, "high_bits", [](RowFormat f) { return f.high_bits; },
       "Bits of the second plane; 0: there is none.");
   bind_part(
       type, "block", [](RowFormat f) { return f.block; },
       "Codes of a block; the last one of a row may be shorter.");
-  bind_part(
-      type, "max_code", [](RowFormat f) { return f.max_code; }, "Largest code.");
+  bind_part(type, "max_code", [](RowFormat f) { return f.max_code; }, "Largest code.");
   py::tuple widths(kNumBitWidths);
   for (int i = 0; i < kNumBitWidths; ++i) {
     widths[static_cast<std::size_t>(i)] =

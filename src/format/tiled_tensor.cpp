@@ -1,10 +1,7 @@
 #include "hqq/tiled_tensor.hpp"
 
-#include <cstring>
-
+#include "hqq/device.hpp"
 #include "hqq/error.hpp"
-#include "hqq/quantizer.hpp"
-#include "src/cpu/linear/tiles/dequantize_tiles.hpp"
 #include "src/cpu/linear/tiles/tile_order.hpp"
 #include "src/cpu/parallel.hpp"
 #include "src/format/tensor_specs.hpp"
@@ -14,7 +11,9 @@ namespace {
 
 using cpu::TileOrder;
 
-int resolved(int threads) { return threads > 0 ? threads : default_threads(); }
+int threads_of(const TileOptions& options) {
+  return options.threads > 0 ? options.threads : default_threads();
+}
 
 // What tiles share with format 1.
 void share_metadata(const PackedMatrix& from, PackedMatrix& to) {
@@ -61,7 +60,7 @@ void TiledTensor::validate(const std::string& name) const {
   check_tensors(*this, specs(), name, "the tiled ");
 }
 
-TiledTensor tile(QuantizedTensor q, int threads) {
+TiledTensor tile(QuantizedTensor q, const TileOptions& options) {
   q.validate("tile");
   if (!can_tile(q.config, q.out_features, q.in_features)) {
     throw_invalid("tile",
@@ -77,7 +76,7 @@ TiledTensor tile(QuantizedTensor q, int threads) {
   const auto metadata_bytes = [&](const Tensor& t) {
     return static_cast<std::size_t>(order.groups() * TiledTensor::kTileRows) * dtype_size(t.dtype);
   };
-  cpu::parallel_for(order.tiles(), resolved(threads), [&](std::int64_t t) {
+  cpu::parallel_for(order.tiles(), threads_of(options), [&](std::int64_t t) {
     cpu::pack_tile(q, order, t, tiled.W_q.data<std::uint8_t>() + t * order.tile_bytes());
     if (q.config.axis == 0) return;
     for (const auto& [from, to] : {std::pair(&q.scale, &tiled.scale), {&q.zero, &tiled.zero}}) {
@@ -92,14 +91,14 @@ TiledTensor tile(QuantizedTensor q, int threads) {
   return tiled;
 }
 
-QuantizedTensor untile(const TiledTensor& tiled, int threads) {
+QuantizedTensor untile(const TiledTensor& tiled, const TileOptions& options) {
   tiled.validate("untile");
   QuantizedTensor q;
   share_metadata(tiled, q);
   q.allocate();
   share_metadata(tiled, q);
   const TileOrder order(q.config, q.layout());
-  cpu::parallel_for(order.tiles(), resolved(threads), [&](std::int64_t t) {
+  cpu::parallel_for(order.tiles(), threads_of(options), [&](std::int64_t t) {
     cpu::unpack_tile(tiled.W_q.data<std::uint8_t>() + t * order.tile_bytes(), order, t, q);
     if (q.config.axis == 0) return;
     for (const auto& [from, to] : {std::pair(&tiled.scale, &q.scale), {&tiled.zero, &q.zero}}) {
@@ -113,61 +112,6 @@ QuantizedTensor untile(const TiledTensor& tiled, int threads) {
     q.zero = tiled.zero;
   }
   return q;
-}
-
-namespace {
-
-void check_rows(std::span<const std::int64_t> rows, std::int64_t out_features) {
-  for (std::int64_t row : rows) {
-    if (row < 0 || row >= out_features) {
-      throw_invalid("dequantize", "row " + std::to_string(row) + " does not exist; W has " +
-                                      std::to_string(out_features) + " rows");
-    }
-  }
-}
-
-void check_dtype(DType dtype) {
-  if (!is_weight_dtype(dtype)) {
-    throw_invalid("dequantize",
-                  std::string(dtype_name(dtype)) + " is not float32, float16, bfloat16 or float64");
-  }
-}
-
-}  // namespace
-
-void dequantize_rows(const TiledTensor& q, std::span<const std::int64_t> rows, DType dtype,
-                     void* out) {
-  q.validate("dequantize");
-  check_rows(rows, q.out_features);
-  check_dtype(dtype);
-  LinearTask task;
-  task.tiled = &q;
-  cpu::dequantize_some_rows(task, rows, dtype, static_cast<std::byte*>(out));
-}
-
-void dequantize_rows(const QuantizedTensor& q, std::span<const std::int64_t> rows, DType dtype,
-                     void* out) {
-  q.validate("dequantize");
-  check_rows(rows, q.out_features);
-  check_dtype(dtype);
-  if (can_tile(q.config, q.out_features, q.in_features)) {
-    LinearTask task;
-    task.q = &q;
-    cpu::dequantize_some_rows(task, rows, dtype, static_cast<std::byte*>(out));
-    return;
-  }
-  const Tensor dense = dequantize(q, dtype);
-  const std::size_t row_bytes = dense.nbytes() / static_cast<std::size_t>(q.out_features);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(static_cast<std::byte*>(out) + i * row_bytes,
-                dense.buffer.data + static_cast<std::size_t>(rows[i]) * row_bytes, row_bytes);
-  }
-}
-
-void dequantize(const TiledTensor& q, DType dtype, void* out, int threads) {
-  q.validate("dequantize");
-  check_dtype(dtype);
-  cpu::dequantize_tiles(q, dtype, static_cast<std::byte*>(out), resolved(threads));
 }
 
 }  // namespace hqq

@@ -9,6 +9,7 @@
 #include <limits>
 #include <sstream>
 
+#include "hqq/eigen.hpp"
 #include "hqq/error.hpp"
 #include "hqq/quantizer.hpp"
 #include "tests/cpp/linear_bound.hpp"
@@ -72,7 +73,7 @@ void check_product(const LayerSpec& spec, std::int64_t rows, LinearMode mode, Rn
   guard_all(q, side);
   const std::vector<std::byte> y = product(x.view, q, b, options);
   if (can_tile(q.config, q.out_features, q.in_features)) {
-    TiledTensor tiled = tile(q, 1);
+    TiledTensor tiled = tile(q, {1});
     guard_all(tiled, side);
     ASSERT_EQ(product(x.view, tiled, b, options), y) << "tiles and format 1 differ";
   } else {

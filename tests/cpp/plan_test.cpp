@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/error.hpp"
 #include "tests/cpp/model_test_util.hpp"
 

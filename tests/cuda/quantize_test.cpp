@@ -18,6 +18,7 @@
 
 #include "cuda/runtime.hpp"
 #include "hqq/quantizer.hpp"
+#include "src/config/config_json.hpp"
 #include "src/format/float_values.hpp"
 #include "src/quantize/small_scales.hpp"
 #include "src/quantize/solve_params.hpp"

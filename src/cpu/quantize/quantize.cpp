@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/core/codec.hpp"
 #include "hqq/core/math.hpp"
 #include "hqq/core/metadata.hpp"

@@ -7,6 +7,7 @@
 #include "hqq/version.hpp"
 #include "src/base/json.hpp"
 #include "src/base/json_edit.hpp"
+#include "src/config/config_json.hpp"
 #include "src/io/checkpoint/pipeline.hpp"
 #include "src/io/checkpoint/source_check.hpp"
 #include "src/model/balance.hpp"
@@ -267,7 +268,7 @@ HqqConfig QuantizePlan::resolved_config(const HqqConfig& config) const {
 
 std::string QuantizePlan::config_json(const std::string& original, const HqqConfig& config) const {
   Json quantization = {{kQuantizerKey, kQuantizerName}, {"format_version", kFormatVersion}};
-  const Json settings = resolved_config(config).to_json();
+  const Json settings = config_to_json(resolved_config(config));
   for (const auto& [key, value] : settings.items()) quantization[key] = value;
   quantization["not_quantized"] = Json::array();
   for (const std::string& tensor : copied) {

@@ -8,6 +8,7 @@
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
 #include "src/base/json.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq {
 namespace {

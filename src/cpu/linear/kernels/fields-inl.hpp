@@ -48,8 +48,8 @@ struct Fields {
   static constexpr int kWhole = kBits * kPacking.slots;  // fields without pieces
   static_assert(kPacking.num_pieces > 0 || kWhole == kUnitFields);
 
-  // Calls take(Index<f>, codes) for the fields f = 0..7, in this order. `unit` points to the part of
-  // the first vector that Isa::kRows rows take; vectors are kFieldBytes apart.
+  // Calls take(Index<f>, codes) for the fields f = 0..7, in this order. `unit` points to the part
+  // of the first vector that Isa::kRows rows take; vectors are kFieldBytes apart.
   template <class Take>
   HQQ_INLINE static void unpack(const std::uint8_t* unit, Take take) {
     Isa::Bytes v[kBits];
@@ -83,8 +83,7 @@ struct Fields {
     static_assert(kHere.from >= kHere.to, "a piece must be above the bits that it becomes");
     const auto bits =
         bits_of<kHere.from - kHere.to, ((1 << kHere.count) - 1) << kHere.to>(v[kHere.vector]);
-    if constexpr (kPiece + 1 < kPacking.num_pieces &&
-                  kPacking.pieces[kPiece + 1].field == kField) {
+    if constexpr (kPiece + 1 < kPacking.num_pieces && kPacking.pieces[kPiece + 1].field == kField) {
       return Isa::or_(bits, assembled<kField, kPiece + 1>(v));
     } else {
       return bits;

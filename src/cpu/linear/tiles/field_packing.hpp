@@ -1,6 +1,6 @@
-// How the eight fields of a unit share bytes, for every number of bits: the one description that the
-// kernels (fields-inl.hpp) and the reordering of codes (tile_order.cpp) follow. No function of the
-// standard library is used here: kernels are compiled for instruction sets of their own.
+// How the eight fields of a unit share bytes, for every number of bits: the one description that
+// the kernels (fields-inl.hpp) and the reordering of codes (tile_order.cpp) follow. No function of
+// the standard library is used here: kernels are compiled for instruction sets of their own.
 #pragma once
 
 #include "src/cpu/linear/tiles/tiles.hpp"
@@ -13,8 +13,8 @@ struct Piece {
   int field, vector, from, count, to;
 };
 
-// `slots` fields of `bits` bits lie in each of the `bits` vectors of a unit, the first in the lowest
-// bits; pieces make up the fields that are left.
+// `slots` fields of `bits` bits lie in each of the `bits` vectors of a unit, the first in the
+// lowest bits; pieces make up the fields that are left.
 struct FieldPacking {
   int bits;
   int slots;

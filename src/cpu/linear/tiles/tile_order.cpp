@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/core/codec.hpp"
 
 namespace hqq::cpu {

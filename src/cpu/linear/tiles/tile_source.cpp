@@ -10,7 +10,6 @@
 namespace hqq::cpu {
 namespace {
 
-
 void read_floats(DType dtype, const std::byte* in, std::int64_t count, float* out) {
   if (dtype == DType::kF16) {
     linear_kernels().read_f16(reinterpret_cast<const std::uint16_t*>(in), count, out);
