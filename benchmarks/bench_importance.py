@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hqq_cpp
-from hqq_cpp.nn.importance import collect_importance
+from hqq_cpp.importance.collect import collect_importance
 
 TEXT = Path(__file__).resolve().parents[1] / "examples" / "text" / "valid.txt"
 UPSTREAM = "hqq (upstream)"

@@ -1,6 +1,6 @@
-// Eigen matrices as results; as arguments they convert to a TensorView. Only who includes this header
-// needs Eigen (target hqq::eigen): the library takes pointers, so a program may be compiled with
-// other flags than the library.
+// Eigen matrices as results; as arguments they convert to a TensorView. Only who includes this
+// header needs Eigen (target hqq::eigen): the library takes pointers, so a program may be compiled
+// with other flags than the library.
 #pragma once
 
 #include <Eigen/Core>

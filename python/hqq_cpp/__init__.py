@@ -53,6 +53,7 @@ from .api import (
     verify_checkpoint,
 )
 from .errors import CudaError, FormatError, Interrupted
+from .models import listeners
 from .numpy_linear import QuantizedLinear, quantize_linear
 
 __all__ = [
@@ -109,46 +110,39 @@ __all__ = [
 
 
 if TYPE_CHECKING:
-    from .nn import (
-        HqqEmbedding,
-        HqqExperts,
-        HqqLinear,
-        collect_importance,
-        collect_importance_folder,
-        dequantize_model_,
-        from_upstream,
-        get_backend,
-        hqq_report,
-        load_model,
-        quantize_model_,
-        save_model,
-        set_backend,
-        take_over_,
-    )
+    from .importance.collect import collect_importance
+    from .importance.folder import collect_importance_folder
+    from .models.dequantize import dequantize_model_
+    from .models.loading import load_model
+    from .models.quantize import quantize_model_
+    from .models.report import hqq_report
+    from .models.saving import save_model
+    from .models.take_over import from_upstream, take_over_
+    from .nn import HqqEmbedding, HqqExperts, HqqLinear, get_backend, set_backend
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
-        "HqqEmbedding": "embedding",
-        "HqqExperts": "experts",
-        "HqqLinear": "linear",
-        "collect_importance": "importance",
-        "collect_importance_folder": "importance_folder",
-        "dequantize_model_": "dequantize_model",
-        "from_upstream": "take_over",
-        "get_backend": "backend",
-        "hqq_report": "report",
-        "load_model": "loading",
-        "quantize_model_": "quantize_model",
-        "save_model": "saving",
-        "set_backend": "backend",
-        "take_over_": "take_over",
+        "HqqEmbedding": "nn.embedding",
+        "HqqExperts": "nn.experts",
+        "HqqLinear": "nn.linear",
+        "collect_importance": "importance.collect",
+        "collect_importance_folder": "importance.folder",
+        "dequantize_model_": "models.dequantize",
+        "from_upstream": "models.take_over",
+        "get_backend": "backends",
+        "hqq_report": "models.report",
+        "load_model": "models.loading",
+        "quantize_model_": "models.quantize",
+        "save_model": "models.saving",
+        "set_backend": "backends",
+        "take_over_": "models.take_over",
     }
 
     def __getattr__(name):
         if name in _TORCH_NAMES:
             import importlib
 
-            return getattr(importlib.import_module(f"{__name__}.nn.{_TORCH_NAMES[name]}"), name)
+            return getattr(importlib.import_module(f"{__name__}.{_TORCH_NAMES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -161,6 +155,17 @@ def _register_operators() -> None:
     from .nn import ops  # noqa: F401
 
 
+def _join_listeners() -> None:
+    """In the order in which they are told of a model."""
+    for library, package in (
+        ("peft", "peft"),
+        ("transformers", "transformers"),
+        ("diffusers.models.modeling_utils", "diffusers"),
+    ):
+        listeners.join(library, f"{__name__}.{package}.listener")
+
+
+_join_listeners()
 _transformers_hook.install()
 _diffusers_hook.install()
 after_import("torch", _register_operators)

@@ -38,7 +38,7 @@ def _importance(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random tokens (0)")
     args = parser.parse_args(arguments)
     try:
-        from .nn.importance_folder import collect_importance_folder
+        from .importance.folder import collect_importance_folder
 
         result = collect_importance_folder(args.model_dir, args.out, n=args.tokens, seed=args.seed)
     except FormatError as error:

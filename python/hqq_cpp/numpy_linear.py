@@ -108,7 +108,7 @@ def quantize_linear(
     is_torch = False
     if torch is not None:
         if isinstance(weight, torch.nn.Module):
-            from .nn.kinds import check_single
+            from .find.kinds import check_single
 
             check_single(weight)
             bias = weight.bias if bias is None else bias

@@ -11,8 +11,8 @@
 #include "hqq/checkpoint.hpp"
 #include "hqq/linear.hpp"
 #include "src/cpu/parallel.hpp"
-#include "tests/cpp/failing_allocator.hpp"
-#include "tests/cpp/model_test_util.hpp"
+#include "tests/cpp/support/failing_allocator.hpp"
+#include "tests/cpp/support/model_test_util.hpp"
 
 namespace hqq {
 namespace {

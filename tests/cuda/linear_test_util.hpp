@@ -9,7 +9,7 @@
 #include "cuda/device/tile.hpp"
 #include "cuda/linear.hpp"
 #include "src/format/float_values.hpp"
-#include "tests/cpp/linear_test_util.hpp"
+#include "tests/cpp/support/linear_test_util.hpp"
 #include "tests/cuda/device_memory.hpp"
 
 namespace hqq::cuda {

@@ -10,15 +10,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from hqq_cpp.nn.dequantize import weight_of
+from hqq_cpp.nn.solve import quantize_tensor
 from torch import nn
 
 import hqq_cpp
 from hqq_cpp import _core
+from hqq_cpp.models.quantize import quantize_model_
 from hqq_cpp.nn import backend, cuda, fused
-from hqq_cpp.nn.dequantize import weight_of
 from hqq_cpp.nn.linear import quantized_on_device
-from hqq_cpp.nn.quantize_model import quantize_model_
-from hqq_cpp.nn.solve import quantize_tensor
 
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
 HALVES = [torch.float16, torch.bfloat16]

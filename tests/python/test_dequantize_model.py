@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the layers need torch")
 from torch import nn
 
 import hqq_cpp
-from hqq_cpp.nn.layers import quantized_layers
+from hqq_cpp.find.layers import quantized_layers
 
 EIGHT = {"nbits": 8}
 IDS = torch.arange(3, 15)[None]

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import reference
 
 import hqq_cpp
+import reference
 from hqq_cpp import _core
 
 WEIGHT = np.sin(np.arange(40 * 96, dtype=np.float32)).reshape(40, 96)

@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 from torch import nn
 
 import hqq_cpp
-from hqq_cpp.nn.importance import (
+from hqq_cpp.importance.collect import (
     collect_importance,
     load_importance,
     save_importance,

@@ -7,8 +7,8 @@ transformers = pytest.importorskip("transformers")
 
 from torch import nn
 
-from hqq_cpp.nn.importance import collect_importance
-from hqq_cpp.nn.importance_experts import BLEND_TOKENS, blend
+from hqq_cpp.importance.collect import collect_importance
+from hqq_cpp.importance.experts import BLEND_TOKENS, blend
 
 SMALL = {
     "vocab_size": 100,

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import hqq_cpp
 from hqq_cpp import _cli
-from hqq_cpp.nn.importance import collect_importance, load_importance
-from hqq_cpp.nn.importance_folder import (
+from hqq_cpp.importance.collect import collect_importance, load_importance
+from hqq_cpp.importance.folder import (
     LayeredCheckpoint,
     collect_importance_folder,
 )
@@ -157,7 +157,7 @@ def test_one_layer_is_loaded_at_a_time(tmp_path):
 MEASURE = """
 import sys
 import torch, transformers, hqq_cpp
-from hqq_cpp.nn.importance_folder import collect_importance_folder
+from hqq_cpp.importance.folder import collect_importance_folder
 torch.set_num_threads(1)
 def resident():
     with open("/proc/self/status") as status:

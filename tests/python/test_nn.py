@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
 import hqq_cpp
-from hqq_cpp.nn.layers import find_layers, quantized_layers
+from hqq_cpp.find.layers import find_layers, quantized_layers
 
 SETTINGS = [
     {"nbits": 4, "group_size": 32},
@@ -58,9 +58,12 @@ def test_operators_hold_what_they_promise(layer):
     """Schema, fake implementation, autograd registration and dispatch under AOT."""
     x = torch.randn(3, 5, 96, requires_grad=True)
     bias = layer.bias.detach().clone().requires_grad_()
-    torch.library.opcheck(torch.ops.hqq_cpp.linear, (x, *layer.packed(), bias, *layer._layout))
     torch.library.opcheck(
-        torch.ops.hqq_cpp.linear_backward, (torch.randn(3, 40), *layer.packed(), *layer._layout)
+        torch.ops.hqq_cpp.linear, (x, *layer.packed(), bias, *layer._layout.numbers)
+    )
+    torch.library.opcheck(
+        torch.ops.hqq_cpp.linear_backward,
+        (torch.randn(3, 40), *layer.packed(), *layer._layout.numbers),
     )
 
 
@@ -315,7 +318,7 @@ def test_experts(parts, settings, backend):
     assert flipped.shape == (15, 64)
     torch.library.opcheck(
         torch.ops.hqq_cpp.experts_linear,
-        (x, counts, *made.packed(), bias, *made._layout, parts, False),
+        (x, counts, *made.packed(), bias, *made._layout.numbers, parts, False),
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
 import hqq_cpp
-from hqq_cpp.nn.layers import find_layers, quantized_layers, survey
+from hqq_cpp.find.layers import find_layers, quantized_layers, survey
 
 EIGHT = {"nbits": 8}
 
@@ -410,16 +410,16 @@ def test_importance_is_checked_first(vector, message):
 
 
 def test_a_refusal_half_way_says_how_far_it_came(monkeypatch):
-    from hqq_cpp.nn import quantize_model
+    from hqq_cpp.models import solve
 
-    solve = quantize_model.quantize_tensor
+    original = solve.quantize_tensor
 
     def refuse(W, config, name, *args):
         if name == "2":
             raise ValueError("[2] W is odd")
-        return solve(W, config, name, *args)
+        return original(W, config, name, *args)
 
-    monkeypatch.setattr(quantize_model, "quantize_tensor", refuse)
+    monkeypatch.setattr(solve, "quantize_tensor", refuse)
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     message = r"\[2\] W is odd \(2 layers are quantized already: 0, 1\)"
     with pytest.raises(ValueError, match=message):

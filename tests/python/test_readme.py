@@ -1,4 +1,5 @@
-"""The examples of README.md run as they are printed."""
+"""The examples of README.md run as they are printed, and print what it says. So do the commands of
+docs/cli.md; the C++ of docs/cpp.md is that of programs in examples/."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 
-def blocks(repository, language):
-    text = (repository / "README.md").read_text()
+def blocks(repository, language, page="README.md"):
+    text = (repository / page).read_text()
     found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
-    assert found, f"README.md has no {language} block"
+    assert found, f"{page} has no {language} block"
     return found
 
 
@@ -26,14 +28,15 @@ def clone(repository, tmp_path):
     return tmp_path
 
 
-def test_shell_examples(repository, clone):
+@pytest.mark.parametrize("page", ("README.md", "docs/cli.md"))
+def test_shell_examples(repository, clone, page):
     command = shutil.which(
         "hqq-cpp", path=os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
     )
     if command is None:
         pytest.skip("hqq-cpp is not installed beside this Python")
     env = dict(os.environ, PATH=os.path.dirname(command) + ":" + os.environ["PATH"])
-    for block in blocks(repository, "sh"):
+    for block in blocks(repository, "sh", page):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=clone,
@@ -42,7 +45,13 @@ def test_shell_examples(repository, clone):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-    assert (clone / "out" / "llama-upstream" / "config.json").exists()
+    assert (clone / "out" / "llama-dense" / "config.json").exists()
+
+
+def test_the_output_of_the_first_example(repository, clone):
+    code, (output,) = blocks(repository, "python")[0], blocks(repository, "text")
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
+    assert done.stdout == output
 
 
 def test_python_examples(repository, clone):
@@ -59,8 +68,20 @@ def test_python_examples(repository, clone):
         pytest.skip(f"{len(examples) - len(runnable)} of {len(examples)} examples need {missing}")
 
 
+def test_it_stays_short(repository):
+    assert len((repository / "README.md").read_text().splitlines()) <= 130
+
+
+# CTest builds and runs the programs.
 def test_cpp_example_is_the_one_that_is_built(repository):
-    # examples/quantize_matrix.cpp is compiled and run by CTest.
     assert blocks(repository, "cpp") == [
         (repository / "examples" / "quantize_matrix.cpp").read_text()
     ]
+
+
+def test_cpp_page_quotes_programs_that_are_built(repository):
+    *parts, engine = blocks(repository, "cpp", "docs/cpp.md")
+    assert engine == (repository / "examples" / "small_engine.cpp").read_text()
+    tour = (repository / "examples" / "library_tour.cpp").read_text()
+    for part in parts:
+        assert textwrap.indent(part, "  ") in tour

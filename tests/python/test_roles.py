@@ -7,7 +7,7 @@ from hqq_cpp import _core
 
 torch = pytest.importorskip("torch", reason="the layers need torch")
 
-from hqq_cpp.nn.layers import find_layers, find_roles, places_of, quantized_layers
+from hqq_cpp.find.layers import find_layers, find_roles, places_of, quantized_layers
 
 IDS = torch.arange(3, 11)[None]
 

@@ -316,7 +316,7 @@ def test_whole_or_nothing(net, saved, copy, tmp_path, monkeypatch):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hqq_cpp.nn.saving.save_safetensors", full)
+    monkeypatch.setattr("hqq_cpp.models.saving.save_safetensors", full)
     for folder in (copy, tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
             hqq_cpp.save_model(net, folder, overwrite=True)

@@ -89,7 +89,7 @@ def test_a_model_is_taken_over_saved_and_trained(tmp_path):
         expected = model(TOKENS).logits
     taken = hqq_cpp.take_over_(model)
     assert taken is model
-    assert not any(hqq_cpp.nn.take_over.is_upstream_layer(m) for m in model.modules())
+    assert not any(hqq_cpp.models.take_over.is_upstream_layer(m) for m in model.modules())
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=2e-5)
     assert "to" not in vars(model)  # hqq had replaced it, so that the model does not move
     model.save_pretrained(tmp_path)
@@ -124,7 +124,7 @@ def test_layers_prepared_for_other_kernels_are_refused_before_any_change():
     model = nn.Sequential(hqq_linear(nn.Linear(64, 32), nbits=4, group_size=64), prepared)
     with pytest.raises(ValueError, match=r"1 was prepared.*\(MarlinLinear\).*prepare_for_infer"):
         hqq_cpp.take_over_(model)
-    assert hqq_cpp.nn.take_over.is_upstream_layer(model[0])
+    assert hqq_cpp.models.take_over.is_upstream_layer(model[0])
 
 
 # Folders for hqq's own loader.

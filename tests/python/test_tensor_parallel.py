@@ -6,8 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import hqq_cpp
 from hqq_cpp.nn.dequantize import row_bytes
+
+import hqq_cpp
 
 OUT, IN = 64, 512
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]

@@ -22,7 +22,7 @@ from transformers import (
 import hqq_cpp
 import hqq_cpp.transformers
 from folder_maker import change, pack
-from hqq_cpp.nn.layers import quantized_layers
+from hqq_cpp.find.layers import quantized_layers
 
 IDS = torch.arange(3, 15)[None]
 TEXT = dict(

@@ -26,7 +26,7 @@ from transformers import (
 import hqq_cpp
 import hqq_cpp.transformers
 from folder_maker import change
-from hqq_cpp.nn.layers import quantized_layers
+from hqq_cpp.find.layers import quantized_layers
 
 IDS = torch.arange(1, 9)[None]
 Q4 = dict(nbits=4, group_size=32)

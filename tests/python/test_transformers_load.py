@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hqq_cpp
 import hqq_cpp.transformers
-from hqq_cpp.nn.layers import quantized_layers
+from hqq_cpp.find.layers import quantized_layers
 
 IDS = torch.arange(5, 45)[None]
 

@@ -11,8 +11,8 @@ transformers = pytest.importorskip("transformers", reason="the integration needs
 
 import hqq_cpp
 import hqq_cpp.transformers
+from hqq_cpp.find.layers import quantized_layers
 from hqq_cpp.nn.experts import HqqExperts
-from hqq_cpp.nn.layers import quantized_layers
 
 IDS = torch.arange(3, 15)[None]
 TEXT = dict(

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from transformers import core_model_loading
 
-from hqq_cpp.nn import _versions as torch_versions
+from hqq_cpp import _torch_version as torch_versions
 from hqq_cpp.transformers import _versions
 
 

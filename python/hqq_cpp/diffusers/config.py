@@ -9,7 +9,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from .. import _core
 from .._transformers_hook import METHOD
-from ..nn import described
+from ..models import described
 
 
 class Method(str, Enum):

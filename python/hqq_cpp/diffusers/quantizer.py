@@ -13,20 +13,16 @@ from torch import nn
 from .._core import LayerConfig
 from ..api import load_safetensors
 from ..errors import FormatError
-from ..nn import described
-from ..nn.dense_layers import listed
-from ..nn.dequantize import TENSOR_NAMES
-from ..nn.dequantize_model import dequantize_model_
-from ..nn.layers import Layer, find_layers, parent_of, quantized_layers
-from ..nn.loading import plan_loading
-from ..nn.module import QuantizedModule
-from ..nn.quantize_model import (
-    ImportanceSource,
-    put_module,
-    quantize_layer,
-    settings_of,
-    store_quantized,
-)
+from ..find.layers import Layer, find_layers, parent_of, quantized_layers
+from ..format import TENSOR_NAMES
+from ..importance.source import ImportanceSource
+from ..models import described
+from ..models.dequantize import dequantize_model_
+from ..models.loading import plan_loading
+from ..models.messages import listed
+from ..models.replace import put_module, store_quantized
+from ..models.solve import quantize_layer, settings_of
+from ..nn.base import QuantizedModule
 from .config import HqqQuantizationConfig
 
 
@@ -227,26 +223,3 @@ def attach(model: nn.Module, quantizer: HqqQuantizer | None = None) -> None:
     model.hf_quantizer = quantizer
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)
-
-
-def attach_all(model: nn.Module) -> None:
-    """attach() for every model of diffusers in `model` that has quantized layers: any may be saved
-    alone, and each has a config of its own."""
-    for part in _models(model):
-        if any(quantized_layers(part)):
-            attach(part)
-
-
-def forget_all(model: nn.Module) -> None:
-    """Takes the marks of quantized models off those whose layers are dense again."""
-    for part in _models(model):
-        if isinstance(getattr(part, "hf_quantizer", None), HqqQuantizer):
-            del part.hf_quantizer, part.quantization_method
-            config = {k: v for k, v in part.config.items() if k != "quantization_config"}
-            part._internal_dict = type(part.config)(config)
-
-
-def _models(model: nn.Module) -> list[nn.Module]:
-    from diffusers.models.modeling_utils import ModelMixin
-
-    return [part for part in model.modules() if isinstance(part, ModelMixin)]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._core import HqqConfig
-from .module import QuantizedModule
+from .base import QuantizedModule
 
 # What every module has.
 _MACHINERY = frozenset(vars(nn.Module()))

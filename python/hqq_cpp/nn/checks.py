@@ -5,26 +5,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .dequantize import Weight, dtype_name
+from ..format import FORMAT_1, PackedWeight, dtype_name
 from .watched import sees_operators
 
-_Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-
-def check_tensors(weight: Weight, specs: _Specs, dims: int, axis: int) -> None:
+def check_tensors(weight: PackedWeight) -> None:
     """Refuses tensors that kernels would read as something else.
-
-    Args:
-        weight: The tensors, in format 1 or tiled.
-        specs: Shape and dtype of each in format 1.
-        dims: Dimensions of the codes in format 1.
-        axis: Of the groups.
 
     Raises:
         ValueError: With the first that is wrong.
     """
-    is_tiled = weight.W_q.dim() > dims
-    for name, tensor in weight._asdict().items():
+    specs, axis = weight.layout.specs(), weight.config.axis
+    dims = len(specs["W_q"][0])
+    is_tiled = weight.packing != FORMAT_1
+    for name, tensor in weight.tensors._asdict().items():
         if (tensor is None) != (name not in specs):
             state = "missing" if tensor is None else "present, but the settings exclude it"
             raise ValueError(f"[module] {name} is {state}")

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from .._core import LayerConfig, QuantizedTensor
+from ..format import tensors_of
 from . import ops
+from .base import QuantizedModule, parse_dtype
 from .carry import carry_over
-from .dequantize import weight_of
 from .linear import HqqLinear
-from .module import QuantizedModule, parse_dtype
 
 
 class HqqEmbedding(QuantizedModule, nn.Embedding):
@@ -63,7 +63,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
         self._setup_table(
             weight.config, weight.shape, padding_idx, parse_dtype(dtype, torch.float32)
         )
-        self._register_tensors(weight_of(weight)._asdict())
+        self._register_tensors(tensors_of(weight)._asdict())
 
     def _setup_table(
         self,
@@ -142,7 +142,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
             IndexError: If there is no such row.
             ValueError: For ids of another type.
         """
-        return ops.embedding(input, self.checked(), self._layout, self.compute_dtype)
+        return ops.embedding(input, self.checked(), self.compute_dtype)
 
     def to_dense(self, weight: nn.Parameter) -> nn.Embedding:
         """The layer that this one took the place of, with another weight."""

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from .._core import LayerConfig, QuantizedTensor
-from . import backend, cpu, cuda, ops
-from .dequantize import TENSOR_NAMES, Weight, tensor_specs, weight_of
-from .module import QuantizedModule, parse_dtype
-from .watched import is_watched
+from ..backends.common import dequantize_expert
+from ..format import TENSOR_NAMES, tensors_of
+from . import ops
+from .base import QuantizedModule, parse_dtype
 
 
 class HqqExperts(QuantizedModule):
@@ -53,7 +53,7 @@ class HqqExperts(QuantizedModule):
                     f"shape and the same settings"
                 )
         self._setup(first.config, (len(weights), *first.shape), parse_dtype(dtype, torch.float32))
-        tensors = [weight_of(q) for q in weights]
+        tensors = [tensors_of(q) for q in weights]
         self._register_tensors(
             {
                 name: torch.stack([getattr(w, name) for w in tensors])
@@ -83,28 +83,15 @@ class HqqExperts(QuantizedModule):
         """
         experts = cls.__new__(cls)
         nn.Module.__init__(experts)
-        experts._setup(config, shape, dtype)
-        experts.parts = parts
+        experts._setup(config, shape, dtype, parts)
         device = torch.get_default_device() if device is None else torch.device(device)
         experts._register_tensors(experts._empty_tensors(device))
         return experts
 
-    # Parts of the rows that have factors of their own.
-    parts: int = 1
-
-    def _specs(self):
-        if self.parts == 1:
-            return super()._specs()
-        # Parts follow each other in every tensor but col_scale, where they are stacked.
-        experts = self.num_experts
-        rows = self.out_features // self.parts
-        specs = {}
-        for name, (shape, dtype) in tensor_specs(self.layer_config, rows, self.in_features).items():
-            if name == "col_scale":
-                specs[name] = ((experts, self.parts, *shape), dtype)
-            else:
-                specs[name] = ((experts, self.parts * shape[0], *shape[1:]), dtype)
-        return specs
+    @property
+    def parts(self) -> int:
+        """Equal parts of the rows of a matrix that were quantized one by one."""
+        return self._layout.parts
 
     @property
     def num_experts(self) -> int:
@@ -131,9 +118,7 @@ class HqqExperts(QuantizedModule):
         if expert is None:
             return torch.stack([self.dequantize(e, dtype) for e in range(self.num_experts)])
         dtype = parse_dtype(dtype, torch.float32)
-        pieces = backend.expert_pieces(self.checked(), self._layout, self.parts, expert)
-        dense = [ops.dequantize(*piece, dtype) for piece in pieces]
-        return dense[0] if len(dense) == 1 else torch.cat(dense)
+        return dequantize_expert(self.checked(), expert, dtype, ops.dequantize)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         """The dense weight of an expert, or of several: what a parameter gives."""
@@ -163,39 +148,9 @@ class HqqExperts(QuantizedModule):
         Returns:
             [rows, out_features] in the dtype of x, with gradients for x and bias.
         """
-        weight = self.checked()
-        if not torch.compiler.is_compiling() and not is_watched():
-            # Transposed matrices are dequantized whatever their order.
-            if not self.is_tiled:
-                if not transposed and backend.tiles():
-                    self._tile_if_owned()
-            elif cuda.is_native(weight.W_q):
-                # Whatever moved the parameters past the module.
-                self.untile_()
-        return ops.experts_linear(x, counts, weight, self._layout, self.parts, transposed, bias)
-
-    def _can_tile(self) -> bool:
-        rows, rest = divmod(self.out_features, self.parts)
-        return rest == 0 and backend.can_tile(
-            self.packed(), self._layout._replace(out_features=rows)
-        )
-
-    def _tiled(self) -> Weight:
-        return self._reordered(cpu.tile)
-
-    def _untiled(self) -> Weight:
-        return self._reordered(cpu.untile)
-
-    def _reordered(self, reorder) -> Weight:
-        """Every part of every expert in another order; col_scale, which has none, stays."""
-        weight = self.packed()
-        experts = []
-        for expert in range(self.num_experts):
-            pieces = backend.expert_pieces(weight, self._layout, self.parts, expert)
-            parts = [reorder(*piece)._replace(col_scale=None) for piece in pieces]
-            experts.append([None if t[0] is None else torch.cat(t) for t in zip(*parts)])
-        stacked = (None if t[0] is None else torch.stack(t) for t in zip(*experts))
-        return Weight(*stacked)._replace(col_scale=weight.col_scale)
+        # Transposed matrices are dequantized in any packing.
+        weight = self.checked() if transposed else self.prepared()
+        return ops.experts_linear(x, counts, weight, bias, transposed)
 
     def extra_repr(self) -> str:
         """For repr(): sizes and the settings that matter for reading."""

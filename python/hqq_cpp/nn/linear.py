@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._core import LayerConfig, NativeLayer, QuantizedTensor, Tensor
-from . import backend, cpu, cuda, fused, ops
-from .dequantize import weight_of
-from .module import QuantizedModule, parse_dtype
-from .solve import quantize_tensor
-from .watched import is_watched, sees_operators
+from .. import backends
+from .._core import LayerConfig, QuantizedTensor, Tensor
+from ..backends.packing import format_1
+from ..format import tensors_of
+from . import ops
+from .base import QuantizedModule, parse_dtype
+from .watched import sees_operators
 
 
 class HqqLinear(QuantizedModule, nn.Linear):
@@ -51,11 +52,6 @@ class HqqLinear(QuantizedModule, nn.Linear):
     col_scale: torch.Tensor | None
     bias: torch.Tensor | None
 
-    _native_layer: NativeLayer | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_native_layer"}
-
     def __init__(self, weight: QuantizedTensor, bias: Any = None, dtype: torch.dtype | None = None):
         # Not nn.Linear's, which allocates a dense weight.
         nn.Module.__init__(self)
@@ -69,7 +65,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
             bias = torch.from_dlpack(Tensor(bias)).clone()
         default = torch.float32 if bias is None else bias.dtype
         self._setup(weight.config, weight.shape, parse_dtype(dtype, default))
-        self._register_tensors(weight_of(weight)._asdict())
+        self._register_tensors(tensors_of(weight)._asdict())
         self._register_bias(bias)
 
     def _register_bias(self, bias: torch.Tensor | None) -> None:
@@ -132,9 +128,8 @@ class HqqLinear(QuantizedModule, nn.Linear):
 
     def quantized_tensor(self) -> QuantizedTensor:
         """The weight as a QuantizedTensor; shares memory if the layer is on the CPU."""
-        weight = self.checked()
-        weight = self._untiled() if self.is_tiled else weight
-        tensors = {k: v.detach().cpu() for k, v in weight._asdict().items() if v is not None}
+        plain = format_1(self.checked()).tensors
+        tensors = {name: tensor.detach().cpu() for name, tensor in plain.present().items()}
         return QuantizedTensor.from_tensors(
             tensors, self.layer_config, (self.out_features, self.in_features)
         )
@@ -155,56 +150,18 @@ class HqqLinear(QuantizedModule, nn.Linear):
                 f"[{self.out_features}, {self.in_features}]"
             )
         device = self.device
-        tensors, *_ = quantize_tensor(W, self.layer_config, "", importance)
+        tensors = backends.quantize(W, self.layer_config, "", importance).tensors
         for name, tensor in tensors.items():
             self._parameters[name].data = tensor.to(device)
         return self
 
     def dequantize(self, dtype: torch.dtype | str = torch.float32) -> torch.Tensor:
         """W_r [out_features, in_features], computed in float32 and rounded to dtype."""
-        return ops.dequantize(self.checked(), self._layout, parse_dtype(dtype, torch.float32))
+        return ops.dequantize(self.checked(), parse_dtype(dtype, torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features] in the dtype of x."""
-        bias = self._parameters["bias"]
-        if torch.compiler.is_compiling():
-            return ops.linear(x, self.packed(), self._layout, bias)
-        weight = self.packed()
-        # The layers of a small model take less time than the general way through torch.
-        if (
-            self.is_ready(weight)
-            and cpu.is_tiled(weight)
-            and weight.W_q.is_cpu
-            and not is_watched()
-            and backend.is_plain(x, bias)
-            and x.shape[-1] == self.in_features
-        ):
-            return cpu.linear(self._native(), x, weight, self._layout, bias, backend.mode_code(x))
-        weight = self.checked()
-        if not is_watched():
-            if cuda.is_native(weight.W_q):
-                return self._forward_on_gpu(x)
-            if backend.tiles():
-                self._tile_if_owned()
-        return ops.linear(x, weight, self._layout, bias)
-
-    def _forward_on_gpu(self, x: torch.Tensor) -> torch.Tensor:
-        # Whatever moved the parameters past the module.
-        if self.is_tiled:
-            self.untile_()
-        bias = self._parameters["bias"]
-        weight = self.packed()
-        if backend.is_plain_on_gpu(x, weight, bias) and x.shape[-1] == self.in_features:
-            y = fused.linear(x, weight, self._layout, bias)
-            if y is not None:
-                return y
-        return ops.linear(x, weight, self._layout, bias)
-
-    def _native(self) -> NativeLayer:
-        """Of the tiled weight, made once."""
-        if self._native_layer is None:
-            self._native_layer = cpu.layer_of(self.packed(), self._layout)
-        return self._native_layer
+        return ops.linear(x, self.prepared(), self._parameters["bias"])
 
     def reset_parameters(self) -> None:
         """Does nothing: a quantized weight is not initialized."""
@@ -221,7 +178,7 @@ def quantized_on_device(
     W: torch.Tensor, config: Any, name: str, bias: Any, importance: Any, threads: int
 ) -> HqqLinear:
     """hqq_cpp.quantize_linear() of a weight on any device, where the layer stays."""
-    solved = quantize_tensor(W, config, name, importance, threads)
+    solved = backends.quantize(W, config, name, importance, threads)
     layer = HqqLinear.empty(solved.settings, *W.shape, dtype=W.dtype, device="meta")
     layer.set_packed(solved.tensors, W.device)
     if bias is not None and not isinstance(bias, torch.Tensor):

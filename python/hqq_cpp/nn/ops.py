@@ -6,45 +6,51 @@ only the packed weight and dequantizes it again on the way back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from . import backend, cpu
-from .dequantize import Layout, Weight
+from .. import backends
+from ..format import FORMAT_1, Numbers, PackedWeight, Tensors, weight_of_numbers
 from .transforms import Linearity, register_batching, register_derivatives, register_flops
-from .watched import is_ordinary, is_watched, sees_operators
+from .watched import is_direct, is_ordinary, is_watched, sees_operators, wants_gradient
 
 _LIBRARY = torch.library.Library("hqq_cpp", "DEF")
 _WEIGHT = (
     "Tensor W_q, Tensor scale, Tensor zero, Tensor? scale_step, Tensor? scale_offset, "
     "Tensor? zero_step, Tensor? zero_offset, Tensor? col_scale"
 )
-_LAYOUT = "float nbits, int group_size, int axis, SymInt out_features, SymInt in_features"
+_NUMBERS = "float nbits, int group_size, int axis, SymInt out_features, SymInt in_features"
 # exact: as set_backend(mode="exact"), unless another mode than "auto" is set.
-_LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias, {_LAYOUT}, bool exact=False) -> Tensor")
-_LIBRARY.define(f"linear_backward(Tensor grad_y, {_WEIGHT}, {_LAYOUT}) -> Tensor")
 _LIBRARY.define(
-    f"experts_linear(Tensor x, Tensor counts, {_WEIGHT}, Tensor? bias, {_LAYOUT}, int parts, "
+    f"linear(Tensor x, {_WEIGHT}, Tensor? bias, {_NUMBERS}, bool exact=False) -> Tensor"
+)
+_LIBRARY.define(f"linear_backward(Tensor grad_y, {_WEIGHT}, {_NUMBERS}) -> Tensor")
+_LIBRARY.define(
+    f"experts_linear(Tensor x, Tensor counts, {_WEIGHT}, Tensor? bias, {_NUMBERS}, int parts, "
     "bool transposed, bool exact=False) -> Tensor"
 )
 _LIBRARY.define(
-    f"experts_linear_backward(Tensor grad_y, Tensor counts, {_WEIGHT}, {_LAYOUT}, int parts, "
+    f"experts_linear_backward(Tensor grad_y, Tensor counts, {_WEIGHT}, {_NUMBERS}, int parts, "
     "bool transposed) -> Tensor"
 )
-_LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, {_LAYOUT}, ScalarType dtype) -> Tensor")
-_LIBRARY.define(f"dequantize({_WEIGHT}, {_LAYOUT}, ScalarType dtype) -> Tensor")
+_LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor")
+_LIBRARY.define(f"dequantize({_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor")
 _OPS = torch.ops.hqq_cpp
-_FIELDS = len(Weight._fields)
-_LAYOUT_FIELDS = len(Layout._fields)
+_FIELDS = len(Tensors._fields)
 
 
-def _split(arguments) -> tuple[Weight, Layout, tuple]:
-    """The weight, the layout and what follows it; nothing is between them."""
-    end = _FIELDS + _LAYOUT_FIELDS
-    return Weight(*arguments[:_FIELDS]), Layout(*arguments[_FIELDS:end]), arguments[end:]
+def _split(arguments: Sequence[Any]) -> tuple[Tensors, Numbers, Sequence[Any]]:
+    """The tensors, the numbers and what follows them; nothing is between the two."""
+    end = _FIELDS + len(Numbers._fields)
+    return Tensors(*arguments[:_FIELDS]), Numbers(*arguments[_FIELDS:end]), arguments[end:]
 
 
-def _split_bias(arguments) -> tuple[Weight, Layout, tuple, torch.Tensor | None]:
-    """The same, with a bias between weight and layout."""
+def _split_bias(
+    arguments: Sequence[Any],
+) -> tuple[Tensors, Numbers, Sequence[Any], torch.Tensor | None]:
+    """The same, with a bias between tensors and numbers."""
     bias = arguments[_FIELDS]
     return *_split((*arguments[:_FIELDS], *arguments[_FIELDS + 1 :])), bias
 
@@ -52,23 +58,22 @@ def _split_bias(arguments) -> tuple[Weight, Layout, tuple, torch.Tensor | None]:
 # Linear layers.
 
 
-def _check_x(x: torch.Tensor, layout: Layout) -> None:
-    if x.dim() == 0 or x.shape[-1] != layout.in_features:
+def _check_x(x: torch.Tensor, in_features: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(
-            f"[linear] x has the shape {list(x.shape)}; its last dimension must be "
-            f"{layout.in_features}"
+            f"[linear] x has the shape {list(x.shape)}; its last dimension must be {in_features}"
         )
 
 
 def _linear(x, *arguments):
-    weight, layout, (*exact,), bias = _split_bias(arguments)
-    _check_x(x, layout)
-    return backend.linear(x, weight, layout, bias, *exact)
+    tensors, numbers, (*exact,), bias = _split_bias(arguments)
+    _check_x(x, numbers.in_features)
+    return backends.linear(x, weight_of_numbers(tensors, numbers), bias, *exact)
 
 
 def _linear_backward(grad_y, *arguments):
-    weight, layout, _ = _split(arguments)
-    return backend.linear_backward(grad_y, weight, layout)
+    tensors, numbers, _ = _split(arguments)
+    return backends.linear_backward(grad_y, weight_of_numbers(tensors, numbers))
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
@@ -77,9 +82,9 @@ _LIBRARY.impl("linear_backward", _linear_backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("hqq_cpp::linear")
 def _linear_fake(x, *arguments):
-    _, layout, *_ = _split_bias(arguments)
-    _check_x(x, layout)
-    return x.new_empty(*x.shape[:-1], layout.out_features)
+    _, numbers, *_ = _split_bias(arguments)
+    _check_x(x, numbers.in_features)
+    return x.new_empty(*x.shape[:-1], numbers.out_features)
 
 
 @torch.library.register_fake("hqq_cpp::linear_backward")
@@ -88,8 +93,8 @@ def _linear_backward_fake(grad_y, *arguments):
 
 
 def _linear_exact(v, inputs):
-    weight, layout, *_ = _split_bias(inputs[1:])
-    return _OPS.linear(v, *weight, None, *layout, True)
+    tensors, numbers, *_ = _split_bias(inputs[1:])
+    return _OPS.linear(v, *tensors, None, *numbers, True)
 
 
 register_derivatives(
@@ -132,48 +137,60 @@ def _check_kind(x: torch.Tensor) -> None:
         raise ValueError(f"[linear] x is {kind}; a quantized layer takes dense tensors")
 
 
-def linear(
-    x: torch.Tensor, weight: Weight, layout: Layout, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """x [..., in_features] W_r^T + bias in the dtype of x, with gradients for x and bias."""
-    if not isinstance(x, torch.Tensor):
-        # What torch.fx traces with.
-        return _OPS.linear(x, *weight, bias, *layout)
-    _check_kind(x)
-    x = _autocast(x)
-    native = backend.uses_native(weight, x)
-    if torch.compiler.is_compiling() and not native:
-        wants_grad = torch.is_grad_enabled() and (
-            x.requires_grad or (bias is not None and bias.requires_grad)
-        )
-        # Compiled code without native kernels and gradients is left to the compiler, which fuses
-        # it.
-        if not wants_grad and not cpu.is_tiled(weight):
-            _check_x(x, layout)
-            return backend.linear(x, weight, layout, bias)
-    return _OPS.linear(x, *weight, bias, *layout)
+def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., in_features] W_r^T + bias in the dtype of x, with gradients for x and bias.
+
+    Raises:
+        ValueError: If x is not dense, of another type than a floating one, or of another width.
+    """
+    numbers = weight.layout.numbers
+    compiling = torch.compiler.is_compiling()
+    # The layers of a small model take less time than the way through torch's dispatcher.
+    if not compiling and is_direct(x, bias) and x.is_floating_point():
+        _check_x(x, numbers.in_features)
+        return backends.linear(x, weight, bias)
+    if isinstance(x, torch.Tensor):  # and not what torch.fx traces with
+        _check_kind(x)
+        x = _autocast(x)
+        # Asked before the operator, which computes nothing for tensors on device meta.
+        backend = backends.choose(weight, x.dtype, x.device).backend
+        if compiling and _is_left_to_compiler(backend, weight) and not wants_gradient(x, bias):
+            _check_x(x, numbers.in_features)
+            return backends.linear(x, weight, bias)
+    return _OPS.linear(x, *weight.tensors, bias, *numbers)
+
+
+def _is_left_to_compiler(backend: backends.Backend, weight: PackedWeight) -> bool:
+    """Whether a call consists of torch operations, which a compiler can fuse with others."""
+    return backend is backends.torch and weight.packing == FORMAT_1
 
 
 # Fused experts.
 
 
-def _check_rows(x: torch.Tensor, layout: Layout, transposed: bool) -> None:
-    features = layout.out_features if transposed else layout.in_features
+def _check_rows(x: torch.Tensor, numbers: Numbers, transposed: bool) -> None:
+    features = numbers.out_features if transposed else numbers.in_features
     if x.dim() != 2 or x.shape[1] != features:
         raise ValueError(
             f"[experts] x has the shape {list(x.shape)}; it must be [rows, {features}]"
         )
 
 
+def _stack(tensors: Tensors, numbers: Numbers, parts: int) -> PackedWeight:
+    return weight_of_numbers(tensors, numbers, tensors.W_q.shape[0], parts)
+
+
 def _experts_linear(x, counts, *arguments):
-    weight, layout, (parts, transposed, *exact), bias = _split_bias(arguments)
-    _check_rows(x, layout, transposed)
-    return backend.experts_linear(x, counts, weight, layout, parts, transposed, bias, *exact)
+    tensors, numbers, (parts, transposed, *exact), bias = _split_bias(arguments)
+    _check_rows(x, numbers, transposed)
+    weight = _stack(tensors, numbers, parts)
+    return backends.experts_linear(x, counts, weight, bias, transposed, *exact)
 
 
 def _experts_linear_backward(grad_y, counts, *arguments):
-    weight, layout, (parts, transposed) = _split(arguments)
-    return backend.experts_linear_backward(grad_y, counts, weight, layout, parts, transposed)
+    tensors, numbers, (parts, transposed) = _split(arguments)
+    weight = _stack(tensors, numbers, parts)
+    return backends.experts_linear_backward(grad_y, counts, weight, transposed)
 
 
 _LIBRARY.impl("experts_linear", _experts_linear, "CompositeExplicitAutograd")
@@ -182,27 +199,26 @@ _LIBRARY.impl("experts_linear_backward", _experts_linear_backward, "CompositeExp
 
 @torch.library.register_fake("hqq_cpp::experts_linear")
 def _experts_linear_fake(x, counts, *arguments):
-    _, layout, (_, transposed, *_), _ = _split_bias(arguments)
-    _check_rows(x, layout, transposed)
-    return x.new_empty(x.shape[0], layout.in_features if transposed else layout.out_features)
+    _, numbers, (_, transposed, *_), _ = _split_bias(arguments)
+    _check_rows(x, numbers, transposed)
+    return x.new_empty(x.shape[0], numbers.in_features if transposed else numbers.out_features)
 
 
 @torch.library.register_fake("hqq_cpp::experts_linear_backward")
 def _experts_linear_backward_fake(grad_y, counts, *arguments):
-    _, layout, (_, transposed) = _split(arguments)
-    return grad_y.new_empty(
-        grad_y.shape[0], layout.out_features if transposed else layout.in_features
-    )
+    _, numbers, (_, transposed) = _split(arguments)
+    features = numbers.out_features if transposed else numbers.in_features
+    return grad_y.new_empty(grad_y.shape[0], features)
 
 
 def _experts_exact(v, inputs):
-    weight, layout, (parts, transposed, _), _ = _split_bias(inputs[2:])
-    return _OPS.experts_linear(v, inputs[1], *weight, None, *layout, parts, transposed, True)
+    tensors, numbers, (parts, transposed, _), _ = _split_bias(inputs[2:])
+    return _OPS.experts_linear(v, inputs[1], *tensors, None, *numbers, parts, transposed, True)
 
 
 def _experts_adjoint(grad, inputs):
-    weight, layout, (parts, transposed, _), _ = _split_bias(inputs[2:])
-    return _OPS.experts_linear_backward(grad, inputs[1], *weight, *layout, parts, transposed)
+    tensors, numbers, (parts, transposed, _), _ = _split_bias(inputs[2:])
+    return _OPS.experts_linear_backward(grad, inputs[1], *tensors, *numbers, parts, transposed)
 
 
 def _owners(counts: torch.Tensor) -> torch.Tensor:
@@ -246,29 +262,30 @@ register_derivatives(
 def experts_linear(
     x: torch.Tensor,
     counts: torch.Tensor,
-    weight: Weight,
-    layout: Layout,
-    parts: int,
-    transposed: bool,
+    weight: PackedWeight,
     bias: torch.Tensor | None,
+    transposed: bool,
 ) -> torch.Tensor:
     """See HqqExperts.forward()."""
     _check_kind(x)
-    x = _autocast(x)
-    return _OPS.experts_linear(x, counts, *weight, bias, *layout, parts, transposed)
+    x, layout = _autocast(x), weight.layout
+    backends.choose(weight, x.dtype, x.device)
+    return _OPS.experts_linear(
+        x, counts, *weight.tensors, bias, *layout.numbers, layout.parts, transposed
+    )
 
 
 # Rows of a table, and whole weights.
 
 
 def _embedding(ids, *arguments):
-    weight, layout, (dtype,) = _split(arguments)
-    return backend.embedding(ids, weight, layout, dtype)
+    tensors, numbers, (dtype,) = _split(arguments)
+    return backends.rows(weight_of_numbers(tensors, numbers), ids, dtype)
 
 
 def _dequantize(*arguments):
-    weight, layout, (dtype,) = _split(arguments)
-    return backend.dequantize(weight, layout, dtype)
+    tensors, numbers, (dtype,) = _split(arguments)
+    return backends.dequantize(weight_of_numbers(tensors, numbers), dtype)
 
 
 _LIBRARY.impl("embedding", _embedding, "CompositeExplicitAutograd")
@@ -287,29 +304,32 @@ def _dequantize_fake(W_q, *arguments):
     return W_q.new_empty(out_features, in_features, dtype=dtype)
 
 
-def embedding(
-    ids: torch.Tensor, weight: Weight, layout: Layout, dtype: torch.dtype
-) -> torch.Tensor:
-    """The rows `ids` of W_r, [..., in_features] of dtype; no gradients."""
+def embedding(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """The rows `ids` of W_r, [..., in_features] of dtype; no gradients.
+
+    Raises:
+        ValueError: For ids of another type than int32 and int64.
+    """
     if isinstance(ids, torch.Tensor) and ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"[embedding] ids are {ids.dtype}; they must be torch.int32 or int64")
-    if torch.compiler.is_compiling():
-        if backend.embeds_native(ids, weight, dtype):
-            return _OPS.embedding(ids, *weight, *layout, dtype)
-    elif is_watched() or not is_ordinary(ids):
-        return _OPS.embedding(ids, *weight, *layout, dtype)
-    return backend.embedding(ids, weight, layout, dtype)
+    if isinstance(ids, torch.Tensor):
+        backend = backends.choose(weight, dtype, ids.device).backend
+        if torch.compiler.is_compiling():
+            direct = _is_left_to_compiler(backend, weight)
+        else:
+            direct = is_ordinary(ids) and not is_watched()
+        if direct:
+            return backends.rows(weight, ids, dtype)
+    return _OPS.embedding(ids, *weight.tensors, *weight.layout.numbers, dtype)
 
 
-def dequantize(weight: Weight, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+def dequantize(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features] of dtype."""
-    if torch.compiler.is_compiling():
-        seen = cpu.is_tiled(weight) or backend.dequantizes_native(weight, dtype)
-    else:
-        seen = sees_operators()
-    if seen:
-        return _OPS.dequantize(*weight, *layout, dtype)
-    return backend.dequantize(weight, layout, dtype)
+    backend = backends.choose(weight, dtype).backend
+    compiling = torch.compiler.is_compiling()
+    if _is_left_to_compiler(backend, weight) if compiling else not sees_operators():
+        return backends.dequantize(weight, dtype)
+    return _OPS.dequantize(*weight.tensors, *weight.layout.numbers, dtype)
 
 
 for _name, _leading in {

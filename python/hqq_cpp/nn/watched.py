@@ -63,3 +63,21 @@ def is_watched() -> bool:
 def is_ordinary(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor on a CPU or GPU holds its values, and nothing else does."""
     return type(tensor) is torch.Tensor and _dispatch_keys(tensor).raw_repr() in _ORDINARY_KEYS
+
+
+def wants_gradient(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether autograd records a product."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def is_direct(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether nothing but the values of a product is asked for, so that torch need not see the call: no
+    gradient, no autocast, nothing that watches."""
+    return (
+        is_ordinary(x)
+        and not is_watched()
+        and not wants_gradient(x, bias)
+        and not torch.is_autocast_enabled(x.device.type)
+    )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from peft.utils.quantization_utils import QuantizationBackend
 
-from ..nn.dequantize import TENSOR_NAMES, Weight
+from ..format import TENSOR_NAMES, Tensors
 from ..nn.linear import HqqLinear
 
 
-def packed_copy(layer: HqqLinear) -> Weight:
+def packed_copy(layer: HqqLinear) -> Tensors:
     """The packed tensors as they are now. quantize_() makes new ones, so nothing is copied."""
-    return Weight(*(None if tensor is None else tensor.data for tensor in layer.packed()))
+    return Tensors(*(None if tensor is None else tensor.data for tensor in layer.packed()))
 
 
-def restore(layer: HqqLinear, packed: Weight) -> None:
+def restore(layer: HqqLinear, packed: Tensors) -> None:
     """Gives a layer the packed tensors back that it had, to the bit."""
     for name in TENSOR_NAMES:
         tensor = getattr(packed, name)
@@ -35,7 +35,7 @@ class HqqBackend(QuantizationBackend):
 
     def __init__(self) -> None:
         # The i-th is from before the i-th merged adapter.
-        self._before: list[Weight] = []
+        self._before: list[Tensors] = []
 
     def get_base_weight(self, base_layer: HqqLinear) -> torch.Tensor:
         """The dequantized weight [out_features, in_features] in float32."""

@@ -9,7 +9,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import check_adapters_to_merge
 
-from ..nn.dequantize import Weight
+from ..format import Tensors
 from .backend import HqqBackend, packed_copy, restore
 
 # Initializations that subtract the adapter from the base weight.
@@ -36,7 +36,7 @@ class HqqLoraLinear(Linear):
             )
             config.fan_in_fan_out = False
         super().__init__(base_layer, adapter_name, config, **kwargs)
-        self._before: tuple[Weight, torch.Tensor | None] | None = None
+        self._before: tuple[Tensors, torch.Tensor | None] | None = None
         self.quantization_backend = HqqBackend()
 
     def update_layer(

@@ -14,10 +14,10 @@ from peft.utils import quantization_utils
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from ..nn.dequantize import TENSOR_NAMES
-from ..nn.dequantize_model import make_dense
+from ..format import TENSOR_NAMES
+from ..models.dequantize import make_dense
+from ..nn.base import QuantizedModule
 from ..nn.linear import HqqLinear
-from ..nn.module import QuantizedModule
 from .backend import HqqBackend
 from .lora import HqqLoraLinear
 

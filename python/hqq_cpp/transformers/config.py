@@ -10,7 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 
 from .. import _core
 from .._transformers_hook import METHOD
-from ..nn import described
+from ..models import described
 
 
 class HqqQuantizationConfig(QuantizationConfigMixin):
@@ -113,6 +113,25 @@ def _init(
     self.post_init()
 
 
+def _read(cls: type, config: dict[str, Any]) -> Any:
+    """HqqConfig.from_dict of Transformers, also for files of its first versions, which lack keys.
+
+    A dict that a user writes has the arguments of HqqConfig instead of quant_config.
+    """
+    settings = {
+        k: v
+        for k, v in config.items()
+        if k not in ("quant_method", "quant_config", "show_progress")
+    }
+    if "quant_config" not in config:
+        return cls(**settings)
+    read = cls()
+    read.quant_config = config["quant_config"]
+    read.skip_modules = config.get("skip_modules", read.skip_modules)
+    return read
+
+
 def take_over() -> None:
     """Lets transformers.HqqConfig, whoever imported it already, do without the package hqq."""
     _transformers.HqqConfig.__init__ = _init
+    _transformers.HqqConfig.from_dict = classmethod(_read)

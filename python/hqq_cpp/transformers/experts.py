@@ -4,9 +4,13 @@ to are read."""
 from __future__ import annotations
 
 import torch
+from transformers.utils import logging
 
-from ..nn.backend import expert_rows
+from ..backends.common import expert_rows
+from ..find.layers import is_experts
 from ..nn.experts import HqqExperts
+
+logger = logging.get_logger("transformers.hqq_cpp")
 
 EXPERTS_FUNCTION = "hqq_cpp"
 
@@ -59,3 +63,25 @@ def _project(
         offset = None if bias is None else bias[expert]
         y[rows] = torch.nn.functional.linear(x[rows], matrix, offset)
     return y
+
+
+def warn_of_dense_experts(model: torch.nn.Module) -> None:
+    """Experts that no rule left out, in modules whose code cannot take a quantized weight."""
+    stayed = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and ".experts." in f".{name}" and parameter.is_floating_point()
+    ]
+
+    def is_ours(name: str) -> bool:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        return isinstance(owner, HqqExperts) or is_experts(owner)
+
+    stayed = [(name, parameter) for name, parameter in stayed if not is_ours(name)]
+    if stayed:
+        share = sum(p.numel() for _, p in stayed) / sum(p.numel() for p in model.parameters())
+        owner = type(model.get_submodule(stayed[0][0].rpartition(".")[0])).__name__
+        logger.warning(
+            f"[quantize] {len(stayed)} tensors of experts ({100 * share:.0f} % of the parameters) "
+            f"stay dense: {owner} does not run through Transformers' experts interface"
+        )

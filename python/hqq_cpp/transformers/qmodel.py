@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..errors import FormatError
-from ..nn import upstream
+from ..models import upstream
 
 _FILE = "qmodel.pt"
 _KEYS = upstream.KEYS | {"bias"}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 from transformers.quantizers import auto
-from transformers.utils.quantization_config import HqqConfig
 
 from .. import peft
 from .._transformers_hook import METHOD, recognize_folders
-from ..nn.report import hqq_report
-from . import config, kv_cache, legacy, resize
+from ..models.report import hqq_report
+from . import cache, config, resize
 from ._versions import ALL_EXPERTS_FUNCTIONS, compare_shapes
 from .experts import EXPERTS_FUNCTION, experts_forward
 from .quantizer import HqqQuantizer
@@ -31,8 +30,7 @@ def register(hqq: bool = True) -> None:
     if hqq:
         auto.AUTO_QUANTIZER_MAPPING["hqq"] = HqqQuantizer
         config.take_over()
-        HqqConfig.from_dict = classmethod(legacy.read_config)
-        kv_cache.register()
+        cache.register()
     PreTrainedModel.hqq_report = hqq_report
     resize.register()
     peft.register()

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..nn.module import QuantizedModule
+from ..nn.base import QuantizedModule
 
 # Models that override the first call the others before it.
 _METHODS = ("resize_token_embeddings", "_get_resized_embeddings", "_get_resized_lm_head")

@@ -7,9 +7,9 @@ import re
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..nn import layers as nn_layers
-from ..nn.dequantize import TENSOR_NAMES
-from ..nn.module import QuantizedModule
+from ..find import layers as nn_layers
+from ..format import TENSOR_NAMES
+from ..nn.base import QuantizedModule
 
 
 def tie_packed(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from ..errors import FormatError
-from ..nn import upstream
+from ..models import upstream
 from . import config as _config
 
 

@@ -1,6 +1,6 @@
 // Checkpoint formats. Format 1 is what all of them have in common: a reader gives the tensors of a
-// layer in format 1, and a writer makes its own tensors of these. A new format is a reader, a writer
-// and a row of checkpoint_formats().
+// layer in format 1, and a writer makes its own tensors of these. A new format is a reader, a
+// writer and a row of checkpoint_formats().
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@
 
 namespace hqq {
 
-// How a tensor is made: `reads` get what it is made of, on the thread that reads; compute() makes it
-// of these, on another.
+// How a tensor is made: `reads` get what it is made of, on the thread that reads; compute() makes
+// it of these, on another.
 struct TensorRecipe {
   std::uint64_t input_bytes = 0;
   std::vector<std::function<Tensor()>> reads;

@@ -104,9 +104,9 @@ class UpstreamReader : public FormatReader {
     const bool stacked = stacked_[layer];
     const Located located = tensors_[layer].at(stacked ? "zero_scale" : name);
     const std::uint64_t offset = stacked && name == "scale" ? size : 0;
-    return {size,
-            {[=] { return located.read(offset, size); }},
-            [](std::vector<Tensor> input) { return std::move(input[0]); }};
+    return {size, {[=] { return located.read(offset, size); }}, [](std::vector<Tensor> input) {
+              return std::move(input[0]);
+            }};
   }
 
   std::vector<LocatedTensors> tensors_;  // of the layers
@@ -117,13 +117,13 @@ class UpstreamWriter : public FormatWriter {
  public:
   std::vector<TargetTensor> tensors(const LayerDescription& layer) const override {
     if (layer.is_fused()) {
-      throw_invalid(upstream::where_of(layer.name),
-                    "hqq has no experts that share a tensor (this one is " +
-                        shape_string(layer.shape) + ")");
+      throw_invalid(
+          upstream::where_of(layer.name),
+          "hqq has no experts that share a tensor (this one is " + shape_string(layer.shape) + ")");
     }
     std::vector<TargetTensor> all;
-    for (const auto& [key, tensor] : upstream_layout(layer.config, layer.out_features(),
-                                                     layer.in_features(), layer.name)) {
+    for (const auto& [key, tensor] :
+         upstream_layout(layer.config, layer.out_features(), layer.in_features(), layer.name)) {
       all.push_back(target(key, tensor, layer));
     }
     return all;

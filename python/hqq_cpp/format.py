@@ -1,0 +1,280 @@
+"""One packed weight: settings, shape, packing and tensors. What computes with it is in backends/."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from . import _torch_version  # noqa: F401  before all others: refuses a torch that is too old
+from ._core import LayerConfig, QuantizedTensor
+
+# The order of the codes in memory: that of the files, and that of the C++ kernels (docs/kernels.md).
+Packing = Literal["format 1", "cpu tiles"]
+FORMAT_1: Packing = "format 1"
+CPU_TILES: Packing = "cpu tiles"
+
+# Name of a tensor -> its shape and dtype.
+Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+# Codes that share one scale_step and scale_offset.
+METADATA_BLOCK = 128
+# nbits -> (bits of the low plane, bits of the high plane); docs/format.md.
+PLANES = {8: (8, 0), 6: (4, 2), 5: (4, 1), 4: (4, 0), 3: (2, 1), 2: (2, 0), 1: (1, 0)}
+PLANE_BLOCK = 32
+TERNARY_BLOCK = 64
+TERNARY_DIGITS = 5
+_META_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """'float16' for torch.float16: the spelling of settings, files and messages."""
+    return str(dtype).removeprefix("torch.")
+
+
+class Tensors(NamedTuple):
+    """The tensors of a quantized weight, in the order of the file; absent ones are None."""
+
+    W_q: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    scale_step: torch.Tensor | None
+    scale_offset: torch.Tensor | None
+    zero_step: torch.Tensor | None
+    zero_offset: torch.Tensor | None
+    col_scale: torch.Tensor | None
+
+    def present(self) -> dict[str, torch.Tensor]:
+        """Name -> tensor, without the absent ones."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
+
+TENSOR_NAMES = Tensors._fields
+
+
+class Numbers(NamedTuple):
+    """What the custom operators of torch are told of a matrix [out_features, in_features]."""
+
+    nbits: float
+    group_size: int  # 0: one group per row (axis 1) or column (axis 0)
+    axis: int
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Settings and shape of a quantized matrix [out, in], or of a stack [experts, out, in].
+
+    layout_of() makes them, one for all weights that have the same: caches may go by identity.
+    """
+
+    config: LayerConfig
+    numbers: Numbers  # of the whole matrix, in a stack of one expert's
+    experts: int  # 0: a single matrix
+    parts: int  # equal parts of an expert's rows that were quantized one by one
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[experts,] out_features, in_features."""
+        matrix = (self.numbers.out_features, self.numbers.in_features)
+        return (self.experts, *matrix) if self.experts else matrix
+
+    @property
+    def out_features(self) -> int:
+        """Rows of a matrix."""
+        return self.numbers.out_features
+
+    @property
+    def in_features(self) -> int:
+        """Columns of a matrix."""
+        return self.numbers.in_features
+
+    @property
+    def matrix(self) -> Layout:
+        """That of one part of one expert; of a single matrix itself."""
+        if not self.experts:
+            return self
+        return layout_of(self.config, (self.out_features // self.parts, self.in_features))
+
+    def specs(self) -> Specs:
+        """Shape and dtype of every tensor in format 1.
+
+        Raises:
+            ValueError: If balance is not decided.
+        """
+        rows = self.out_features // self.parts
+        specs = tensor_specs(self.config, rows, self.in_features)
+        if not self.experts:
+            return specs
+        # Parts follow each other in every tensor but col_scale, where they are stacked.
+        for name, (shape, dtype) in specs.items():
+            if name == "col_scale":
+                lead = (self.experts,) if self.parts == 1 else (self.experts, self.parts)
+                specs[name] = ((*lead, *shape), dtype)
+            else:
+                specs[name] = ((self.experts, self.parts * shape[0], *shape[1:]), dtype)
+        return specs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return layout_of, (self.config, self.shape, self.parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def layout_of(config: LayerConfig, shape: tuple[int, ...], parts: int = 1) -> Layout:
+    """The layout that a layer's settings (HqqConfig.layer()) mean for a shape.
+
+    Args:
+        config: Settings of the layer.
+        shape: [experts,] out_features, in_features.
+        parts: See Layout.
+    """
+    *experts, out_features, in_features = shape
+    group_size = config.group_size or 0
+    numbers = Numbers(float(config.nbits), group_size, config.axis, out_features, in_features)
+    return Layout(config, numbers, experts[0] if experts else 0, parts)
+
+
+class PackedWeight(NamedTuple):
+    """A quantized weight: what layers, loaders and backends hand to each other."""
+
+    layout: Layout
+    packing: Packing
+    tensors: Tensors
+
+    @property
+    def config(self) -> LayerConfig:
+        """The settings."""
+        return self.layout.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors.W_q.device
+
+    def matrices(self, expert: int) -> list[PackedWeight]:
+        """One expert's matrix of a stack, in the parts that were quantized one by one."""
+        layout, parts = self.layout.matrix, self.layout.parts
+        whole = Tensors(*(t if t is None else t[expert] for t in self.tensors))
+        if parts == 1:
+            return [PackedWeight(layout, self.packing, whole)]
+        matrices = []
+        for part in range(parts):
+            tensors = Tensors(*(t if t is None else t.chunk(parts)[part] for t in whole))
+            if whole.col_scale is not None:
+                tensors = tensors._replace(col_scale=whole.col_scale[part])
+            matrices.append(PackedWeight(layout, self.packing, tensors))
+        return matrices
+
+
+def packed_weight(layout: Layout, tensors: Tensors) -> PackedWeight:
+    """The weight that these tensors are; their dimensions tell the packing."""
+    # Tiles have one dimension more. Code that sets tensors of format 1 again need not say so.
+    dims = 3 if layout.experts else 2
+    return PackedWeight(layout, CPU_TILES if tensors.W_q.dim() > dims else FORMAT_1, tensors)
+
+
+def weight_of_numbers(
+    tensors: Tensors, numbers: Numbers, experts: int = 0, parts: int = 1
+) -> PackedWeight:
+    """The weight that a custom operator was given."""
+    return packed_weight(_layout_of_numbers(numbers, experts, parts, *_stored(tensors)), tensors)
+
+
+def _stored(tensors: Tensors) -> tuple[str, bool, bool, bool]:
+    """What tensors say of the settings: metadata type, 8-bit scale, 8-bit zero, balanced."""
+    floats = (tensors.scale, tensors.zero, tensors.col_scale)
+    meta = next((t.dtype for t in floats if t is not None and t.dtype != torch.uint8), None)
+    return (
+        dtype_name(meta or torch.float16),
+        tensors.scale_step is not None,
+        tensors.zero_step is not None,
+        tensors.col_scale is not None,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout_of_numbers(
+    numbers: Numbers,
+    experts: int,
+    parts: int,
+    meta_dtype: str,
+    quant_scale: bool,
+    quant_zero: bool,
+    balanced: bool,
+) -> Layout:
+    config = LayerConfig(
+        nbits=numbers.nbits,
+        group_size=numbers.group_size or None,
+        axis=numbers.axis,
+        meta_dtype=meta_dtype,
+        quant_scale=quant_scale,
+        quant_zero=quant_zero,
+        balance="sinkhorn" if balanced else "none",
+    )
+    shape = (numbers.out_features, numbers.in_features)
+    return layout_of(config, (experts, *shape) if experts else shape, parts)
+
+
+def tensors_of(q: QuantizedTensor) -> Tensors:
+    """The tensors of a QuantizedTensor as torch tensors that share its memory."""
+    tensors = q.tensors()
+    return Tensors(*(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES))
+
+
+def tensor_specs(config: LayerConfig, out_features: int, in_features: int) -> Specs:
+    """Shape and dtype of every tensor that a matrix with these settings has in format 1.
+
+    Args:
+        config: Settings of the layer; balance 'auto' is not allowed here.
+        out_features: Rows of the matrix.
+        in_features: Columns of the matrix.
+
+    Raises:
+        ValueError: If balance is not decided.
+    """
+    whole = in_features if config.axis == 1 else out_features
+    group = config.group_size or whole
+    if config.axis == 1:
+        groups = (out_features, math.ceil(in_features / group))
+    else:
+        group = min(group, out_features * in_features)
+        rows, rest = divmod(out_features, group)
+        count = math.ceil(out_features * in_features / group)
+        groups = (1, count) if rest else (rows, in_features)
+    blocks = (math.ceil(math.prod(groups) / METADATA_BLOCK),)
+    meta = _META_DTYPES[config.meta_dtype]
+    specs: Specs = {"W_q": ((out_features, row_bytes(config.nbits, in_features)), torch.uint8)}
+    for name in ("scale", "zero"):
+        specs[name] = (groups, torch.uint8 if getattr(config, "quant_" + name) else meta)
+    for name in ("scale", "zero"):
+        if getattr(config, "quant_" + name):
+            specs[name + "_step"] = specs[name + "_offset"] = (blocks, torch.float32)
+    if config.balance == "sinkhorn":
+        specs["col_scale"] = ((in_features,), meta)
+    elif config.balance != "none":
+        raise ValueError(
+            f"[format] balance is '{config.balance}'; a stored layer has 'none' or 'sinkhorn'"
+        )
+    return specs
+
+
+def row_bytes(nbits: float, in_features: int) -> int:
+    """Bytes that a row of codes takes."""
+    block = TERNARY_BLOCK if nbits == 1.58 else PLANE_BLOCK
+    full, rest = divmod(in_features, block)
+    return full * block_bytes(nbits, block) + (block_bytes(nbits, rest) if rest else 0)
+
+
+def block_bytes(nbits: float, count: int) -> int:
+    """Bytes that a block of `count` codes takes."""
+    if nbits == 1.58:
+        return math.ceil(count / TERNARY_DIGITS)
+    return sum(math.ceil(count * bits / 8) for bits in PLANES[int(nbits)])

@@ -1,0 +1,414 @@
+"""What HqqLinear and HqqExperts share: packed tensors as parameters that keep their types and
+shapes."""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .. import backends
+from .._core import LayerConfig
+from ..backends import cuda, packing
+from ..format import (
+    CPU_TILES,
+    FORMAT_1,
+    TENSOR_NAMES,
+    Layout,
+    PackedWeight,
+    Packing,
+    Specs,
+    Tensors,
+    dtype_name,
+    layout_of,
+    packed_weight,
+)
+from .checks import check_tensors
+from .watched import is_watched
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Two threads may run a model for the first time.
+_repacking = threading.RLock()
+
+# A parameter without elements, the first of a module: code that asks the first parameter of a model
+# for its dtype, or the first that is floating, gets the type the model computes in, and not that of
+# packed bytes or of scales. It is in no state_dict.
+DTYPE_MARKER = "dtype_marker"
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+# Types that weights can have.
+WEIGHT_DTYPES = tuple(_DTYPES.values())
+
+
+class Replaced(NamedTuple):
+    """What a quantized module took the place of, for the way back."""
+
+    kind: str  # as Layer.kind
+    cls: type[nn.Module]
+    requires_grad: bool  # of its weight
+
+
+def parse_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:
+    """A floating torch dtype from itself or its name.
+
+    Raises:
+        ValueError: If it is no type that weights can have.
+    """
+    if dtype is None:
+        return default
+    dtype = _DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if dtype not in _DTYPES.values():
+        raise ValueError(f"[dequantize] dtype {dtype} is not one of {', '.join(_DTYPES)}")
+    return dtype
+
+
+def _nobody() -> None:
+    """A weak reference to nothing."""
+
+
+class QuantizedModule(nn.Module):
+    """A module around the tensors of quantized matrices.
+
+    The tensors are parameters without gradient: state_dict has the keys of a checkpoint, and
+    whatever moves parameters (``to``, accelerate's hooks) moves them. Casts leave them alone and
+    change ``compute_dtype``, which is the type of the marker.
+    """
+
+    # QuantizeStats of the weight as a dict, or a list of them for experts; None if it came from a
+    # file.
+    quantize_stats: Any = None
+
+    # None if it was not made from a layer of a model.
+    replaced: Replaced | None = None
+
+    # Transformers initializes what lacks this mark; there is nothing to initialize here.
+    _is_hf_initialized = True
+
+    # Names of tensors -> the parameters that were registered here: those that the module owns.
+    # FSDP, offloading hooks and torch.func lend it others by writing to _parameters.
+    _registered: dict[str, weakref.ref[nn.Parameter]]
+
+    # Identities of the tensors, once they are checked and known to be owned.
+    _ready: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_registered", "_ready")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._own()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in nn.Module; setattr() comes here, too."""
+        if name == "weight":
+            raise AttributeError(
+                "[module] the weight of a quantized layer is packed and cannot be set: quantize_(W) "
+                "quantizes another one; leave the layer out of tensor-parallel plans, "
+                "parametrizations and pruning"
+            )
+        super().register_parameter(name, param)
+        if name in TENSOR_NAMES:
+            self._own(name)
+
+    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+        """As in nn.Module. With recurse=False in format 1 and without the marker: who asks the module
+        itself is about to shard, offload or replace what it owns, and looks every name up in a
+        state_dict."""
+        if not recurse:
+            self._give()
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if recurse or name.rpartition(".")[2] != DTYPE_MARKER:
+                yield name, parameter
+
+    def _replicate_for_data_parallel(self):
+        raise ValueError(
+            "[module] torch.nn.DataParallel copies parameters that have gradients, not packed "
+            "weights; use torch.nn.parallel.DistributedDataParallel, one process a GPU"
+        )
+
+    def _setup(
+        self,
+        config: LayerConfig,
+        shape: tuple[int, ...],
+        compute_dtype: torch.dtype,
+        parts: int = 1,
+    ) -> None:
+        """Attributes of a module whose dense weight has `shape` ([experts,] out, in)."""
+        # Not "config", which Transformers takes for one of its own.
+        self.layer_config = config
+        self.dense_shape = tuple(shape)
+        self.out_features, self.in_features = shape[-2:]
+        self._layout: Layout = layout_of(config, self.dense_shape, parts)
+        marker = torch.empty(0, dtype=compute_dtype, device="cpu")
+        self.register_parameter(DTYPE_MARKER, nn.Parameter(marker, requires_grad=False))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the dense weight."""
+        return self._parameters[DTYPE_MARKER].dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        marker = self._parameters[DTYPE_MARKER]
+        marker.data = torch.empty(0, dtype=dtype, device=marker.device)
+
+    def place_marker(self) -> None:
+        """Takes the marker to where the tensors are: loaders that set them do not know it."""
+        marker, device = self._parameters[DTYPE_MARKER], self._parameters["W_q"].device
+        # Never to meta: nobody would have a value for it.
+        if device.type != "meta" and marker.device != device:
+            empty = torch.empty(0, dtype=marker.dtype, device=device)
+            self._parameters[DTYPE_MARKER] = nn.Parameter(empty, requires_grad=False)
+
+    def _register_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name in TENSOR_NAMES:
+            tensor = tensors.get(name)
+            if tensor is not None and not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=False)
+            self.register_parameter(name, tensor)
+        self.place_marker()
+
+    def _specs(self) -> Specs:
+        """Shape and dtype of every tensor this module has, in format 1."""
+        return self._layout.specs()
+
+    def _empty_tensors(self, device: torch.device | str) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in self._specs().items()
+        }
+
+    def set_packed(self, tensors: dict[str, torch.Tensor], device: torch.device | str) -> None:
+        """Sets the stored tensors; they must be those of _specs()."""
+        specs = self._specs()
+        if tensors.keys() != specs.keys():
+            raise ValueError(
+                f"[module] the tensors are {', '.join(tensors)}; they must be {', '.join(specs)}"
+            )
+        for name, (shape, dtype) in specs.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+                raise ValueError(
+                    f"[module] {name} is {dtype_name(tensor.dtype)} {list(tensor.shape)}; "
+                    f"it must be {dtype_name(dtype)} {list(shape)}"
+                )
+            self.register_parameter(name, nn.Parameter(tensor.to(device), requires_grad=False))
+        self.place_marker()
+
+    def packed(self) -> Tensors:
+        """The stored tensors, tiled or in format 1."""
+        return Tensors(*map(self._parameters.__getitem__, TENSOR_NAMES))
+
+    def packed_weight(self) -> PackedWeight:
+        """The same with what they mean."""
+        return packed_weight(self._layout, self.packed())
+
+    def _own(self, *names: str) -> None:
+        """Takes the parameters of these names, or all, for the module's own."""
+        self._ready = None
+        registered = self.__dict__.setdefault("_registered", {})
+        for name in names or TENSOR_NAMES:
+            parameter = self._parameters.get(name)
+            # Not FakeTensor, DTensor and other classes that stand for something else.
+            if type(parameter) is nn.Parameter:
+                registered[name] = weakref.ref(parameter)
+            else:
+                registered.pop(name, None)
+
+    def _owns(self, tensors: Tensors) -> bool:
+        """Whether the tensors are the module's for good, and no other process sees their memory."""
+        owned = [self._registered.get(name, _nobody)() for name in TENSOR_NAMES]
+        if not all(map(operator.is_, owned, tensors)):
+            return False
+        # torch says of all memory of a GPU that it can be shared.
+        return not (tensors.W_q.is_cpu and tensors.W_q.is_shared())
+
+    def _give(self) -> None:
+        """Format 1 for code that takes tensors of this module away."""
+        if self._parameters.get("W_q") is not None and self.is_tiled:
+            if self._owns(self.packed()):
+                self.untile_()
+        self._ready = None
+
+    def checked(self) -> PackedWeight:
+        """packed_weight(), when its tensors are what the kernels read.
+
+        Raises:
+            ValueError: If the tensors are those of other settings, of two orders, sharded, or have
+                no memory.
+        """
+        weight = self.packed_weight()
+        # Nothing of it is for compilers and tracers, which have seen the layer without them.
+        if torch.compiler.is_compiling() or self.is_ready(weight.tensors):
+            return weight
+        if not torch.jit.is_tracing():
+            check_tensors(weight)
+            self._ready = tuple(map(id, weight.tensors)) if self._owns(weight.tensors) else None
+        return weight
+
+    def prepared(self) -> PackedWeight:
+        """checked(), in the packing that is read fastest where the tensors are.
+
+        They are reordered in place, once, unless something watches or they are not the module's own.
+        """
+        weight = self.checked()
+        if torch.compiler.is_compiling():
+            return weight
+        wanted = backends.packing_for(weight)
+        if weight.packing == wanted or is_watched():
+            return weight
+        # Tiles come to a GPU past the module, which owns them in no case.
+        if wanted == FORMAT_1 or self._ready is not None:
+            self._repack(wanted)
+            return self.packed_weight()
+        return weight
+
+    def is_ready(self, tensors: Tensors) -> bool:
+        """Whether packed() has given these tensors to checked() before, and the module owns them."""
+        return tuple(map(id, tensors)) == self._ready
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the tensors are in the order of the C++ kernels instead of format 1."""
+        return self.packed_weight().packing == CPU_TILES
+
+    def tile_(self) -> Self:
+        """Puts the tensors into the order of the C++ kernels, where it can be done.
+
+        The first forward pass does it, unless it is compiled, or the tensors are not the module's
+        own: sharded, offloaded, or in memory that processes share. Only the order in memory
+        changes: state_dict(), moving to another device and everything else gives format 1 again.
+        """
+        weight = self.checked()
+        self._own()
+        kernels = backends.kernels_on(weight.device)
+        if kernels is not None:
+            self._repack(kernels.packing_for(self._layout))
+        return self
+
+    def untile_(self) -> Self:
+        """Format 1 again, bit for bit."""
+        self._repack(FORMAT_1)
+        return self
+
+    def _repack(self, wanted: Packing) -> None:
+        with _repacking, torch.inference_mode(False):
+            weight = self.packed_weight()
+            if weight.packing != wanted:
+                reorder = packing.format_1 if wanted == FORMAT_1 else packing.cpu_tiles
+                self._set_data(reorder(weight).tensors)
+
+    def _set_data(self, tensors: Tensors) -> None:
+        # The parameters stay the same objects: modules that share them see the new order. The codes
+        # tell which it is, so they come last: another thread may look.
+        for parameter, tensor in reversed(list(zip(self.packed(), tensors))):
+            if parameter is not None:
+                parameter.data = tensor
+
+    def refresh_copies(self) -> Self:
+        """Copies the tensors again for the fused kernels of a GPU, if there is a copy.
+
+        To be called when their memory was written to in a way that torch does not count, as through
+        ``.data`` or in inference mode. Recorded CUDA graphs see the new weight then, too.
+        """
+        if self.W_q is not None and self.W_q.device.type != "meta":
+            cuda.refresh(self.packed_weight())
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + DTYPE_MARKER, None)
+        if self.is_tiled:
+            plain = packing.format_1(self.packed_weight())
+            for name, tensor in plain.tensors.present().items():
+                destination[prefix + name] = tensor
+
+    @property
+    def nbits(self) -> float:
+        """8, 6, 5, 4, 3, 2, 1.58 or 1."""
+        return self.layer_config.nbits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.W_q.device
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes of all tensors of the quantized weight in format 1."""
+        specs = self._specs().values()
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 * packed_nbytes / number of weights."""
+        return 8 * self.packed_nbytes / torch.Size(self.dense_shape).numel()
+
+    def _apply(self, fn, recurse=True):
+        self.untile_()
+        kept = {
+            name: value for name in TENSOR_NAMES if (value := self._parameters[name]) is not None
+        }
+        kept = {name: value.data for name, value in kept.items()}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            parameter = self._parameters[name]
+            if parameter.dtype != value.dtype:
+                parameter.data = value.to(parameter.device)
+        self._own()
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        """Refuses tensors of other settings, which copying would cast or broadcast silently."""
+        specs = self._specs()
+        wrong = []
+        for name in TENSOR_NAMES:
+            given = state_dict.get(prefix + name)
+            if given is None:
+                continue
+            if name not in specs:
+                wrong.append(f"{name} is present, but the settings exclude it")
+                continue
+            shape, dtype = specs[name]
+            if tuple(given.shape) != tuple(shape) or given.dtype != dtype:
+                wrong.append(
+                    f"{name} is {dtype_name(given.dtype)} {list(given.shape)}; it must be "
+                    f"{dtype_name(dtype)} {list(shape)}"
+                )
+        if wrong:
+            settings = ", ".join(
+                f"{k}={getattr(self.layer_config, k)}" for k in ("nbits", "group_size", "axis")
+            )
+            error_msgs.append(
+                f"[{prefix[:-1] or 'load_state_dict'}] does not fit a layer of {settings}, balance="
+                f"{self.layer_config.balance} for a weight {list(self.dense_shape)}: "
+                + "; ".join(wrong)
+            )
+            return
+        self.untile_()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + DTYPE_MARKER in missing_keys:
+            missing_keys.remove(prefix + DTYPE_MARKER)
+        self.place_marker()
+        self.refresh_copies()
+
+    def _repr_settings(self) -> str:
+        config = self.layer_config
+        balance = "" if config.balance == "none" else f", balance={config.balance}"
+        return f"nbits={config.nbits}, group_size={config.group_size}, axis={config.axis}{balance}"
