@@ -1,12 +1,12 @@
 #include <algorithm>
 
-#include "cuda/device/balance.hpp"
-#include "cuda/device/encode.hpp"
-#include "cuda/device/errors.hpp"
-#include "cuda/device/metadata.hpp"
-#include "cuda/device/solve.hpp"
+#include "cuda/device/solve/balance.hpp"
+#include "cuda/device/solve/encode.hpp"
+#include "cuda/device/solve/errors.hpp"
+#include "cuda/device/solve/solve.hpp"
+#include "cuda/device/solve/store.hpp"
+#include "cuda/launch.hpp"
 #include "cuda/quantize.hpp"
-#include "cuda/runtime.hpp"
 
 namespace hqq::cuda {
 namespace {

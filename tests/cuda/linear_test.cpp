@@ -1,8 +1,7 @@
-// Fused linear kernels against products in double.
-#include "cuda/device/linear.hpp"
-
+// Linear kernels against products in double.
 #include <gtest/gtest.h>
 
+#include "cuda/device/linear/params.hpp"
 #include "hqq/core/codec.hpp"
 #include "tests/cuda/linear_test_util.hpp"
 
@@ -26,7 +25,7 @@ std::ostream& operator<<(std::ostream& out, const Product& p) {
              << ", bias " << p.bias << ", experts " << p.row_begin.size();
 }
 
-std::vector<std::uint16_t> run(FusedLinearArgs args, const HalfMatrix& y, const Product& p) {
+std::vector<std::uint16_t> run(LinearArgs args, const HalfMatrix& y, const Product& p) {
   const LinearPlan plan = make_plan(args, p.kernel, p.strips, p.splits);
   args.workspace_bytes = linear_workspace_bytes(args, plan);
   const DeviceArray<std::byte> workspace(args.workspace_bytes);
@@ -44,7 +43,7 @@ void expect_product(const Product& p, unsigned seed = 1) {
   SCOPED_TRACE(::testing::Message() << p);
   Rng rng(seed);
   const int experts = p.row_begin.empty() ? 1 : static_cast<int>(p.row_begin.size()) - 1;
-  const FusedLayer layer(p.spec, p.x_type, experts, rng);
+  const PackedLayer layer(p.spec, experts, rng);
   const std::int64_t N = p.spec.out_features, K = p.spec.in_features;
   HalfMatrix x(p.x_type, p.M, K, K + p.x_padding, p.x_offset);
   x.randomize(rng);
@@ -52,7 +51,7 @@ void expect_product(const Product& p, unsigned seed = 1) {
   bias.randomize(rng);
   const HalfMatrix y(p.x_type, p.M, N, N + p.y_padding);
 
-  FusedLinearArgs args = layer.args();
+  LinearArgs args = layer.args(p.x_type);
   args.x = x.data();
   args.x_stride = x.stride;
   args.rows = p.M;
@@ -96,22 +95,22 @@ LayerSpec shape(BitWidth width, int axis, std::optional<std::int64_t> group_size
   return spec;
 }
 
-class Fused : public ::testing::TestWithParam<std::tuple<BitWidth, DType>> {};
+class LinearWidths : public ::testing::TestWithParam<std::tuple<BitWidth, DType>> {};
 
-TEST_P(Fused, DecodesAxis1) {
+TEST_P(LinearWidths, DecodesAxis1) {
   const auto [width, x_type] = GetParam();
   expect_product({shape(width, 1, 64, 80, 320), x_type, 1});
   expect_product({shape(width, 1, 48, 33, 200), x_type, 7, LinearKernel::kDecode8, 2, 2, true});
   expect_product({shape(width, 1, 32, 47, 576), x_type, 9, LinearKernel::kDecode16, 1, 2});
 }
 
-TEST_P(Fused, MultipliesAxis1) {
+TEST_P(LinearWidths, MultipliesAxis1) {
   const auto [width, x_type] = GetParam();
   expect_product({shape(width, 1, 64, 80, 320), x_type, 17, LinearKernel::kGemm, 4});
   expect_product({shape(width, 1, 48, 33, 200), x_type, 7, LinearKernel::kGemm, 4, 2, true});
 }
 
-TEST_P(Fused, Axis0) {
+TEST_P(LinearWidths, Axis0) {
   const auto [width, x_type] = GetParam();
   // Rows of scales: two to a strip, and one.
   expect_product({shape(width, 0, 16, 48, 136), x_type, 2, LinearKernel::kDecode8, 1, 2, true});
@@ -119,15 +118,15 @@ TEST_P(Fused, Axis0) {
   expect_product({shape(width, 0, 16, 48, 136), x_type, 9, LinearKernel::kGemm, 4, 2, true});
 }
 
-INSTANTIATE_TEST_SUITE_P(Widths, Fused,
+INSTANTIATE_TEST_SUITE_P(Widths, LinearWidths,
                          ::testing::Combine(::testing::ValuesIn(kAllBitWidths),
                                             ::testing::Values(DType::kF16, DType::kBF16)));
 
 // ---- Shapes, at one width of one plane and one of two.
 
-class FusedShapes : public ::testing::TestWithParam<LinearKernel> {};
+class LinearShapes : public ::testing::TestWithParam<LinearKernel> {};
 
-TEST_P(FusedShapes, Groups) {
+TEST_P(LinearShapes, Groups) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   for (BitWidth width : {BitWidth::k4, BitWidth::k3}) {
     for (std::optional<std::int64_t> group : std::vector<std::optional<std::int64_t>>{
@@ -138,7 +137,7 @@ TEST_P(FusedShapes, Groups) {
   }
 }
 
-TEST_P(FusedShapes, Tokens) {
+TEST_P(LinearShapes, Tokens) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
   for (std::int64_t M : {1, 2, 7, 8, 9, 16, 17, 64, 70}) {
     const bool odd = M % 2 != 0;
@@ -147,7 +146,7 @@ TEST_P(FusedShapes, Tokens) {
   }
 }
 
-TEST_P(FusedShapes, Strides) {
+TEST_P(LinearShapes, Strides) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 1;
   Product p{shape(BitWidth::k5, 1, 64, 37, 128), DType::kF16, 5, GetParam(), strips, 2};
   for (const auto& [x_padding, x_offset] :
@@ -160,7 +159,7 @@ TEST_P(FusedShapes, Strides) {
 }
 
 // Columns that end inside a vector of an aligned x, and rows of x that several threads share.
-TEST_P(FusedShapes, VectorsOfX) {
+TEST_P(LinearShapes, VectorsOfX) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   for (std::int64_t K : {150, 152, 1100}) {
     for (bool col_scale : {false, true}) {
@@ -174,7 +173,7 @@ TEST_P(FusedShapes, VectorsOfX) {
 
 // More than the block that adds up loads at a time; rows beyond the last strip; y that takes four
 // rows in one store, and not.
-TEST_P(FusedShapes, ManySplits) {
+TEST_P(LinearShapes, ManySplits) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
   for (std::int64_t N : {96, 99}) {
     for (int splits : {8, 9, 11}) {
@@ -184,7 +183,7 @@ TEST_P(FusedShapes, ManySplits) {
   }
 }
 
-TEST_P(FusedShapes, Cuts) {
+TEST_P(LinearShapes, Cuts) {
   if (GetParam() == LinearKernel::kGemm) {
     for (int splits : {1, 2, 3, 7}) {
       expect_product({shape(BitWidth::k2, 1, 64, 140, 448), DType::kF16, 3, GetParam(), 4, splits});
@@ -199,7 +198,7 @@ TEST_P(FusedShapes, Cuts) {
   }
 }
 
-TEST_P(FusedShapes, ColScale) {
+TEST_P(LinearShapes, ColScale) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   Product p{shape(BitWidth::k4, 1, 64, 40, 150), DType::kF16, 3, GetParam(), strips, 1, true};
   p.spec.col_scale = true;
@@ -211,7 +210,7 @@ TEST_P(FusedShapes, ColScale) {
   expect_product(p);
 }
 
-TEST_P(FusedShapes, MetadataTypes) {
+TEST_P(LinearShapes, MetadataTypes) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   Product p{shape(BitWidth::k4, 1, 32, 40, 150), DType::kF16, 3, GetParam(), strips, 1};
   for (DType x_type : {DType::kF16, DType::kBF16}) {
@@ -229,7 +228,7 @@ TEST_P(FusedShapes, MetadataTypes) {
   }
 }
 
-TEST_P(FusedShapes, Experts) {
+TEST_P(LinearShapes, Experts) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   for (int splits : {1, 2}) {
     Product p{
@@ -243,7 +242,7 @@ TEST_P(FusedShapes, Experts) {
   expect_product(many);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, FusedShapes,
+INSTANTIATE_TEST_SUITE_P(Kernels, LinearShapes,
                          ::testing::Values(LinearKernel::kDecode8, LinearKernel::kDecode16,
                                            LinearKernel::kGemm));
 
@@ -263,40 +262,30 @@ TEST(FusedAxis0, Shapes) {
 
 // ---- What is chosen, and what is refused.
 
-DeviceMatrix matrix(int axis, std::int64_t group_size, std::int64_t rows, std::int64_t cols) {
-  DeviceMatrix q;
-  q.layout = {rows, cols, group_size, axis};
-  return q;
+core::GroupLayout layout(int axis, std::int64_t group_size, std::int64_t rows, std::int64_t cols) {
+  return {rows, cols, group_size, axis};
 }
 
-TEST(FusedSupport, LayoutsAndTypes) {
+TEST(LinearSupport, LayoutsAndTypes) {
+  EXPECT_TRUE(has_tiles(layout(1, 64, 100, 100)));
+  EXPECT_TRUE(has_tiles(layout(1, 100, 100, 100))) << "one group a row";
+  EXPECT_FALSE(has_tiles(layout(1, 8, 100, 100)));
+  EXPECT_FALSE(has_tiles(layout(1, 40, 100, 100)));
+  EXPECT_TRUE(has_tiles(layout(0, 16, 64, 100)));
+  EXPECT_FALSE(has_tiles(layout(0, 64, 100, 100))) << "groups run across columns";
+  EXPECT_FALSE(has_tiles(layout(0, 8, 64, 100)));
+  EXPECT_TRUE(has_tiles(layout(1, 64, 16, std::int64_t{1} << 19)));
+  EXPECT_FALSE(has_tiles(layout(1, 64, 16, (std::int64_t{1} << 19) + 1)));
+
   const DeviceTraits sm80{80, 108, 163 * 1024}, sm75{75, 40, 64 * 1024};
-  const auto supported = [&](const DeviceMatrix& q) {
-    return fused_supported(q, DType::kF16, sm80);
-  };
-  EXPECT_TRUE(supported(matrix(1, 64, 100, 100)));
-  EXPECT_TRUE(supported(matrix(1, 100, 100, 100))) << "one group a row";
-  EXPECT_FALSE(supported(matrix(1, 8, 100, 100)));
-  EXPECT_FALSE(supported(matrix(1, 40, 100, 100)));
-  EXPECT_TRUE(supported(matrix(0, 16, 64, 100)));
-  EXPECT_FALSE(supported(matrix(0, 64, 100, 100))) << "groups run across columns";
-  EXPECT_FALSE(supported(matrix(0, 8, 64, 100)));
-  EXPECT_TRUE(supported(matrix(1, 64, 16, std::int64_t{1} << 19)));
-  EXPECT_FALSE(supported(matrix(1, 64, 16, (std::int64_t{1} << 19) + 1)));
-
-  const DeviceMatrix q = matrix(1, 64, 100, 100);
-  EXPECT_TRUE(fused_supported(q, DType::kBF16, sm80));
-  EXPECT_FALSE(fused_supported(q, DType::kF32, sm80));
-  EXPECT_TRUE(fused_supported(q, DType::kF16, sm75));
-  EXPECT_FALSE(fused_supported(q, DType::kBF16, sm75));
-  DeviceMatrix large = matrix(1, 16, 100, 4096);
-  large.width = BitWidth::k2;
-  large.scale_type = DType::kF32;
-  EXPECT_TRUE(fused_supported(large, DType::kF16, sm80));
-  EXPECT_FALSE(fused_supported(large, DType::kF16, sm75)) << "more than its shared memory";
+  EXPECT_TRUE(has_product(DType::kF16, sm80));
+  EXPECT_TRUE(has_product(DType::kBF16, sm80));
+  EXPECT_FALSE(has_product(DType::kF32, sm80));
+  EXPECT_TRUE(has_product(DType::kF16, sm75));
+  EXPECT_FALSE(has_product(DType::kBF16, sm75));
 }
 
-TEST(FusedChoice, EveryPlanIsWhole) {
+TEST(LinearChoice, EveryPlanIsWhole) {
   for (const DeviceTraits& device :
        {DeviceTraits{75, 40, 64 * 1024}, DeviceTraits{80, 108, 163 * 1024},
         DeviceTraits{90, 132, 227 * 1024}}) {
@@ -305,7 +294,7 @@ TEST(FusedChoice, EveryPlanIsWhole) {
         for (std::int64_t N : {64, 4096, 16384, 151936}) {
           for (std::int64_t K : {64, 2880, 4096, 16384, 28672}) {
             for (std::int64_t M : {1, 8, 12, 16, 64, 256, 4096}) {
-              FusedLinearArgs args;
+              LinearArgs args;
               args.weight.layout = {N, K, 64, axis};
               args.weight.width = width;
               args.rows = M;
@@ -335,10 +324,10 @@ TEST(FusedChoice, EveryPlanIsWhole) {
   }
 }
 
-TEST(FusedChoice, KernelsByTokens) {
+TEST(LinearChoice, KernelsByTokens) {
   const DeviceTraits device{90, 132, 227 * 1024};
   const auto kernel = [&](std::int64_t rows, std::int64_t experts) {
-    FusedLinearArgs args;
+    LinearArgs args;
     args.weight.layout = {4096, 4096, 64, 1};
     args.rows = rows;
     args.experts = experts;
@@ -352,13 +341,13 @@ TEST(FusedChoice, KernelsByTokens) {
   EXPECT_EQ(kernel(256, 8), LinearKernel::kGemm);
 }
 
-TEST(FusedLinear, ChoosesAndRefuses) {
+TEST(Linear, ChoosesAndRefuses) {
   Rng rng(5);
-  const FusedLayer layer(shape(BitWidth::k4, 1, 64, 40, 128), DType::kF16, 1, rng);
+  const PackedLayer layer(shape(BitWidth::k4, 1, 64, 40, 128), 1, rng);
   HalfMatrix x(DType::kF16, 3, 128, 128);
   x.randomize(rng);
   const HalfMatrix y(DType::kF16, 3, 40, 40);
-  FusedLinearArgs args = layer.args();
+  LinearArgs args = layer.args(DType::kF16);
   args.x = x.data();
   args.x_stride = 128;
   args.rows = 3;
@@ -375,14 +364,14 @@ TEST(FusedLinear, ChoosesAndRefuses) {
     EXPECT_NEAR(y.value(2, n), want.y, want.error);
   }
 
-  FusedLinearArgs small = args;
+  LinearArgs small = args;
   small.workspace_bytes -= 1;
   EXPECT_THROW(linear(small, nullptr), Failure);
   const LinearPlan no_instance{LinearKernel::kDecode16, 8, 1, 2, 1};
-  FusedLinearArgs axis0 = args;
+  LinearArgs axis0 = args;
   axis0.weight.layout = {32, 128, 32, 0};
   EXPECT_THROW(linear(axis0, no_instance, nullptr), Failure);
-  FusedLinearArgs nothing = args;
+  LinearArgs nothing = args;
   nothing.rows = 0;
   nothing.workspace_bytes = 0;
   EXPECT_NO_THROW(linear(nothing, nullptr));
@@ -395,47 +384,6 @@ TEST(Divider, IsExact) {
     divide.factor =
         static_cast<std::uint32_t>(div_up(std::int64_t{1} << device::Divider::kShift, divisor));
     for (int n = 0; n <= 1 << 15; ++n) ASSERT_EQ(divide(n), n / divisor) << n << " / " << divisor;
-  }
-}
-
-// The layout of docs/cuda-kernels.md, code by code.
-TEST(Repack, PutsEveryCodeInItsPlace) {
-  Rng rng(3);
-  for (BitWidth width : kAllBitWidths) {
-    SCOPED_TRACE(nbits_of(width));
-    const QuantizedTensor q = random_layer(shape(width, 1, 64, 45, 100), rng);
-    const DenseLayer dense(q);
-    const DeviceCopy copy(q);
-    const FusedSizes sizes = fused_sizes(copy.matrix(), DType::kF16);
-    const DeviceArray<std::byte> codes(sizes.codes_bytes), metadata(sizes.metadata_bytes);
-    repack(copy.matrix(), DType::kF16, codes.data(), metadata.data(), nullptr);
-    const int low = width == BitWidth::kTernary ? 2 : core::row_format(width).low_bits;
-    const int high = core::row_format(width).high_bits;
-    ASSERT_EQ(sizes.codes_bytes, static_cast<std::size_t>(2 * 2 * 256 * (low + high)));
-    for (std::int64_t row = 0; row < 64; ++row) {
-      for (std::int64_t col = 0; col < 128; ++col) {
-        const auto plane_code = [&](std::int64_t plane_offset, int bits) {
-          const std::int64_t fragment = row % 32 / 16, odd = row % 16 / 8,
-                             lane = row % 8 * 4 + col % 8 / 2;
-          const std::int64_t pair = col % 64 / 8, word = fragment * bits + pair * bits / 8;
-          const std::int64_t together = std::min(2 * bits, 4);
-          const std::int64_t byte =
-              plane_offset + (word / together * 32 + lane) * together * 4 + word % together * 4;
-          std::uint32_t value = 0;
-          std::memcpy(&value, codes.data() + byte, 4);
-          const std::int64_t in_word = pair % (8 / bits), run = low / bits;
-          const std::int64_t bit =
-              16 * (col % 2) + in_word / run * 2 * low + in_word % run * bits + odd * low;
-          return value >> bit & ((1u << bits) - 1);
-        };
-        const std::int64_t tile = (row / 32 * 2 + col / 64) * 256 * (low + high);
-        std::uint32_t code = plane_code(tile, low);
-        if (high > 0) code |= plane_code(tile + 256 * low, high) << low;
-        const bool inside = row < 45 && col < 100;
-        const double want = inside ? dense.q[static_cast<std::size_t>(row * 100 + col)] : 0.0;
-        ASSERT_EQ(code, want) << "row " << row << ", column " << col;
-      }
-    }
   }
 }
 

@@ -1,5 +1,5 @@
 // The shim finds what it promises to find: each kernel below has one fault.
-#include "cuda/device/simt.hpp"
+#include "cuda/device/simt/simt.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
