@@ -1,5 +1,6 @@
 // Bit widths and the tensors of a layer: include/hqq/bit_width.hpp and quantized_tensor.hpp.
 #include "hqq/bitpack.hpp"
+#include "hqq/core/codec.hpp"
 #include "hqq/core/metadata.hpp"
 #include "hqq/quantized_tensor.hpp"
 #include "python/bindings/config.hpp"
@@ -96,6 +97,7 @@ void bind_format(py::module_& m) {
   }
   m.attr("BIT_WIDTHS") = widths;
   m.attr("METADATA_BLOCK") = core::kMetadataBlock;
+  m.attr("TERNARY_DIGITS") = core::kTernaryDigits;
   py::tuple names(kTensorNames.size());
   for (std::size_t i = 0; i < kTensorNames.size(); ++i) names[i] = py::str(kTensorNames[i]);
   m.attr("TENSOR_NAMES") = names;

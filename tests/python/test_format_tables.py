@@ -55,3 +55,10 @@ def test_tensor_specs_are_the_tensors_of_a_quantized_matrix(axis, group_size, qu
 def test_tensor_specs_need_a_balance_that_is_known():
     with pytest.raises(ValueError, match="balance is 'auto'; a stored layer has 'none' or"):
         _core.tensor_specs(hqq_cpp.LayerConfig(), 40, 96)
+
+
+def test_torch_layers_have_the_tensors_of_the_module():
+    pytest.importorskip("torch")
+    from hqq_cpp.format import Tensors
+
+    assert Tensors._fields == _core.TENSOR_NAMES

@@ -6,9 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hqq_cpp.nn.dequantize import row_bytes
-
 import hqq_cpp
+from hqq_cpp._core import packed_row_bytes as row_bytes
 
 OUT, IN = 64, 512
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
