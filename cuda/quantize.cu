@@ -7,6 +7,7 @@
 #include "cuda/device/solve/store.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/quantize.hpp"
+#include "cuda/tiles.hpp"
 
 namespace hqq::cuda {
 namespace {
@@ -234,6 +235,7 @@ std::size_t quantize_workspace_bytes(const QuantizeArgs& args) {
 }
 
 void quantize(const QuantizeArgs& args, StreamHandle stream) {
+  require_packing(args.out, Packing::kFormat1);
   const core::GroupLayout& layout = args.out.layout;
   TileShape shape = tile_shape(args);
   Workspace workspace(args.workspace);

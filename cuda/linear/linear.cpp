@@ -46,10 +46,6 @@ Workspace workspace_of(const LinearArgs& args, const LinearPlan& plan) {
   return w;
 }
 
-std::int64_t stored_bytes(DType type) {
-  return type == DType::kU8 ? 1 : type == DType::kF32 ? 4 : 2;
-}
-
 device::MetadataParams metadata_params(DType type, const void* values, const float* step,
                                        const float* offset, std::int64_t stride,
                                        std::int64_t step_stride, std::int64_t offset_stride) {
@@ -57,9 +53,9 @@ device::MetadataParams metadata_params(DType type, const void* values, const flo
   return {type, bytes(values), bytes(step), bytes(offset), stride, step_stride, offset_stride};
 }
 
-// Whether `together` neighbouring values, from a multiple of it on, are one aligned load.
+// Whether `together` neighbouring values of 16 bits, from a multiple of it on, are an aligned load.
 bool is_aligned(const device::MetadataParams& p, std::int64_t row_values, std::int64_t together) {
-  const std::int64_t bytes = together * stored_bytes(p.type);
+  const std::int64_t bytes = 2 * together;
   return row_values % together == 0 && p.stride % bytes == 0 &&
          reinterpret_cast<std::uintptr_t>(p.values) % static_cast<std::uintptr_t>(bytes) == 0;
 }
@@ -83,6 +79,8 @@ void set_weight(const LinearArgs& args, LinearParams& p) {
   p.tiles = static_cast<int>(tiles_of(layout));
   const std::int64_t row_values = layout.axis == 1 ? layout.groups_per_row() : layout.cols;
   const std::int64_t together = layout.axis == 1 ? device::kWindowGroups : device::kLaneColumns;
+  p.half_scales =
+      q.scale_type == q.zero_type && (q.scale_type == DType::kF16 || q.scale_type == DType::kBF16);
   p.scales_aligned =
       is_aligned(p.scale, row_values, together) && is_aligned(p.zero, row_values, together);
   if (layout.axis == 1) {

@@ -1,7 +1,6 @@
 // Linear kernels against products in double.
 #include <gtest/gtest.h>
 
-#include "cuda/device/linear/params.hpp"
 #include "hqq/core/codec.hpp"
 #include "tests/cuda/linear_test_util.hpp"
 
@@ -17,12 +16,35 @@ struct Product {
   bool bias = false;
   std::int64_t x_padding = 0, x_offset = 0, y_padding = 0;
   std::vector<std::int64_t> row_begin{};  // experts; empty: a plain layer
+  int parts = 1, part = 0;                // matrices an expert has, and the one that is multiplied
 };
 
 std::ostream& operator<<(std::ostream& out, const Product& p) {
   return out << p.spec << ", x " << dtype_name(p.x_type) << " [" << p.M << "], kernel "
              << static_cast<int>(p.kernel) << ", strips " << p.strips << ", splits " << p.splits
              << ", bias " << p.bias << ", experts " << p.row_begin.size();
+}
+
+// Of experts with `parts` matrices each, matrix `part`.
+LinearArgs part_of(LinearArgs args, int parts, int part) {
+  const auto step = [&](auto*& address, std::int64_t& stride) {
+    using T = std::remove_reference_t<decltype(address)>;
+    if (address != nullptr) {
+      address = static_cast<T>(
+          static_cast<void*>(static_cast<std::byte*>(static_cast<void*>(address)) + part * stride));
+    }
+    stride *= parts;
+  };
+  step(args.weight.W_q, args.strides.W_q);
+  step(args.weight.scale, args.strides.scale);
+  step(args.weight.zero, args.strides.zero);
+  step(args.weight.scale_step, args.strides.scale_step);
+  step(args.weight.scale_offset, args.strides.scale_offset);
+  step(args.weight.zero_step, args.strides.zero_step);
+  step(args.weight.zero_offset, args.strides.zero_offset);
+  step(args.weight.col_scale, args.strides.col_scale);
+  args.experts /= parts;
+  return args;
 }
 
 std::vector<std::uint16_t> run(LinearArgs args, const HalfMatrix& y, const Product& p) {
@@ -43,7 +65,7 @@ void expect_product(const Product& p, unsigned seed = 1) {
   SCOPED_TRACE(::testing::Message() << p);
   Rng rng(seed);
   const int experts = p.row_begin.empty() ? 1 : static_cast<int>(p.row_begin.size()) - 1;
-  const PackedLayer layer(p.spec, experts, rng);
+  const PackedLayer layer(p.spec, experts * p.parts, rng);
   const std::int64_t N = p.spec.out_features, K = p.spec.in_features;
   HalfMatrix x(p.x_type, p.M, K, K + p.x_padding, p.x_offset);
   x.randomize(rng);
@@ -51,7 +73,7 @@ void expect_product(const Product& p, unsigned seed = 1) {
   bias.randomize(rng);
   const HalfMatrix y(p.x_type, p.M, N, N + p.y_padding);
 
-  LinearArgs args = layer.args(p.x_type);
+  LinearArgs args = part_of(layer.args(p.x_type), p.parts, p.part);
   args.x = x.data();
   args.x_stride = x.stride;
   args.rows = p.M;
@@ -69,8 +91,9 @@ void expect_product(const Product& p, unsigned seed = 1) {
         p.row_begin.empty() ? p.M : p.row_begin[static_cast<std::size_t>(e) + 1];
     for (std::int64_t m = begin; m < end; ++m) {
       for (std::int64_t n = 0; n < N; ++n) {
-        const Expected want = expected(layer.dense(static_cast<std::size_t>(e)), p.spec.nbits, n, x,
-                                       m, p.kernel, p.bias ? bias.value(e, n) : 0.0);
+        const Expected want =
+            expected(layer.dense(static_cast<std::size_t>(e * p.parts + p.part)), p.spec.nbits, n,
+                     x, m, p.kernel, p.bias ? bias.value(e, n) : 0.0);
         const double share = std::abs(y.value(m, n) - want.y) / want.error;
         if (!(share <= 1.0)) {  // NaN too
           ADD_FAILURE() << "y[" << m << ", " << n << "] is " << y.value(m, n) << ", not " << want.y
@@ -208,6 +231,27 @@ TEST_P(LinearShapes, ColScale) {
   // Each expert has its own.
   p.row_begin = {0, 2, 2, 3};
   expect_product(p);
+  for (DType type : {DType::kF32, DType::kBF16}) {
+    p.spec.meta_dtype = type;
+    p.spec.in_features += 10;
+    expect_product(p);
+  }
+}
+
+// Calls fn for every way to store scale and zero.
+template <class Fn>
+void each_metadata_type(LayerSpec& spec, const Fn& fn) {
+  for (DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+    spec.meta_dtype = type;
+    fn();
+  }
+  spec.meta_dtype = DType::kF16;
+  for (const auto& [scale, zero] : {std::pair(false, true), {true, false}, {true, true}}) {
+    spec.quant_scale = scale;
+    spec.quant_zero = zero;
+    fn();
+  }
+  spec.quant_scale = spec.quant_zero = false;
 }
 
 TEST_P(LinearShapes, MetadataTypes) {
@@ -215,16 +259,38 @@ TEST_P(LinearShapes, MetadataTypes) {
   Product p{shape(BitWidth::k4, 1, 32, 40, 150), DType::kF16, 3, GetParam(), strips, 1};
   for (DType x_type : {DType::kF16, DType::kBF16}) {
     p.x_type = x_type;
-    for (DType type : {DType::kF32, DType::kBF16}) {
-      p.spec.meta_dtype = type;
-      expect_product(p);
+    each_metadata_type(p.spec, [&] { expect_product(p); });
+  }
+}
+
+// Scales come in windows of four groups, in one load where rows have a multiple of four: all
+// windows of a ring are used, and used again.
+TEST_P(LinearShapes, WindowsOfScales) {
+  const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
+  for (BitWidth width : {BitWidth::k1, BitWidth::k4, BitWidth::k8}) {
+    for (std::int64_t group : {16, 32, 48, 64, 80, 192}) {
+      for (std::int64_t K : {12 * group, 13 * group - 5}) {
+        Product p{shape(width, 1, group, 33, K), DType::kF16, 2, GetParam(), strips, 1};
+        expect_product(p);
+        p.spec.meta_dtype = DType::kBF16;
+        p.splits = 3;
+        expect_product(p);
+      }
     }
-    p.spec.meta_dtype = DType::kF16;
-    p.spec.quant_zero = true;
-    expect_product(p);
-    p.spec.quant_scale = true;
-    expect_product(p);
-    p.spec.quant_scale = p.spec.quant_zero = false;
+  }
+}
+
+TEST_P(LinearShapes, PartsOfExperts) {
+  const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
+  // Three rows of three groups: what an expert has is no multiple of any load.
+  for (std::int64_t K : {192, 256}) {
+    Product p{shape(BitWidth::k4, 1, 64, 33, K), DType::kF16, 5, GetParam(), strips, 1};
+    p.row_begin = {0, 2, 5};
+    p.parts = 2;
+    p.spec.col_scale = true;
+    for (p.part = 0; p.part < p.parts; ++p.part) {
+      each_metadata_type(p.spec, [&] { expect_product(p); });
+    }
   }
 }
 
@@ -246,7 +312,7 @@ INSTANTIATE_TEST_SUITE_P(Kernels, LinearShapes,
                          ::testing::Values(LinearKernel::kDecode8, LinearKernel::kDecode16,
                                            LinearKernel::kGemm));
 
-TEST(FusedAxis0, Shapes) {
+TEST(LinearAxis0, Shapes) {
   for (LinearKernel kernel : {LinearKernel::kDecode8, LinearKernel::kGemm}) {
     const int strips = kernel == LinearKernel::kGemm ? 4 : 2;
     // One group a column; groups of a strip and a half; odd columns; col_scale; experts.
@@ -257,89 +323,17 @@ TEST(FusedAxis0, Shapes) {
     p.spec.col_scale = true;
     p.row_begin = {0, 1, 1, 3};
     expect_product(p);
-  }
-}
-
-// ---- What is chosen, and what is refused.
-
-core::GroupLayout layout(int axis, std::int64_t group_size, std::int64_t rows, std::int64_t cols) {
-  return {rows, cols, group_size, axis};
-}
-
-TEST(LinearSupport, LayoutsAndTypes) {
-  EXPECT_TRUE(has_tiles(layout(1, 64, 100, 100)));
-  EXPECT_TRUE(has_tiles(layout(1, 100, 100, 100))) << "one group a row";
-  EXPECT_FALSE(has_tiles(layout(1, 8, 100, 100)));
-  EXPECT_FALSE(has_tiles(layout(1, 40, 100, 100)));
-  EXPECT_TRUE(has_tiles(layout(0, 16, 64, 100)));
-  EXPECT_FALSE(has_tiles(layout(0, 64, 100, 100))) << "groups run across columns";
-  EXPECT_FALSE(has_tiles(layout(0, 8, 64, 100)));
-  EXPECT_TRUE(has_tiles(layout(1, 64, 16, std::int64_t{1} << 19)));
-  EXPECT_FALSE(has_tiles(layout(1, 64, 16, (std::int64_t{1} << 19) + 1)));
-
-  const DeviceTraits sm80{80, 108, 163 * 1024}, sm75{75, 40, 64 * 1024};
-  EXPECT_TRUE(has_product(DType::kF16, sm80));
-  EXPECT_TRUE(has_product(DType::kBF16, sm80));
-  EXPECT_FALSE(has_product(DType::kF32, sm80));
-  EXPECT_TRUE(has_product(DType::kF16, sm75));
-  EXPECT_FALSE(has_product(DType::kBF16, sm75));
-}
-
-TEST(LinearChoice, EveryPlanIsWhole) {
-  for (const DeviceTraits& device :
-       {DeviceTraits{75, 40, 64 * 1024}, DeviceTraits{80, 108, 163 * 1024},
-        DeviceTraits{90, 132, 227 * 1024}}) {
-    for (BitWidth width : {BitWidth::k8, BitWidth::k4, BitWidth::k1}) {
-      for (int axis : {0, 1}) {
-        for (std::int64_t N : {64, 4096, 16384, 151936}) {
-          for (std::int64_t K : {64, 2880, 4096, 16384, 28672}) {
-            for (std::int64_t M : {1, 8, 12, 16, 64, 256, 4096}) {
-              LinearArgs args;
-              args.weight.layout = {N, K, 64, axis};
-              args.weight.width = width;
-              args.rows = M;
-              const LinearPlan plan = choose_linear(args, device);
-              SCOPED_TRACE(::testing::Message()
-                           << "sm_" << device.compute << ", " << nbits_of(width) << " bits, axis "
-                           << axis << ", W [" << N << ", " << K << "], M " << M << ": kernel "
-                           << static_cast<int>(plan.kernel) << ", strips " << plan.strips_per_block
-                           << ", splits " << plan.splits << " of " << plan.tiles_per_split);
-              const std::int64_t tiles = div_up(K, 64);
-              ASSERT_GE(plan.splits * plan.tiles_per_split, tiles);
-              ASSERT_LT((plan.splits - 1) * plan.tiles_per_split, tiles);
-              ASSERT_LE(shared_bytes(args, plan).all(), device.max_shared_bytes);
-              ASSERT_TRUE(counters_suffice(args, plan));
-              ASSERT_EQ(plan.token_blocks, div_up(M, tokens_of(plan.kernel)));
-              ASSERT_FALSE(axis == 0 && plan.kernel == LinearKernel::kDecode16);
-              // A small layer is spread over the device.
-              if (K == 4096 && N == 4096 && M == 1) {
-                ASSERT_GE(2 * div_up(N, 32 * plan.strips_per_block) * plan.splits,
-                          device.multiprocessors);
-              }
-            }
-          }
-        }
+    // A row of scales for one fragment and for both, columns that two lanes share and not.
+    for (std::int64_t group : {16, 64}) {
+      for (std::int64_t K : {200, 201}) {
+        Product types{shape(BitWidth::k4, 0, group, 64, K), DType::kF16, 3, kernel, strips, 2};
+        each_metadata_type(types.spec, [&] { expect_product(types); });
       }
     }
   }
 }
 
-TEST(LinearChoice, KernelsByTokens) {
-  const DeviceTraits device{90, 132, 227 * 1024};
-  const auto kernel = [&](std::int64_t rows, std::int64_t experts) {
-    LinearArgs args;
-    args.weight.layout = {4096, 4096, 64, 1};
-    args.rows = rows;
-    args.experts = experts;
-    return choose_linear(args, device).kernel;
-  };
-  EXPECT_EQ(kernel(1, 1), LinearKernel::kDecode8);
-  EXPECT_EQ(kernel(8, 1), LinearKernel::kDecode8);
-  EXPECT_EQ(kernel(9, 1), LinearKernel::kDecode16);
-  EXPECT_EQ(kernel(17, 1), LinearKernel::kGemm);
-  EXPECT_EQ(kernel(64, 8), LinearKernel::kDecode8) << "eight tokens for each expert";
-  EXPECT_EQ(kernel(256, 8), LinearKernel::kGemm);
-}
+// ---- What is refused.
 
 TEST(Linear, ChoosesAndRefuses) {
   Rng rng(5);
@@ -375,16 +369,6 @@ TEST(Linear, ChoosesAndRefuses) {
   nothing.rows = 0;
   nothing.workspace_bytes = 0;
   EXPECT_NO_THROW(linear(nothing, nullptr));
-}
-
-TEST(Divider, IsExact) {
-  for (int divisor = 1; divisor <= 1 << 15; divisor += divisor < 300 ? 1 : 97) {
-    device::Divider divide;
-    divide.divisor = static_cast<std::uint32_t>(divisor);
-    divide.factor =
-        static_cast<std::uint32_t>(div_up(std::int64_t{1} << device::Divider::kShift, divisor));
-    for (int n = 0; n <= 1 << 15; ++n) ASSERT_EQ(divide(n), n / divisor) << n << " / " << divisor;
-  }
 }
 
 }  // namespace

@@ -9,6 +9,12 @@
 
 namespace hqq::cuda::device {
 
+// The low half of `bits` as kF16 or kBF16.
+__device__ __forceinline__ float half_value(DType type, std::uint32_t bits) {
+  const auto half = static_cast<std::uint16_t>(bits);
+  return type == DType::kF16 ? F16::to_float(half) : BF16::to_float(half);
+}
+
 // Element i of an array of any float type.
 __device__ inline float load_float(DType type, const void* values, std::int64_t i) {
   switch (type) {

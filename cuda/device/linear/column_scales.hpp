@@ -5,7 +5,7 @@
 
 #include "cuda/device/linear/fragments.hpp"
 #include "cuda/device/linear/launch_shape.hpp"
-#include "cuda/device/linear/stored_values.hpp"
+#include "cuda/device/linear/scale_loads.hpp"
 
 namespace hqq::cuda::device {
 
@@ -35,10 +35,8 @@ class ColumnScaleStream {
 
   // Makes the next tile readable, and no longer the one before the last. By all lanes.
   __device__ __forceinline__ void advance() {
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      if (f < fragments_) store(f);
-    }
+    store(0);
+    if (fragments_ > 1) store(1);
     ++tile_;
     load();
     __syncwarp();
@@ -64,24 +62,30 @@ class ColumnScaleStream {
   }
 
   __device__ __forceinline__ void load() {
-    const int rest = p_.K - col();
-    const int count = rest < kColumns ? rest : kColumns;
-    const bool aligned = p_.scales_aligned && rest > 0;
+    if (!p_.half_scales) return;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
       if (f >= fragments_) continue;
-      scale_[f].load(p_.scale, expert_, index(f), count, aligned);
-      zero_[f].load(p_.zero, expert_, index(f), count, aligned);
+      scale_[f].load(p_.scale, expert_, index(f), p_.K - col(), p_.scales_aligned);
+      zero_[f].load(p_.zero, expert_, index(f), p_.K - col(), p_.scales_aligned);
     }
   }
 
+  // Types of other sizes come straight from memory.
   __device__ __forceinline__ void store(int f) {
     float scale[kColumns] = {}, zero[kColumns] = {};
+    if (p_.half_scales) {
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      if (col() + i < p_.K) {
-        scale[i] = scale_[f].value(p_.scale, expert_, index(f) + i, i);
-        zero[i] = zero_[f].value(p_.zero, expert_, index(f) + i, i);
+      for (int i = 0; i < kColumns; ++i) {
+        scale[i] = scale_[f].value(p_.scale.type, i);
+        zero[i] = zero_[f].value(p_.zero.type, i);
+      }
+    } else {
+      const Metadata scales = metadata_of(p_.scale, expert_), zeros = metadata_of(p_.zero, expert_);
+      for (int i = 0; i < kColumns; ++i) {
+        if (col() + i >= p_.K) break;
+        scale[i] = scales(index(f) + i);
+        zero[i] = zeros(index(f) + i);
       }
     }
     const float part[kColumns] = {integer_part(zero[0], kMaxCode), integer_part(zero[1], kMaxCode)};
@@ -102,7 +106,7 @@ class ColumnScaleStream {
   int fragments_;  // one where both fragments of a strip share a row of scales
   unsigned char* ring_;
   int scale_row_[kFragments];
-  StoredMetadata<kColumns> scale_[kFragments], zero_[kFragments];
+  HalfValues<kColumns> scale_[kFragments], zero_[kFragments];
 };
 
 // Scale and zero of a lane's columns in one step.

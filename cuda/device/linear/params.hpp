@@ -40,7 +40,9 @@ struct LinearParams {
   const unsigned char* codes = nullptr;  // of expert 0
   std::int64_t codes_stride = 0;         // bytes between experts
   MetadataParams scale, zero;
-  // Whether one load may read the values that a lane reads at a time: kWindowGroups or two columns.
+  // Both in float16 or both in bfloat16; then whether one load may read all values that a lane
+  // reads at a time.
+  bool half_scales = false;
   bool scales_aligned = false;
   DType col_scale_type = DType::kF16;
   const unsigned char* col_scale = nullptr;  // or null

@@ -5,7 +5,7 @@
 
 #include "cuda/device/linear/fragments.hpp"
 #include "cuda/device/linear/launch_shape.hpp"
-#include "cuda/device/linear/stored_values.hpp"
+#include "cuda/device/linear/scale_loads.hpp"
 
 namespace hqq::cuda::device {
 
@@ -72,29 +72,40 @@ class RowScaleStream {
 
   // The window from next_ on to registers.
   __device__ __forceinline__ void load() {
-    const int rest = p_.groups - next_;
-    const int count = rest < kWindowGroups ? rest : kWindowGroups;
-    const bool aligned = p_.scales_aligned && rest > 0;
-    scale_.load(p_.scale, expert_, first_ + next_, count, aligned);
-    zero_.load(p_.zero, expert_, first_ + next_, count, aligned);
+    if (!p_.half_scales) return;
+    const int count = p_.groups - next_;
+    scale_.load(p_.scale, expert_, first_ + next_, count, p_.scales_aligned);
+    zero_.load(p_.zero, expert_, first_ + next_, count, p_.scales_aligned);
   }
 
-  // And from there to the ring. Columns of padding may be in groups that there are not.
+  // And from there to the ring; other types straight from memory, where neighbours of the last
+  // window are in the cache.
   __device__ __forceinline__ void store() {
     unsigned char* out = entry_of(next_) + entry_;
+    if (!p_.half_scales) {
+      store_converted(out);
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kWindowGroups; ++i) {
       if (p_.float_metadata) {
-        float2 v = make_float2(0.0f, 0.0f);
-        if (next_ + i < p_.groups) {
-          v.x = scale_.value(p_.scale, expert_, first_ + next_ + i, i);
-          v.y = zero_.value(p_.zero, expert_, first_ + next_ + i, i);
-        }
-        st_shared(reinterpret_cast<float2*>(out), v);
+        st_shared(reinterpret_cast<float2*>(out + i * row_entry_bytes(true)),
+                  make_float2(scale_.value(DType::kBF16, i), zero_.value(DType::kBF16, i)));
       } else {
-        st_shared(reinterpret_cast<std::uint32_t*>(out), scale_.half(i) | zero_.half(i) << 16);
+        st_shared(reinterpret_cast<std::uint32_t*>(out + i * row_entry_bytes(false)),
+                  scale_.bits(i) | zero_.bits(i) << 16);
       }
-      out += row_entry_bytes(p_.float_metadata);
+    }
+  }
+  __device__ __forceinline__ void store_converted(unsigned char* out) const {
+    const Metadata scale = metadata_of(p_.scale, expert_), zero = metadata_of(p_.zero, expert_);
+#pragma unroll 1
+    for (int group = next_; group < next_ + kWindowGroups; ++group) {
+      float2 v = make_float2(0.0f, 0.0f);
+      // Columns of padding may be in groups that do not exist.
+      if (group < p_.groups) v = make_float2(scale(first_ + group), zero(first_ + group));
+      st_shared(reinterpret_cast<float2*>(out), v);
+      out += row_entry_bytes(true);
     }
   }
 
@@ -104,7 +115,7 @@ class RowScaleStream {
   unsigned char* ring_;
   int entry_;           // bytes from the start of an entry to those of the lane's row
   std::int64_t first_;  // number of group 0 of the lane's row
-  StoredMetadata<kWindowGroups> scale_, zero_;
+  HalfValues<kWindowGroups> scale_, zero_;
 };
 
 // For gemm_kernel: of rows g and g + 8 of a fragment, twice in a word.

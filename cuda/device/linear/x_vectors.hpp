@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "cuda/device/format/metadata.hpp"
 #include "cuda/device/linear/launch_shape.hpp"
 #include "cuda/device/linear/params.hpp"
-#include "cuda/device/linear/stored_values.hpp"
 #include "cuda/device/simt/simt.hpp"
 
 namespace hqq::cuda::device {
@@ -81,14 +81,20 @@ class XVectors {
 // The factors of eight columns from `col` on, 0 beyond the last.
 __device__ inline void load_col_scale(const LinearParams& p, const unsigned char* col_scale,
                                       int col, float (&scale)[8]) {
-  constexpr int kTogether = 4;
-  const bool aligned = col + 8 <= p.K && reinterpret_cast<std::uintptr_t>(col_scale) % 16 == 0;
+  const bool half = p.col_scale_type == DType::kF16 || p.col_scale_type == DType::kBF16;
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(col_scale) + col;
+  if (half && col + 8 <= p.K && reinterpret_cast<std::uintptr_t>(halves) % 16 == 0) {
+    const uint4 v = ld_global(reinterpret_cast<const uint4*>(halves));
+    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-  for (int j = 0; j < 8; j += kTogether) {
-    StoredValues<kTogether> stored;
-    stored.load(p.col_scale_type, col_scale, col + j, p.K - col - j, aligned);
+    for (int j = 0; j < 8; ++j) {
+      scale[j] = half_value(p.col_scale_type, words[j / 2] >> (16 * (j % 2)));
+    }
+    return;
+  }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) scale[j + i] = stored.value(p.col_scale_type, i);
+  for (int j = 0; j < 8; ++j) {
+    scale[j] = col + j < p.K ? load_float(p.col_scale_type, col_scale, col + j) : 0.0f;
   }
 }
 

@@ -10,8 +10,8 @@
 #include "hqq/linear.hpp"
 #include "src/cuda/handles.hpp"
 #include "src/cuda/workspaces.hpp"
-#include "tests/cpp/io_test_util.hpp"
-#include "tests/cpp/linear_test_util.hpp"
+#include "tests/cpp/support/linear_test_util.hpp"
+#include "tests/cpp/support/message_of.hpp"
 
 namespace hqq {
 namespace {

@@ -7,8 +7,8 @@
 
 #include "hqq/error.hpp"
 #include "hqq/linear.hpp"
-#include "tests/cpp/io_test_util.hpp"
-#include "tests/cpp/linear_test_util.hpp"
+#include "tests/cpp/support/linear_test_util.hpp"
+#include "tests/cpp/support/message_of.hpp"
 
 namespace hqq {
 namespace {
