@@ -58,7 +58,7 @@ int main(int argc, char** argv) try {
   const hqq::TiledTensor embedding = load(checkpoint, "model.embed_tokens");
   const std::vector<std::int64_t> tokens = {17, 4, 1999};
   std::vector<float> x(tokens.size() * embedding.in_features);
-  hqq::dequantize_rows(embedding, tokens, hqq::DType::kF32, x.data());
+  hqq::dequantize_rows(embedding, tokens, x.data());
   for (const Mlp& block : blocks) {
     const std::vector<float> y = block(x);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/cuda/quantize_test_util.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::cuda_testing {
 namespace {
