@@ -31,7 +31,7 @@ void own_tensors(const hqq::QuantizedTensor& q) {
   const float* row = W_r.data<float>() + 3 * 1024;
 
   std::vector<float> mine(512 * 1024);
-  hqq::dequantize(q, hqq::DType::kF32, mine.data());  // into memory of the caller
+  hqq::dequantize(q, mine.data());  // into memory of the caller
   std::cout << "W_r[3, 0] is " << row[0] << " and " << mine[3 * 1024] << "\n";
 }
 

@@ -1,4 +1,4 @@
-#include <hqq/hqq.hpp>
+#include <hqq/eigen.hpp>
 #include <iostream>
 
 int main() {
@@ -7,6 +7,6 @@ int main() {
 
   const hqq::RowMajorMatrix x = hqq::RowMajorMatrix::Random(2, 1024);
   hqq::RowMajorMatrix y(2, 512);
-  layer(hqq::TensorView(x.data(), hqq::DType::kF32, 2, 1024), y.data());  // x W_r^T
+  layer(x, y.data());  // x W_r^T
   std::cout << "relative error of y: " << (y - x * W.transpose()).norm() / y.norm() << "\n";
 }
