@@ -23,7 +23,7 @@ class LastResult {
     if (key_ != key) {
       // Two of the largest matrices need not be in memory.
       key_.reset();
-      value_ = {};
+      value_ = Value();
       value_ = make();
       key_ = key;
     }
