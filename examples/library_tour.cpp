@@ -36,18 +36,16 @@ void own_tensors(const hqq::QuantizedTensor& q) {
 }
 
 void multiply(hqq::QuantizedTensor q) {
-  hqq::LinearLayerOptions options;
-  options.bias.assign(512, 0.5F);
-  const hqq::Linear layer(std::move(q), options);
+  const hqq::Linear layer(std::move(q));
 
   const std::vector<float> values(2 * 1024, 1.0F);
   const hqq::TensorView x(values.data(), hqq::DType::kF32, 2, 1024);
   std::vector<float> y(2 * 512);
   layer(x, y.data());
 
-  hqq::LinearOptions exact;
-  exact.mode = hqq::LinearMode::kExact;  // the default, kFast, rounds x to int8
-  layer(x, y.data(), exact);
+  hqq::LinearOptions options;
+  options.mode = hqq::LinearMode::kExact;  // the default, kFast, rounds x to int8
+  layer(x, y.data(), options);
 
   const std::vector<std::int64_t> tokens = {17, 4};
   std::vector<float> rows(2 * 1024);  // of W_r, as an embedding needs them
