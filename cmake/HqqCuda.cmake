@@ -2,7 +2,7 @@
 # without a driver runs the same files.
 #   AUTO  builds libhqq_cuda where there is an nvcc
 #   ON    demands it
-#   OFF   neither builds nor loads it: hqq::cuda is src/cuda/stub.cpp, whose functions throw
+#   OFF   neither builds nor loads it: src/cuda/stub.cpp takes the place of library.cpp, and throws
 if(NOT HQQ_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "HQQ_CUDA is \"${HQQ_CUDA}\"; it must be AUTO, ON or OFF")
 endif()
@@ -20,7 +20,10 @@ foreach(architecture ${HQQ_CUDA_ARCHITECTURES})
   endif()
 endforeach()
 
-file(GLOB HQQ_CUDA_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda/*.cu)
+# Kernels and their launches are .cu, everything else is C++ of the host.
+file(GLOB HQQ_CUDA_SOURCES CONFIGURE_DEPENDS
+     ${PROJECT_SOURCE_DIR}/cuda/*.cu ${PROJECT_SOURCE_DIR}/cuda/*.cpp
+     ${PROJECT_SOURCE_DIR}/cuda/linear/*.cu ${PROJECT_SOURCE_DIR}/cuda/linear/*.cpp)
 
 if(NOT HQQ_CUDA STREQUAL "OFF")
   include(CheckLanguage)
@@ -42,14 +45,18 @@ if(NOT HQQ_CUDA STREQUAL "OFF")
     endif()
     add_library(hqq_cuda SHARED ${HQQ_CUDA_SOURCES})
     target_include_directories(hqq_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+    target_include_directories(hqq_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+    target_compile_features(hqq_cuda PRIVATE cxx_std_20)
     set_target_properties(hqq_cuda PROPERTIES
       CUDA_STANDARD 20 CUDA_ARCHITECTURES "${HQQ_CUDA_ARCHITECTURES}"
-      CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
+      CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden
       LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/cuda)
     target_compile_definitions(hqq_cuda PRIVATE HQQ_CUDA_MIN_COMPUTE=${hqq_cuda_min_compute})
     # No contraction, as in hqq_compile_options(): the same bits as on a CPU.
-    target_compile_options(hqq_cuda PRIVATE -fmad=false -Xcompiler=-ffp-contract=off
-                                            -Xcompiler=-Wall -Xcompiler=-Wno-unknown-pragmas)
+    target_compile_options(hqq_cuda PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xcompiler=-ffp-contract=off -Xcompiler=-Wall
+                                 -Xcompiler=-Wno-unknown-pragmas>
+      $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -Wall>)
     # Only hqq_cuda_api() is visible, not the runtime inside.
     target_link_options(hqq_cuda PRIVATE LINKER:--exclude-libs,ALL)
     if(HQQ_INSTALL)

@@ -14,7 +14,7 @@
 namespace hqq::cuda {
 
 // Changes with every change of this file: a library of another build is refused.
-inline constexpr int kApiVersion = 5;
+inline constexpr int kApiVersion = 6;
 
 // A cudaStream_t; null: the default stream of the current device.
 using StreamHandle = void*;
@@ -38,13 +38,19 @@ struct DriverInfo {
   int driver_version, runtime_version;  // as 13000 for 13.0; driver 0: none is installed
 };
 
-// A quantized matrix in format 1 (docs/format.md) whose tensors lie in device memory, rows
-// contiguous.
+// The order of the codes of a matrix. Scale, zero and col_scale stay as format 1 has them.
+enum class Packing : int {
+  kFormat1,    // packed rows (docs/format.md)
+  kCudaTiles,  // what the linear kernels read (docs/cuda-kernels.md), written by pack()
+};
+
+// A quantized matrix whose tensors are in device memory, rows contiguous.
 struct DeviceMatrix {
   core::GroupLayout layout;  // rows = out_features, cols = in_features
   BitWidth width = BitWidth::k4;
-  std::uint8_t* W_q = nullptr;  // [rows, row_bytes]
-  std::int64_t row_bytes = 0;
+  Packing packing = Packing::kFormat1;
+  std::uint8_t* W_q = nullptr;     // [rows, row_bytes]; kCudaTiles: tiles_bytes(), aligned to 16
+  std::int64_t row_bytes = 0;      // of kFormat1
   DType scale_type = DType::kF16;  // kF16, kBF16, kF32, or kU8 with step and offset
   DType zero_type = DType::kF16;
   void* scale = nullptr;  // [num_groups]
@@ -88,45 +94,33 @@ struct QuantizeArgs {
   std::size_t workspace_bytes = 0;
 };
 
-// Type of scale and zero in the order of the fused kernels, axis 1. (Axis 0: three values of the
-// type of x.)
-inline DType fused_metadata_type(const DeviceMatrix& q) {
-  const bool half = q.scale_type == DType::kF16 && q.zero_type == DType::kF16;
-  return half ? DType::kF16 : DType::kF32;
-}
-
-// Weights in the order of the fused kernels (docs/cuda-kernels.md): what repack() writes.
-struct FusedMatrix {
-  core::GroupLayout layout;
-  BitWidth width = BitWidth::k4;
-  const void* codes = nullptr;        // repacked_bytes() of it
-  const void* metadata = nullptr;     // scale and zero in the kernels' order
-  DType metadata_type = DType::kF16;  // fused_metadata_type()
-  DType x_type = DType::kF16;         // what the metadata was prepared for: kF16 or kBF16
-  const void* col_scale = nullptr;    // float32 [cols], or null
+// Bytes between the tensors of one expert and those of the next. A stack [experts, ...] of format-1
+// tensors has the bytes of one expert here; a tensor that is absent has any.
+struct ExpertStrides {
+  std::int64_t W_q = 0;
+  std::int64_t scale = 0, zero = 0;
+  std::int64_t scale_step = 0, scale_offset = 0;
+  std::int64_t zero_step = 0, zero_offset = 0;
+  std::int64_t col_scale = 0;
 };
 
 // y[r] = x[r] W_e^T + bias_e for the rows r in [row_begin[e], row_begin[e + 1]) of every expert e.
 // A plain layer is one expert and has row_begin null: all rows.
-struct FusedLinearArgs {
-  FusedMatrix weight;  // of expert 0
+struct LinearArgs {
+  DeviceMatrix weight;  // of expert 0, kCudaTiles
   std::int64_t experts = 1;
-  std::int64_t codes_stride = 0, metadata_stride = 0,
-               col_scale_stride = 0;        // bytes between experts
+  ExpertStrides strides;
   const std::int64_t* row_begin = nullptr;  // device memory, [experts + 1], or null
-  const void* x = nullptr;                  // [rows, cols] of weight.x_type
+  DType x_type = DType::kF16;               // kF16 or kBF16: of x, bias and y
+  const void* x = nullptr;                  // [rows, cols]
   std::int64_t rows = 0;
   std::int64_t x_stride = 0;   // elements
-  const void* bias = nullptr;  // [experts, out_features] of weight.x_type, or null
-  void* y = nullptr;           // [rows, out_features] of weight.x_type
+  const void* bias = nullptr;  // [experts, out_features], or null
+  void* y = nullptr;           // [rows, out_features]
   std::int64_t y_stride = 0;
   void* workspace = nullptr;  // of linear_workspace_bytes(), aligned to 256; its first
                               // kCounterBytes are 0 before the first call and after each
   std::size_t workspace_bytes = 0;
-};
-
-struct FusedSizes {
-  std::size_t codes_bytes, metadata_bytes;
 };
 
 struct Api {
@@ -156,21 +150,33 @@ struct Api {
   Status (*quantize_workspace_bytes)(const QuantizeArgs& args, std::size_t* out);
   Status (*quantize)(const QuantizeArgs& args, StreamHandle stream);
 
-  // W_r as kF32, kF16, kBF16 or kF64 to out [rows, cols].
+  // W_r as kF32, kF16, kBF16 or kF64 to out [rows, cols], from either packing.
   Status (*dequantize)(const DeviceMatrix& q, void* out, DType type, StreamHandle stream);
   // Rows `ids` [count] (device memory, each in [0, rows)) to out [count, cols]: an embedding.
   Status (*dequantize_rows)(const DeviceMatrix& q, const std::int64_t* ids, std::int64_t count,
                             void* out, DType type, StreamHandle stream);
 
-  // kUnsupported where no fused kernel has this layout or x_type on the current device.
-  Status (*fused_sizes)(const DeviceMatrix& q, DType x_type, FusedSizes* out);
-  Status (*repack)(const DeviceMatrix& q, DType x_type, void* codes, void* metadata,
+  // Size of the codes as kCudaTiles. kUnsupported where no linear kernel of the current device has
+  // this layout. Pointers of q are not read.
+  Status (*tiles_bytes)(const DeviceMatrix& q, std::size_t* out);
+  // Codes of a matrix in kFormat1 to `tiles`, aligned to 16. The metadata is not read.
+  Status (*pack)(const DeviceMatrix& format1, void* tiles, StreamHandle stream);
+  // The inverse, bit for bit: codes of a matrix in kCudaTiles to W_q [rows, row_bytes].
+  Status (*unpack)(const DeviceMatrix& tiles, std::uint8_t* W_q, std::int64_t row_bytes,
                    StreamHandle stream);
-  // Largest number of rows (of one expert, on average) for which the fused kernels are chosen;
-  // beyond, dequantize() and a dense product are faster.
-  Status (*fused_max_rows)(const FusedMatrix& weight, std::int64_t* out);
-  Status (*linear_workspace_bytes)(const FusedLinearArgs& args, std::size_t* out);
-  Status (*linear)(const FusedLinearArgs& args, StreamHandle stream);
+
+  // Largest number of rows of x (for one expert, on average) for which linear() is the faster way;
+  // beyond, dequantize() and a dense product are. kUnsupported as for linear(). Pointers of q are
+  // not read.
+  Status (*max_rows)(const DeviceMatrix& q, DType x_type, std::int64_t* out);
+  // Addresses are not read, but row_begin says whether there are experts. kUnsupported as for
+  // linear().
+  Status (*linear_workspace_bytes)(const LinearArgs& args, std::size_t* out);
+  // kUnsupported where no kernel of the current device has this layout or x_type.
+  Status (*linear)(const LinearArgs& args, StreamHandle stream);
+
+  // Whether work that is given to the stream is recorded to a graph instead of being run.
+  Status (*is_capturing)(StreamHandle stream, bool* out);
 };
 
 inline constexpr std::size_t kCounterBytes = 64 * 1024;

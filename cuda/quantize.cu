@@ -1,12 +1,13 @@
 #include <algorithm>
 
-#include "cuda/device/balance.hpp"
-#include "cuda/device/encode.hpp"
-#include "cuda/device/errors.hpp"
-#include "cuda/device/metadata.hpp"
-#include "cuda/device/solve.hpp"
+#include "cuda/device/solve/balance.hpp"
+#include "cuda/device/solve/encode.hpp"
+#include "cuda/device/solve/errors.hpp"
+#include "cuda/device/solve/solve.hpp"
+#include "cuda/device/solve/store.hpp"
+#include "cuda/launch.hpp"
 #include "cuda/quantize.hpp"
-#include "cuda/runtime.hpp"
+#include "cuda/tiles.hpp"
 
 namespace hqq::cuda {
 namespace {
@@ -234,6 +235,7 @@ std::size_t quantize_workspace_bytes(const QuantizeArgs& args) {
 }
 
 void quantize(const QuantizeArgs& args, StreamHandle stream) {
+  require_packing(args.out, Packing::kFormat1);
   const core::GroupLayout& layout = args.out.layout;
   TileShape shape = tile_shape(args);
   Workspace workspace(args.workspace);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Format, lint and types of C++, CUDA and Python: the part of scripts/test.sh that needs no build.
+# Format and lint of C++, CUDA and Python, types, links of the docs: the part of scripts/test.sh
+# without a build.
 #
 #   scripts/check-style.sh          says what differs, and fails if anything does
 #   scripts/check-style.sh --fix    formats
@@ -42,5 +43,6 @@ check "clang-format" "$STYLE_BIN/clang-format" --dry-run --Werror "${sources[@]}
 check "ruff format" "$STYLE_BIN/ruff" format --check .
 check "ruff check" "$STYLE_BIN/ruff" check .
 check "mypy" "$STYLE_BIN/mypy"
+check "docs" python3 scripts/check_docs.py
 
 [ ${#failed[@]} -eq 0 ] || die "style: ${failed[*]} (scripts/check-style.sh --fix formats)"

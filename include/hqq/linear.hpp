@@ -1,6 +1,12 @@
-// y = x W_r^T + bias, on the CPU (docs/kernels.md).
+// y = x W_r^T + bias: hqq::Linear, a layer on the CPU or on a GPU, and the functions under it
+// (docs/kernels.md, docs/cuda-kernels.md).
 #pragma once
 
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "hqq/device.hpp"
 #include "hqq/quantized_tensor.hpp"
 #include "hqq/quantizer.hpp"
 #include "hqq/tiled_tensor.hpp"
@@ -19,7 +25,62 @@ LinearMode linear_mode_from_string(const std::string& name);
 
 struct LinearOptions {
   LinearMode mode = LinearMode::kAuto;
-  int threads = 0;  // 0: default_threads()
+  int threads = 0;         // 0: default_threads()
+  void* stream = nullptr;  // of a layer on a GPU: a cudaStream_t, null for the default stream
+};
+
+// How a Linear is made.
+struct LinearLayerOptions {
+  std::vector<float> bias;  // [out_features]; empty: none
+  Device device{};          // where the weight is kept and multiplied
+  int threads = 0;          // for the packing; 0: default_threads()
+};
+
+// A linear layer that owns its weight, in the order that the kernels of its device read: the codes
+// are reordered once and held once. On the CPU pointers are host memory and a call returns when it
+// is done. On a GPU they are memory of the device, and calls are given to options.stream: they
+// return before they are done, and a CUDA graph can record them after one product outside.
+// Any number of threads may use a layer. A layer that was moved from can only be assigned to.
+class Linear {
+ public:
+  // Throws FormatError if q does not fit its settings, std::invalid_argument for a bias of another
+  // length, CudaError if the device cannot be used or has too little memory.
+  explicit Linear(QuantizedTensor q, const LinearLayerOptions& options = {});
+  ~Linear();
+  Linear(Linear&&) noexcept;
+  Linear& operator=(Linear&&) noexcept;
+
+  // y [M, out_features] = x [M, in_features] W_r^T + bias, in the type of x; the caller owns y.
+  // The CPU takes float32, float16, bfloat16 and float64. A GPU takes float16 and bfloat16 (from
+  // compute capability 8.0 on), and layers whose groups the kernels have: axis 1 with a group_size
+  // of None or a multiple of 16, axis 0 with a multiple of 16 that divides out_features.
+  // `mode` and `threads` are for the CPU. Throws std::invalid_argument for anything else, and
+  // CudaError.
+  void operator()(const TensorView& x, void* y, const LinearOptions& options = {}) const;
+
+  // W_r [out_features, in_features] to `out`, in a type of weights.
+  void dequantize(DType dtype, void* out, const LinearOptions& options = {}) const;
+  // Rows `ids` of W_r to `out` [ids.size(), in_features]: an embedding. On a GPU the ids are memory
+  // of the device and must exist; on the CPU one that does not is std::invalid_argument.
+  void rows(std::span<const std::int64_t> ids, DType dtype, void* out,
+            const LinearOptions& options = {}) const;
+
+  // Format 1 again, in host memory, bit for bit what the layer was made of.
+  QuantizedTensor quantized_tensor() const;
+  // Moves the layer to another device. If it throws, the layer is as it was.
+  void to(const Device& device, int threads = 0);
+
+  const LayerConfig& config() const;
+  std::int64_t out_features() const;
+  std::int64_t in_features() const;
+  std::span<const float> bias() const;
+  const Device& device() const;
+  // Memory of the device that the weight and the bias take.
+  std::size_t nbytes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 // y [M, out_features] = x [M, in_features] W_r^T + bias [out_features] (empty: none). Rows of x and

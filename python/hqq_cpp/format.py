@@ -12,10 +12,14 @@ import torch
 from . import _torch_version  # noqa: F401  before all others: refuses a torch that is too old
 from ._core import LayerConfig, QuantizedTensor, TiledTensor
 
-# The order of the codes in memory: that of the files, and that of the C++ kernels (docs/kernels.md).
-Packing = Literal["format 1", "cpu tiles"]
+# The order of the codes in memory: that of the files, that of the C++ kernels (docs/kernels.md) and that
+# of the CUDA kernels (docs/cuda-kernels.md).
+Packing = Literal["format 1", "cpu tiles", "cuda tiles"]
 FORMAT_1: Packing = "format 1"
 CPU_TILES: Packing = "cpu tiles"
+CUDA_TILES: Packing = "cuda tiles"
+# A tile of the CUDA kernels.
+CUDA_TILE_ROWS, CUDA_TILE_COLS = 32, 64
 
 # Name of a tensor -> its shape and dtype.
 Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -27,6 +31,8 @@ PLANES = {8: (8, 0), 6: (4, 2), 5: (4, 1), 4: (4, 0), 3: (2, 1), 2: (2, 0), 1: (
 PLANE_BLOCK = 32
 TERNARY_BLOCK = 64
 TERNARY_DIGITS = 5
+# Bits that a code has in tiles.
+_TERNARY_TILE_BITS = 2
 _META_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -96,6 +102,12 @@ class Layout:
     def in_features(self) -> int:
         """Columns of a matrix."""
         return self.numbers.in_features
+
+    @functools.cached_property
+    def cuda_tile_bytes(self) -> int:
+        """Bytes of the codes of a tile of the CUDA kernels."""
+        bits = _TERNARY_TILE_BITS if self.numbers.nbits == 1.58 else int(self.numbers.nbits)
+        return CUDA_TILE_ROWS * CUDA_TILE_COLS * bits // 8
 
     @property
     def matrix(self) -> Layout:
@@ -175,10 +187,20 @@ class PackedWeight(NamedTuple):
 
 
 def packed_weight(layout: Layout, tensors: Tensors) -> PackedWeight:
-    """The weight that these tensors are; their dimensions tell the packing."""
-    # Tiles have one dimension more. Code that sets tensors of format 1 again need not say so.
-    dims = 3 if layout.experts else 2
-    return PackedWeight(layout, CPU_TILES if tensors.W_q.dim() > dims else FORMAT_1, tensors)
+    """The weight that these tensors are."""
+    return PackedWeight(layout, packing_of(layout, tensors.W_q), tensors)
+
+
+def packing_of(layout: Layout, W_q: torch.Tensor) -> Packing:
+    """The order of the codes, which their shape tells.
+
+    Format 1 is [..., rows, bytes]. Tiles have one dimension more; the last is the bytes of a tile: 256
+    for each bit of a code on a GPU, 64 on a CPU.
+    """
+    # Code that sets tensors of format 1 again need not say so.
+    if W_q.dim() == (3 if layout.experts else 2):
+        return FORMAT_1
+    return CUDA_TILES if W_q.size(-1) == layout.cuda_tile_bytes else CPU_TILES
 
 
 def weight_of_numbers(

@@ -42,7 +42,11 @@ class GrowingMemory {
   GrowingMemory() = default;
   GrowingMemory(GrowingMemory&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  GrowingMemory& operator=(GrowingMemory&&) = delete;
+  GrowingMemory& operator=(GrowingMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
   ~GrowingMemory() { clear(); }
 
   // Of at least `size` bytes. Nothing may be using the memory.
@@ -60,6 +64,7 @@ class GrowingMemory {
     }
     return data_;
   }
+  std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
 
  private:

@@ -7,6 +7,7 @@
 
 #include "src/backend.hpp"
 #include "src/cuda/handles.hpp"
+#include "src/cuda/layer.hpp"
 #include "src/cuda/solve.hpp"
 #include "src/quantize/solve_params.hpp"
 

@@ -78,26 +78,6 @@ void check_small_scales(const DeviceTask& task, StreamHandle stream) {
 
 }  // namespace
 
-DeviceMatrix device_matrix(const QuantizedTensor& q, const TensorAddresses& addresses) {
-  const auto at = [&](std::size_t i) { return reinterpret_cast<void*>(addresses[i]); };
-  DeviceMatrix matrix;
-  matrix.layout = q.layout();
-  matrix.width = q.config.nbits;
-  matrix.W_q = static_cast<std::uint8_t*>(at(0));
-  matrix.row_bytes = packed_row_bytes(q.config.nbits, q.in_features);
-  matrix.scale_type = q.scale.dtype;
-  matrix.zero_type = q.zero.dtype;
-  matrix.scale = at(1);
-  matrix.zero = at(2);
-  matrix.scale_step = static_cast<float*>(at(3));
-  matrix.scale_offset = static_cast<float*>(at(4));
-  matrix.zero_step = static_cast<float*>(at(5));
-  matrix.zero_offset = static_cast<float*>(at(6));
-  matrix.col_scale_type = q.config.meta_dtype;
-  matrix.col_scale = at(7);
-  return matrix;
-}
-
 std::size_t solve_workspace_bytes(const DeviceTask& task) {
   static std::byte none[kFindingsBytes];
   std::size_t bytes = 0;

@@ -1,8 +1,6 @@
-// Quantization of a matrix that lies in device memory, and the description of one for the library.
+// Quantization of a matrix that is in device memory.
 #pragma once
 
-#include <array>
-#include <cstdint>
 #include <string>
 
 #include "cuda/api.hpp"
@@ -10,12 +8,6 @@
 #include "hqq/quantizer.hpp"
 
 namespace hqq::cuda {
-
-// Addresses of the tensors of a matrix in the order of the file, 0 for absent ones.
-using TensorAddresses = std::array<std::uintptr_t, 8>;
-
-// `q` says shapes and types; its own memory is not looked at.
-DeviceMatrix device_matrix(const QuantizedTensor& q, const TensorAddresses& addresses);
 
 struct DeviceTask {
   TensorView W;  // in device memory

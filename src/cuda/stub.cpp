@@ -1,8 +1,7 @@
-// hqq::cuda in a library that was built without CUDA.
+// src/cuda/library.cpp in a library that was built without CUDA: there is nothing to load.
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
 #include "src/cuda/library.hpp"
-#include "src/cuda/solve.hpp"
 
 namespace hqq::cuda {
 namespace {
@@ -13,10 +12,7 @@ constexpr const char* kRefusal = "[cuda] this library was built without CUDA; us
 
 }  // namespace
 
-void quantize(const QuantizeTask&, QuantizedTensor&) { refuse(); }
-std::shared_ptr<void> keep_memory(int) { refuse(); }
 bool is_available() { return false; }
-
 const Api& library() { refuse(); }
 void require_device(int) { refuse(); }
 Description describe() {
@@ -24,9 +20,5 @@ Description describe() {
   result.problem = kRefusal;
   return result;
 }
-
-DeviceMatrix device_matrix(const QuantizedTensor&, const TensorAddresses&) { refuse(); }
-std::size_t solve_workspace_bytes(const DeviceTask&) { refuse(); }
-void solve(const DeviceTask&, void*, std::size_t, StreamHandle) { refuse(); }
 
 }  // namespace hqq::cuda

@@ -5,6 +5,7 @@
 #include "hqq/error.hpp"
 #include "src/backend.hpp"
 #include "src/base/quoted_text.hpp"
+#include "src/linear/check.hpp"
 
 namespace hqq {
 namespace {
@@ -20,29 +21,6 @@ LinearMode resolve(LinearMode mode) {
   throw_invalid("linear", "HQQ_CPU_MODE is " + quote_name(name) + "; it must be fast or exact");
 }
 
-void check(const TensorView& x, std::int64_t out_features, std::int64_t in_features,
-           std::size_t bias, int threads) {
-  if (x.cols != in_features) {
-    throw_invalid("linear", "x has " + std::to_string(x.cols) + " columns; the layer takes " +
-                                std::to_string(in_features));
-  }
-  if (x.row_stride < x.cols) {
-    throw_invalid("linear", "x has row_stride " + std::to_string(x.row_stride) +
-                                "; it must be at least " + std::to_string(x.cols));
-  }
-  if (bias > 0 && static_cast<std::int64_t>(bias) != out_features) {
-    throw_invalid("linear", "bias has " + std::to_string(bias) + " values; the layer has " +
-                                std::to_string(out_features) + " outputs");
-  }
-  if (!is_weight_dtype(x.dtype)) {
-    throw_invalid("linear", "x is " + std::string(dtype_name(x.dtype)) +
-                                "; it must be float32, float16, bfloat16 or float64");
-  }
-  if (threads < 0) {
-    throw_invalid("linear", "threads is " + std::to_string(threads) + "; it must be >= 0");
-  }
-}
-
 const QuantizedTensor* as_rows(const QuantizedTensor& q) { return &q; }
 const QuantizedTensor* as_rows(const TiledTensor&) { return nullptr; }
 const TiledTensor* as_tiles(const QuantizedTensor&) { return nullptr; }
@@ -51,7 +29,7 @@ const TiledTensor* as_tiles(const TiledTensor& q) { return &q; }
 template <class Weight>
 void multiply(const TensorView& x, const Weight& q, std::span<const float> bias, void* y,
               const LinearOptions& options) {
-  check(x, q.out_features, q.in_features, bias.size(), options.threads);
+  check_operands(x, q.out_features, q.in_features, bias.size(), options.threads);
   q.validate("linear");
   const LinearMode mode = resolve(options.mode);
   if (x.rows == 0) return;
@@ -70,6 +48,33 @@ RowMajorMatrix multiply(const Eigen::Ref<const RowMajorMatrix>& x, const Weight&
 }
 
 }  // namespace
+
+void check_bias(std::size_t bias, std::int64_t out_features) {
+  if (bias > 0 && static_cast<std::int64_t>(bias) != out_features) {
+    throw_invalid("linear", "bias has " + std::to_string(bias) + " values; the layer has " +
+                                std::to_string(out_features) + " outputs");
+  }
+}
+
+void check_operands(const TensorView& x, std::int64_t out_features, std::int64_t in_features,
+                    std::size_t bias, int threads) {
+  if (x.cols != in_features) {
+    throw_invalid("linear", "x has " + std::to_string(x.cols) + " columns; the layer takes " +
+                                std::to_string(in_features));
+  }
+  if (x.row_stride < x.cols) {
+    throw_invalid("linear", "x has row_stride " + std::to_string(x.row_stride) +
+                                "; it must be at least " + std::to_string(x.cols));
+  }
+  check_bias(bias, out_features);
+  if (!is_weight_dtype(x.dtype)) {
+    throw_invalid("linear", "x is " + std::string(dtype_name(x.dtype)) +
+                                "; it must be float32, float16, bfloat16 or float64");
+  }
+  if (threads < 0) {
+    throw_invalid("linear", "threads is " + std::to_string(threads) + "; it must be >= 0");
+  }
+}
 
 std::string to_string(LinearMode mode) {
   switch (mode) {
@@ -100,7 +105,7 @@ void linear(std::span<const LinearCall> calls, const LinearOptions& options) {
   for (const LinearCall& call : calls) {
     if (call.q == nullptr) throw_invalid("linear", "a call has no weight");
     const TiledTensor& q = *call.q;
-    check(call.x, q.out_features, q.in_features, call.bias.size(), options.threads);
+    check_operands(call.x, q.out_features, q.in_features, call.bias.size(), options.threads);
     q.validate("linear");
     const std::int64_t stride = call.y_stride == 0 ? q.out_features : call.y_stride;
     if (stride < q.out_features) {

@@ -1,6 +1,4 @@
-// Fused linear kernels against products in double.
-#include "cuda/device/linear.hpp"
-
+// Linear kernels against products in double.
 #include <gtest/gtest.h>
 
 #include "hqq/core/codec.hpp"
@@ -18,6 +16,7 @@ struct Product {
   bool bias = false;
   std::int64_t x_padding = 0, x_offset = 0, y_padding = 0;
   std::vector<std::int64_t> row_begin{};  // experts; empty: a plain layer
+  int parts = 1, part = 0;                // matrices an expert has, and the one that is multiplied
 };
 
 std::ostream& operator<<(std::ostream& out, const Product& p) {
@@ -26,7 +25,29 @@ std::ostream& operator<<(std::ostream& out, const Product& p) {
              << ", bias " << p.bias << ", experts " << p.row_begin.size();
 }
 
-std::vector<std::uint16_t> run(FusedLinearArgs args, const HalfMatrix& y, const Product& p) {
+// Of experts with `parts` matrices each, matrix `part`.
+LinearArgs part_of(LinearArgs args, int parts, int part) {
+  const auto step = [&](auto*& address, std::int64_t& stride) {
+    using T = std::remove_reference_t<decltype(address)>;
+    if (address != nullptr) {
+      address = static_cast<T>(
+          static_cast<void*>(static_cast<std::byte*>(static_cast<void*>(address)) + part * stride));
+    }
+    stride *= parts;
+  };
+  step(args.weight.W_q, args.strides.W_q);
+  step(args.weight.scale, args.strides.scale);
+  step(args.weight.zero, args.strides.zero);
+  step(args.weight.scale_step, args.strides.scale_step);
+  step(args.weight.scale_offset, args.strides.scale_offset);
+  step(args.weight.zero_step, args.strides.zero_step);
+  step(args.weight.zero_offset, args.strides.zero_offset);
+  step(args.weight.col_scale, args.strides.col_scale);
+  args.experts /= parts;
+  return args;
+}
+
+std::vector<std::uint16_t> run(LinearArgs args, const HalfMatrix& y, const Product& p) {
   const LinearPlan plan = make_plan(args, p.kernel, p.strips, p.splits);
   args.workspace_bytes = linear_workspace_bytes(args, plan);
   const DeviceArray<std::byte> workspace(args.workspace_bytes);
@@ -44,7 +65,7 @@ void expect_product(const Product& p, unsigned seed = 1) {
   SCOPED_TRACE(::testing::Message() << p);
   Rng rng(seed);
   const int experts = p.row_begin.empty() ? 1 : static_cast<int>(p.row_begin.size()) - 1;
-  const FusedLayer layer(p.spec, p.x_type, experts, rng);
+  const PackedLayer layer(p.spec, experts * p.parts, rng);
   const std::int64_t N = p.spec.out_features, K = p.spec.in_features;
   HalfMatrix x(p.x_type, p.M, K, K + p.x_padding, p.x_offset);
   x.randomize(rng);
@@ -52,7 +73,7 @@ void expect_product(const Product& p, unsigned seed = 1) {
   bias.randomize(rng);
   const HalfMatrix y(p.x_type, p.M, N, N + p.y_padding);
 
-  FusedLinearArgs args = layer.args();
+  LinearArgs args = part_of(layer.args(p.x_type), p.parts, p.part);
   args.x = x.data();
   args.x_stride = x.stride;
   args.rows = p.M;
@@ -70,8 +91,9 @@ void expect_product(const Product& p, unsigned seed = 1) {
         p.row_begin.empty() ? p.M : p.row_begin[static_cast<std::size_t>(e) + 1];
     for (std::int64_t m = begin; m < end; ++m) {
       for (std::int64_t n = 0; n < N; ++n) {
-        const Expected want = expected(layer.dense(static_cast<std::size_t>(e)), p.spec.nbits, n, x,
-                                       m, p.kernel, p.bias ? bias.value(e, n) : 0.0);
+        const Expected want =
+            expected(layer.dense(static_cast<std::size_t>(e * p.parts + p.part)), p.spec.nbits, n,
+                     x, m, p.kernel, p.bias ? bias.value(e, n) : 0.0);
         const double share = std::abs(y.value(m, n) - want.y) / want.error;
         if (!(share <= 1.0)) {  // NaN too
           ADD_FAILURE() << "y[" << m << ", " << n << "] is " << y.value(m, n) << ", not " << want.y
@@ -96,22 +118,22 @@ LayerSpec shape(BitWidth width, int axis, std::optional<std::int64_t> group_size
   return spec;
 }
 
-class Fused : public ::testing::TestWithParam<std::tuple<BitWidth, DType>> {};
+class LinearWidths : public ::testing::TestWithParam<std::tuple<BitWidth, DType>> {};
 
-TEST_P(Fused, DecodesAxis1) {
+TEST_P(LinearWidths, DecodesAxis1) {
   const auto [width, x_type] = GetParam();
   expect_product({shape(width, 1, 64, 80, 320), x_type, 1});
   expect_product({shape(width, 1, 48, 33, 200), x_type, 7, LinearKernel::kDecode8, 2, 2, true});
   expect_product({shape(width, 1, 32, 47, 576), x_type, 9, LinearKernel::kDecode16, 1, 2});
 }
 
-TEST_P(Fused, MultipliesAxis1) {
+TEST_P(LinearWidths, MultipliesAxis1) {
   const auto [width, x_type] = GetParam();
   expect_product({shape(width, 1, 64, 80, 320), x_type, 17, LinearKernel::kGemm, 4});
   expect_product({shape(width, 1, 48, 33, 200), x_type, 7, LinearKernel::kGemm, 4, 2, true});
 }
 
-TEST_P(Fused, Axis0) {
+TEST_P(LinearWidths, Axis0) {
   const auto [width, x_type] = GetParam();
   // Rows of scales: two to a strip, and one.
   expect_product({shape(width, 0, 16, 48, 136), x_type, 2, LinearKernel::kDecode8, 1, 2, true});
@@ -119,15 +141,15 @@ TEST_P(Fused, Axis0) {
   expect_product({shape(width, 0, 16, 48, 136), x_type, 9, LinearKernel::kGemm, 4, 2, true});
 }
 
-INSTANTIATE_TEST_SUITE_P(Widths, Fused,
+INSTANTIATE_TEST_SUITE_P(Widths, LinearWidths,
                          ::testing::Combine(::testing::ValuesIn(kAllBitWidths),
                                             ::testing::Values(DType::kF16, DType::kBF16)));
 
 // ---- Shapes, at one width of one plane and one of two.
 
-class FusedShapes : public ::testing::TestWithParam<LinearKernel> {};
+class LinearShapes : public ::testing::TestWithParam<LinearKernel> {};
 
-TEST_P(FusedShapes, Groups) {
+TEST_P(LinearShapes, Groups) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   for (BitWidth width : {BitWidth::k4, BitWidth::k3}) {
     for (std::optional<std::int64_t> group : std::vector<std::optional<std::int64_t>>{
@@ -138,7 +160,7 @@ TEST_P(FusedShapes, Groups) {
   }
 }
 
-TEST_P(FusedShapes, Tokens) {
+TEST_P(LinearShapes, Tokens) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
   for (std::int64_t M : {1, 2, 7, 8, 9, 16, 17, 64, 70}) {
     const bool odd = M % 2 != 0;
@@ -147,7 +169,7 @@ TEST_P(FusedShapes, Tokens) {
   }
 }
 
-TEST_P(FusedShapes, Strides) {
+TEST_P(LinearShapes, Strides) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 1;
   Product p{shape(BitWidth::k5, 1, 64, 37, 128), DType::kF16, 5, GetParam(), strips, 2};
   for (const auto& [x_padding, x_offset] :
@@ -160,7 +182,7 @@ TEST_P(FusedShapes, Strides) {
 }
 
 // Columns that end inside a vector of an aligned x, and rows of x that several threads share.
-TEST_P(FusedShapes, VectorsOfX) {
+TEST_P(LinearShapes, VectorsOfX) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   for (std::int64_t K : {150, 152, 1100}) {
     for (bool col_scale : {false, true}) {
@@ -174,7 +196,7 @@ TEST_P(FusedShapes, VectorsOfX) {
 
 // More than the block that adds up loads at a time; rows beyond the last strip; y that takes four
 // rows in one store, and not.
-TEST_P(FusedShapes, ManySplits) {
+TEST_P(LinearShapes, ManySplits) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
   for (std::int64_t N : {96, 99}) {
     for (int splits : {8, 9, 11}) {
@@ -184,7 +206,7 @@ TEST_P(FusedShapes, ManySplits) {
   }
 }
 
-TEST_P(FusedShapes, Cuts) {
+TEST_P(LinearShapes, Cuts) {
   if (GetParam() == LinearKernel::kGemm) {
     for (int splits : {1, 2, 3, 7}) {
       expect_product({shape(BitWidth::k2, 1, 64, 140, 448), DType::kF16, 3, GetParam(), 4, splits});
@@ -199,7 +221,7 @@ TEST_P(FusedShapes, Cuts) {
   }
 }
 
-TEST_P(FusedShapes, ColScale) {
+TEST_P(LinearShapes, ColScale) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   Product p{shape(BitWidth::k4, 1, 64, 40, 150), DType::kF16, 3, GetParam(), strips, 1, true};
   p.spec.col_scale = true;
@@ -209,27 +231,70 @@ TEST_P(FusedShapes, ColScale) {
   // Each expert has its own.
   p.row_begin = {0, 2, 2, 3};
   expect_product(p);
+  for (DType type : {DType::kF32, DType::kBF16}) {
+    p.spec.meta_dtype = type;
+    p.spec.in_features += 10;
+    expect_product(p);
+  }
 }
 
-TEST_P(FusedShapes, MetadataTypes) {
+// Calls fn for every way to store scale and zero.
+template <class Fn>
+void each_metadata_type(LayerSpec& spec, const Fn& fn) {
+  for (DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+    spec.meta_dtype = type;
+    fn();
+  }
+  spec.meta_dtype = DType::kF16;
+  for (const auto& [scale, zero] : {std::pair(false, true), {true, false}, {true, true}}) {
+    spec.quant_scale = scale;
+    spec.quant_zero = zero;
+    fn();
+  }
+  spec.quant_scale = spec.quant_zero = false;
+}
+
+TEST_P(LinearShapes, MetadataTypes) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   Product p{shape(BitWidth::k4, 1, 32, 40, 150), DType::kF16, 3, GetParam(), strips, 1};
   for (DType x_type : {DType::kF16, DType::kBF16}) {
     p.x_type = x_type;
-    for (DType type : {DType::kF32, DType::kBF16}) {
-      p.spec.meta_dtype = type;
-      expect_product(p);
-    }
-    p.spec.meta_dtype = DType::kF16;
-    p.spec.quant_zero = true;
-    expect_product(p);
-    p.spec.quant_scale = true;
-    expect_product(p);
-    p.spec.quant_scale = p.spec.quant_zero = false;
+    each_metadata_type(p.spec, [&] { expect_product(p); });
   }
 }
 
-TEST_P(FusedShapes, Experts) {
+// Scales come in windows of four groups, in one load where rows have a multiple of four: all
+// windows of a ring are used, and used again.
+TEST_P(LinearShapes, WindowsOfScales) {
+  const int strips = GetParam() == LinearKernel::kGemm ? 4 : 8;
+  for (BitWidth width : {BitWidth::k1, BitWidth::k4, BitWidth::k8}) {
+    for (std::int64_t group : {16, 32, 48, 64, 80, 192}) {
+      for (std::int64_t K : {12 * group, 13 * group - 5}) {
+        Product p{shape(width, 1, group, 33, K), DType::kF16, 2, GetParam(), strips, 1};
+        expect_product(p);
+        p.spec.meta_dtype = DType::kBF16;
+        p.splits = 3;
+        expect_product(p);
+      }
+    }
+  }
+}
+
+TEST_P(LinearShapes, PartsOfExperts) {
+  const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
+  // Three rows of three groups: what an expert has is no multiple of any load.
+  for (std::int64_t K : {192, 256}) {
+    Product p{shape(BitWidth::k4, 1, 64, 33, K), DType::kF16, 5, GetParam(), strips, 1};
+    p.row_begin = {0, 2, 5};
+    p.parts = 2;
+    p.spec.col_scale = true;
+    for (p.part = 0; p.part < p.parts; ++p.part) {
+      each_metadata_type(p.spec, [&] { expect_product(p); });
+    }
+  }
+}
+
+TEST_P(LinearShapes, Experts) {
   const int strips = GetParam() == LinearKernel::kGemm ? 4 : 2;
   for (int splits : {1, 2}) {
     Product p{
@@ -243,11 +308,11 @@ TEST_P(FusedShapes, Experts) {
   expect_product(many);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, FusedShapes,
+INSTANTIATE_TEST_SUITE_P(Kernels, LinearShapes,
                          ::testing::Values(LinearKernel::kDecode8, LinearKernel::kDecode16,
                                            LinearKernel::kGemm));
 
-TEST(FusedAxis0, Shapes) {
+TEST(LinearAxis0, Shapes) {
   for (LinearKernel kernel : {LinearKernel::kDecode8, LinearKernel::kGemm}) {
     const int strips = kernel == LinearKernel::kGemm ? 4 : 2;
     // One group a column; groups of a strip and a half; odd columns; col_scale; experts.
@@ -258,107 +323,25 @@ TEST(FusedAxis0, Shapes) {
     p.spec.col_scale = true;
     p.row_begin = {0, 1, 1, 3};
     expect_product(p);
-  }
-}
-
-// ---- What is chosen, and what is refused.
-
-DeviceMatrix matrix(int axis, std::int64_t group_size, std::int64_t rows, std::int64_t cols) {
-  DeviceMatrix q;
-  q.layout = {rows, cols, group_size, axis};
-  return q;
-}
-
-TEST(FusedSupport, LayoutsAndTypes) {
-  const DeviceTraits sm80{80, 108, 163 * 1024}, sm75{75, 40, 64 * 1024};
-  const auto supported = [&](const DeviceMatrix& q) {
-    return fused_supported(q, DType::kF16, sm80);
-  };
-  EXPECT_TRUE(supported(matrix(1, 64, 100, 100)));
-  EXPECT_TRUE(supported(matrix(1, 100, 100, 100))) << "one group a row";
-  EXPECT_FALSE(supported(matrix(1, 8, 100, 100)));
-  EXPECT_FALSE(supported(matrix(1, 40, 100, 100)));
-  EXPECT_TRUE(supported(matrix(0, 16, 64, 100)));
-  EXPECT_FALSE(supported(matrix(0, 64, 100, 100))) << "groups run across columns";
-  EXPECT_FALSE(supported(matrix(0, 8, 64, 100)));
-  EXPECT_TRUE(supported(matrix(1, 64, 16, std::int64_t{1} << 19)));
-  EXPECT_FALSE(supported(matrix(1, 64, 16, (std::int64_t{1} << 19) + 1)));
-
-  const DeviceMatrix q = matrix(1, 64, 100, 100);
-  EXPECT_TRUE(fused_supported(q, DType::kBF16, sm80));
-  EXPECT_FALSE(fused_supported(q, DType::kF32, sm80));
-  EXPECT_TRUE(fused_supported(q, DType::kF16, sm75));
-  EXPECT_FALSE(fused_supported(q, DType::kBF16, sm75));
-  DeviceMatrix large = matrix(1, 16, 100, 4096);
-  large.width = BitWidth::k2;
-  large.scale_type = DType::kF32;
-  EXPECT_TRUE(fused_supported(large, DType::kF16, sm80));
-  EXPECT_FALSE(fused_supported(large, DType::kF16, sm75)) << "more than its shared memory";
-}
-
-TEST(FusedChoice, EveryPlanIsWhole) {
-  for (const DeviceTraits& device :
-       {DeviceTraits{75, 40, 64 * 1024}, DeviceTraits{80, 108, 163 * 1024},
-        DeviceTraits{90, 132, 227 * 1024}}) {
-    for (BitWidth width : {BitWidth::k8, BitWidth::k4, BitWidth::k1}) {
-      for (int axis : {0, 1}) {
-        for (std::int64_t N : {64, 4096, 16384, 151936}) {
-          for (std::int64_t K : {64, 2880, 4096, 16384, 28672}) {
-            for (std::int64_t M : {1, 8, 12, 16, 64, 256, 4096}) {
-              FusedLinearArgs args;
-              args.weight.layout = {N, K, 64, axis};
-              args.weight.width = width;
-              args.rows = M;
-              const LinearPlan plan = choose_linear(args, device);
-              SCOPED_TRACE(::testing::Message()
-                           << "sm_" << device.compute << ", " << nbits_of(width) << " bits, axis "
-                           << axis << ", W [" << N << ", " << K << "], M " << M << ": kernel "
-                           << static_cast<int>(plan.kernel) << ", strips " << plan.strips_per_block
-                           << ", splits " << plan.splits << " of " << plan.tiles_per_split);
-              const std::int64_t tiles = div_up(K, 64);
-              ASSERT_GE(plan.splits * plan.tiles_per_split, tiles);
-              ASSERT_LT((plan.splits - 1) * plan.tiles_per_split, tiles);
-              ASSERT_LE(shared_bytes(args, plan).all(), device.max_shared_bytes);
-              ASSERT_TRUE(counters_suffice(args, plan));
-              ASSERT_EQ(plan.token_blocks, div_up(M, tokens_of(plan.kernel)));
-              ASSERT_FALSE(axis == 0 && plan.kernel == LinearKernel::kDecode16);
-              // A small layer is spread over the device.
-              if (K == 4096 && N == 4096 && M == 1) {
-                ASSERT_GE(2 * div_up(N, 32 * plan.strips_per_block) * plan.splits,
-                          device.multiprocessors);
-              }
-            }
-          }
-        }
+    // A row of scales for one fragment and for both, columns that two lanes share and not.
+    for (std::int64_t group : {16, 64}) {
+      for (std::int64_t K : {200, 201}) {
+        Product types{shape(BitWidth::k4, 0, group, 64, K), DType::kF16, 3, kernel, strips, 2};
+        each_metadata_type(types.spec, [&] { expect_product(types); });
       }
     }
   }
 }
 
-TEST(FusedChoice, KernelsByTokens) {
-  const DeviceTraits device{90, 132, 227 * 1024};
-  const auto kernel = [&](std::int64_t rows, std::int64_t experts) {
-    FusedLinearArgs args;
-    args.weight.layout = {4096, 4096, 64, 1};
-    args.rows = rows;
-    args.experts = experts;
-    return choose_linear(args, device).kernel;
-  };
-  EXPECT_EQ(kernel(1, 1), LinearKernel::kDecode8);
-  EXPECT_EQ(kernel(8, 1), LinearKernel::kDecode8);
-  EXPECT_EQ(kernel(9, 1), LinearKernel::kDecode16);
-  EXPECT_EQ(kernel(17, 1), LinearKernel::kGemm);
-  EXPECT_EQ(kernel(64, 8), LinearKernel::kDecode8) << "eight tokens for each expert";
-  EXPECT_EQ(kernel(256, 8), LinearKernel::kGemm);
-}
+// ---- What is refused.
 
-TEST(FusedLinear, ChoosesAndRefuses) {
+TEST(Linear, ChoosesAndRefuses) {
   Rng rng(5);
-  const FusedLayer layer(shape(BitWidth::k4, 1, 64, 40, 128), DType::kF16, 1, rng);
+  const PackedLayer layer(shape(BitWidth::k4, 1, 64, 40, 128), 1, rng);
   HalfMatrix x(DType::kF16, 3, 128, 128);
   x.randomize(rng);
   const HalfMatrix y(DType::kF16, 3, 40, 40);
-  FusedLinearArgs args = layer.args();
+  LinearArgs args = layer.args(DType::kF16);
   args.x = x.data();
   args.x_stride = 128;
   args.rows = 3;
@@ -375,68 +358,17 @@ TEST(FusedLinear, ChoosesAndRefuses) {
     EXPECT_NEAR(y.value(2, n), want.y, want.error);
   }
 
-  FusedLinearArgs small = args;
+  LinearArgs small = args;
   small.workspace_bytes -= 1;
   EXPECT_THROW(linear(small, nullptr), Failure);
   const LinearPlan no_instance{LinearKernel::kDecode16, 8, 1, 2, 1};
-  FusedLinearArgs axis0 = args;
+  LinearArgs axis0 = args;
   axis0.weight.layout = {32, 128, 32, 0};
   EXPECT_THROW(linear(axis0, no_instance, nullptr), Failure);
-  FusedLinearArgs nothing = args;
+  LinearArgs nothing = args;
   nothing.rows = 0;
   nothing.workspace_bytes = 0;
   EXPECT_NO_THROW(linear(nothing, nullptr));
-}
-
-TEST(Divider, IsExact) {
-  for (int divisor = 1; divisor <= 1 << 15; divisor += divisor < 300 ? 1 : 97) {
-    device::Divider divide;
-    divide.divisor = static_cast<std::uint32_t>(divisor);
-    divide.factor =
-        static_cast<std::uint32_t>(div_up(std::int64_t{1} << device::Divider::kShift, divisor));
-    for (int n = 0; n <= 1 << 15; ++n) ASSERT_EQ(divide(n), n / divisor) << n << " / " << divisor;
-  }
-}
-
-// The layout of docs/cuda-kernels.md, code by code.
-TEST(Repack, PutsEveryCodeInItsPlace) {
-  Rng rng(3);
-  for (BitWidth width : kAllBitWidths) {
-    SCOPED_TRACE(nbits_of(width));
-    const QuantizedTensor q = random_layer(shape(width, 1, 64, 45, 100), rng);
-    const DenseLayer dense(q);
-    const DeviceCopy copy(q);
-    const FusedSizes sizes = fused_sizes(copy.matrix(), DType::kF16);
-    const DeviceArray<std::byte> codes(sizes.codes_bytes), metadata(sizes.metadata_bytes);
-    repack(copy.matrix(), DType::kF16, codes.data(), metadata.data(), nullptr);
-    const int low = width == BitWidth::kTernary ? 2 : core::row_format(width).low_bits;
-    const int high = core::row_format(width).high_bits;
-    ASSERT_EQ(sizes.codes_bytes, static_cast<std::size_t>(2 * 2 * 256 * (low + high)));
-    for (std::int64_t row = 0; row < 64; ++row) {
-      for (std::int64_t col = 0; col < 128; ++col) {
-        const auto plane_code = [&](std::int64_t plane_offset, int bits) {
-          const std::int64_t fragment = row % 32 / 16, odd = row % 16 / 8,
-                             lane = row % 8 * 4 + col % 8 / 2;
-          const std::int64_t pair = col % 64 / 8, word = fragment * bits + pair * bits / 8;
-          const std::int64_t together = std::min(2 * bits, 4);
-          const std::int64_t byte =
-              plane_offset + (word / together * 32 + lane) * together * 4 + word % together * 4;
-          std::uint32_t value = 0;
-          std::memcpy(&value, codes.data() + byte, 4);
-          const std::int64_t in_word = pair % (8 / bits), run = low / bits;
-          const std::int64_t bit =
-              16 * (col % 2) + in_word / run * 2 * low + in_word % run * bits + odd * low;
-          return value >> bit & ((1u << bits) - 1);
-        };
-        const std::int64_t tile = (row / 32 * 2 + col / 64) * 256 * (low + high);
-        std::uint32_t code = plane_code(tile, low);
-        if (high > 0) code |= plane_code(tile + 256 * low, high) << low;
-        const bool inside = row < 45 && col < 100;
-        const double want = inside ? dense.q[static_cast<std::size_t>(row * 100 + col)] : 0.0;
-        ASSERT_EQ(code, want) << "row " << row << ", column " << col;
-      }
-    }
-  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Fused products on the shim, and the bound on their error.
+// Products from tiles on the shim, and the bound on their error.
 #pragma once
 
 #include <algorithm>
@@ -6,8 +6,9 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/device/tile.hpp"
-#include "cuda/linear.hpp"
+#include "cuda/linear/linear.hpp"
+#include "cuda/pack.hpp"
+#include "cuda/tiles.hpp"
 #include "src/format/float_values.hpp"
 #include "tests/cpp/support/linear_test_util.hpp"
 #include "tests/cuda/device_memory.hpp"
@@ -67,56 +68,63 @@ struct HalfMatrix {
   DeviceArray<std::uint16_t> memory;
 };
 
-// Experts of one shape, repacked.
-class FusedLayer {
+// Experts of one shape: tiles, and stacks of format-1 metadata.
+class PackedLayer {
  public:
-  FusedLayer(const LayerSpec& spec, DType x_type, int experts, Rng& rng) : x_type_(x_type) {
+  PackedLayer(const LayerSpec& spec, int experts, Rng& rng) {
     for (int e = 0; e < experts; ++e) layers_.push_back(random_layer(spec, rng));
     for (const QuantizedTensor& q : layers_) dense_.emplace_back(q);
     const DeviceCopy first(layers_[0]);
-    sizes_ = fused_sizes(first.matrix(), x_type);
-    metadata_type_ = fused_metadata_type(first.matrix());
-    codes_ = DeviceArray<std::byte>(sizes_.codes_bytes * layers_.size());
-    metadata_ = DeviceArray<std::byte>(sizes_.metadata_bytes * layers_.size());
-    std::vector<float> col_scale;
+    weight_ = first.matrix();
+    weight_.packing = Packing::kCudaTiles;
+    const std::size_t bytes = tiles_bytes(weight_);
+    tiles_ = DeviceArray<std::byte>(bytes * layers_.size());
     for (std::size_t e = 0; e < layers_.size(); ++e) {
       const DeviceCopy copy(layers_[e]);
-      repack(copy.matrix(), x_type, codes_.data() + e * sizes_.codes_bytes,
-             metadata_.data() + e * sizes_.metadata_bytes, nullptr);
-      if (!layers_[e].col_scale) continue;
-      const std::vector<float> values = read_values(layers_[e].col_scale);
-      col_scale.insert(col_scale.end(), values.begin(), values.end());
+      pack(copy.matrix(), tiles_.data() + e * bytes, nullptr);
     }
-    if (!col_scale.empty()) col_scale_ = DeviceArray<float>(col_scale);
+    weight_.W_q = reinterpret_cast<std::uint8_t*>(tiles_.data());
+    strides_.W_q = static_cast<std::int64_t>(bytes);
+    stack(&QuantizedTensor::scale, weight_.scale, strides_.scale);
+    stack(&QuantizedTensor::zero, weight_.zero, strides_.zero);
+    stack(&QuantizedTensor::scale_step, weight_.scale_step, strides_.scale_step);
+    stack(&QuantizedTensor::scale_offset, weight_.scale_offset, strides_.scale_offset);
+    stack(&QuantizedTensor::zero_step, weight_.zero_step, strides_.zero_step);
+    stack(&QuantizedTensor::zero_offset, weight_.zero_offset, strides_.zero_offset);
+    stack(&QuantizedTensor::col_scale, weight_.col_scale, strides_.col_scale);
   }
 
-  FusedLinearArgs args() const {
-    FusedLinearArgs args;
-    args.weight.layout = layers_[0].layout();
-    args.weight.width = layers_[0].config.nbits;
-    args.weight.codes = codes_.data();
-    args.weight.metadata = metadata_.data();
-    args.weight.metadata_type = metadata_type_;
-    args.weight.x_type = x_type_;
-    args.weight.col_scale = col_scale_.data();
+  LinearArgs args(DType x_type) const {
+    LinearArgs args;
+    args.weight = weight_;
+    args.strides = strides_;
     args.experts = static_cast<std::int64_t>(layers_.size());
-    args.codes_stride = static_cast<std::int64_t>(sizes_.codes_bytes);
-    args.metadata_stride = static_cast<std::int64_t>(sizes_.metadata_bytes);
-    args.col_scale_stride = layers_[0].in_features * static_cast<std::int64_t>(sizeof(float));
+    args.x_type = x_type;
     return args;
   }
   const DenseLayer& dense(std::size_t expert) const { return dense_[expert]; }
-  const FusedSizes& sizes() const { return sizes_; }
-  DType x_type() const { return x_type_; }
 
  private:
-  DType x_type_;
+  // One allocation with the tensor of every expert; null where there is none.
+  template <class T>
+  void stack(Tensor QuantizedTensor::* tensor, T*& address, std::int64_t& stride) {
+    address = nullptr;
+    if (!(layers_[0].*tensor)) return;
+    const std::size_t size = (layers_[0].*tensor).buffer.size;
+    stacks_.emplace_back(size * layers_.size());
+    for (std::size_t e = 0; e < layers_.size(); ++e) {
+      std::memcpy(stacks_.back().data() + e * size, (layers_[e].*tensor).buffer.data, size);
+    }
+    address = static_cast<T*>(static_cast<void*>(stacks_.back().data()));
+    stride = static_cast<std::int64_t>(size);
+  }
+
   std::vector<QuantizedTensor> layers_;
   std::vector<DenseLayer> dense_;
-  FusedSizes sizes_{};
-  DType metadata_type_ = DType::kF16;
-  DeviceArray<std::byte> codes_, metadata_;
-  DeviceArray<float> col_scale_;
+  DeviceMatrix weight_;
+  ExpertStrides strides_;
+  DeviceArray<std::byte> tiles_;
+  std::vector<DeviceArray<std::byte>> stacks_;
 };
 
 // y_n and the most by which a kernel may miss it.

@@ -1,12 +1,12 @@
 // The shim finds what it promises to find: each kernel below has one fault.
-#include "cuda/device/simt.hpp"
+#include "cuda/device/simt/simt.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <functional>
 
-#include "cuda/runtime.hpp"
+#include "cuda/launch.hpp"
 #include "tests/cuda/device_memory.hpp"
 
 namespace hqq::cuda {
@@ -239,7 +239,7 @@ TEST(Simt, LaunchesReportWhatFailed) {
         } catch (const Failure& failure) {
           EXPECT_EQ(failure.status, Status::kCudaError);
           EXPECT_THAT(failure.what(), HasSubstr("before anything was written"));
-          EXPECT_THAT(failure.what(), HasSubstr("runtime.hpp"));
+          EXPECT_THAT(failure.what(), HasSubstr("launch.hpp"));
           throw;
         }
       },

@@ -10,14 +10,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from hqq_cpp.nn.dequantize import weight_of
-from hqq_cpp.nn.solve import quantize_tensor
 from torch import nn
 
 import hqq_cpp
-from hqq_cpp import _core
+from hqq_cpp import _core, backends
+from hqq_cpp.backends import cuda, cuda_calls
+from hqq_cpp.format import tensors_of
 from hqq_cpp.models.quantize import quantize_model_
-from hqq_cpp.nn import backend, cuda, fused
 from hqq_cpp.nn.linear import quantized_on_device
 
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
@@ -26,21 +25,24 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """CPU tensors count as tensors on a GPU. Gives the number of fused products that ran."""
+    """CPU tensors count as tensors on a GPU. Gives the products of tiles that ran."""
     ran = []
-    run = fused.Fused.run
 
-    def counting(*arguments):
-        done = run(*arguments)
-        ran.append(done)
-        return done
+    def counting(name):
+        call = getattr(cuda, f"_tiles_{name}")
 
-    monkeypatch.setattr(cuda, "is_native", lambda tensor: tensor.device.type == "cpu")
-    monkeypatch.setattr(fused.Fused, "run", counting)
-    yield ran
-    assert all(ran)
-    fused._copies.clear()
-    fused._retired.clear()
+        def run(*arguments):
+            y = call(*arguments)
+            if y is not None:
+                ran.append(name)
+            return y
+
+        return run
+
+    for name in ("linear", "experts_linear"):
+        monkeypatch.setattr(cuda, f"_tiles_{name}", counting(name))
+    monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
+    return ran
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_quantize_tensor_where_it_lies(rng, on_gpu):
         ("a", importance, 2, "none"),
     ]:
         expected = hqq_cpp.quantize(W, config, name=name, importance=vector)
-        solved = quantize_tensor(W[:, :96].t().contiguous().t(), config, name, vector)
+        solved = backends.quantize(W[:, :96].t().contiguous().t(), config, name, vector)
         assert (solved.settings.nbits, solved.settings.balance) == (bits, balance)
         for key, tensor in expected.tensors().items():
             assert torch.equal(solved.tensors[key], torch.from_dlpack(tensor)), key
@@ -139,11 +141,11 @@ def test_quantize_tensor_where_it_lies(rng, on_gpu):
     layer = quantized_on_device(W, config, "a", torch.zeros(16), importance, 0)
     assert same_bits(layer.quantized_tensor(), expected)
     with pytest.raises(ValueError, match=r"\[a\] W holds 1 values that are NaN"):
-        quantize_tensor(torch.full((1, 8), float("nan"))[:, :1], config, "a", None)
+        backends.quantize(torch.full((1, 8), float("nan"))[:, :1], config, "a", None)
     with pytest.raises(ValueError, match="importance has 8 values; W has 96 columns"):
-        quantize_tensor(W, config, "a", torch.ones(8))
+        backends.quantize(W, config, "a", torch.ones(8))
     with pytest.raises(ValueError, match="leaves this layer unquantized"):
-        quantize_tensor(W, {"skip_modules": ["a"]}, "a", None)
+        backends.quantize(W, {"skip_modules": ["a"]}, "a", None)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -155,7 +157,7 @@ def test_scales_that_are_too_small_for_float16(rng, on_gpu, axis):
             with pytest.raises(ValueError, match="too small for float16") as on_cpu:
                 hqq_cpp.quantize(tiny, config, name="a", device="cpu")
             with pytest.raises(ValueError) as refusal:
-                quantize_tensor(tiny, config, "a", None)
+                backends.quantize(tiny, config, "a", None)
             assert str(refusal.value) == str(on_cpu.value)
             with pytest.raises(ValueError) as refusal:
                 hqq_cpp.quantize(tiny, config, name="a", device="cuda")
@@ -333,11 +335,11 @@ def test_linear_of_few_and_no_rows_and_strides(rng, on_gpu):
     wide = random_matrix(rng, (3, 100), torch.float16)
     for x in (wide[:, 3:67], wide[:, 36:].t().contiguous().t(), wide[0, 1:65]):
         assert is_right(layer, x, layer(x))
-    assert len(on_gpu) == 3
+    assert len(on_gpu) == 4
 
 
-def test_linear_without_a_fused_kernel_is_dense(rng, on_gpu):
-    """float32 and float64, and more rows than fused kernels win with."""
+def test_linear_without_a_kernel_is_dense(rng, on_gpu):
+    """float32 and float64, and more rows than products of tiles win with."""
     layer = make_layer(rng, 16, 64)
     for dtype in (torch.float32, torch.float64):
         x = random_matrix(rng, (3, 64), dtype)
@@ -345,7 +347,7 @@ def test_linear_without_a_fused_kernel_is_dense(rng, on_gpu):
         expected = layer(x)
         hqq_cpp.set_backend("auto")
         assert torch.equal(layer(x), expected)
-    rows = fused.fused(layer.packed(), layer._layout, 0, torch.float16).max_rows + 1
+    rows = cuda.max_rows(layer._layout, torch.float16, 0) + 1
     x = random_matrix(rng, (rows, 64), torch.float16)
     hqq_cpp.set_backend("torch")
     expected = layer(x)
@@ -360,11 +362,10 @@ def test_dequantize_and_embedding_give_the_bits_of_the_cpu(rng, on_gpu, nbits, a
     q = hqq_cpp.quantize(
         random_matrix(rng, (24, 104)), {"nbits": nbits, "axis": axis, "group_size": 8}
     )
-    weight = weight_of(q)
     table = hqq_cpp.HqqEmbedding(q, dtype=torch.bfloat16)
     for dtype in (torch.float32, torch.float64, *HALVES):
         dense = torch.from_numpy(hqq_cpp.dequantize(q)).to(dtype)
-        assert torch.equal(backend.dequantize(weight, table._layout, dtype), dense)
+        assert torch.equal(backends.dequantize(table.packed_weight(), dtype), dense)
     ids = torch.tensor([[0, 23, 5], [7, 7, 0]], dtype=torch.int32)
     assert torch.equal(table(ids), table.dequantize(torch.bfloat16)[ids])
     assert table(ids[:0]).shape == (0, 3, 104)
@@ -415,7 +416,7 @@ def make_experts(rng, experts, parts, rows, cols, **settings):
     )
     pieces = [
         [
-            weight_of(hqq_cpp.quantize(random_matrix(rng, (rows, cols)), config))
+            tensors_of(hqq_cpp.quantize(random_matrix(rng, (rows, cols)), config))
             for _ in range(parts)
         ]
         for _ in range(experts)
@@ -442,7 +443,7 @@ def test_experts(rng, on_gpu, parts, settings, bias):
     x = random_matrix(rng, (10, 64), torch.float16)  # two more rows than there are
     biases = random_matrix(rng, (4, 32 * parts), torch.float16) if bias else None
     y = module(x, counts, biases)
-    assert len(on_gpu) == parts
+    assert on_gpu == ["experts_linear"]
     assert torch.equal(y[8:], torch.zeros(2, 32 * parts, dtype=torch.float16))
     start = 0
     for expert, count in enumerate(counts.tolist()):
@@ -457,7 +458,7 @@ def test_experts(rng, on_gpu, parts, settings, bias):
 
 def test_experts_of_many_rows_and_gradients(rng, on_gpu):
     module = make_experts(rng, 2, 1, 16, 64)
-    max_rows = fused.fused(module.packed(), module._layout, 1, torch.float16).max_rows
+    max_rows = cuda.max_rows(module._layout, torch.float16, 0)
     x = random_matrix(rng, (2 * max_rows + 1, 64), torch.float16).requires_grad_()
     counts = torch.tensor([1, 2 * max_rows])
     y = module(x, counts)

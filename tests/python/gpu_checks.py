@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import hqq_cpp
-from hqq_cpp.nn import fused
+from hqq_cpp.backends import cuda
+from hqq_cpp.format import CUDA_TILES
 from test_linear import metadata
 
 
@@ -25,49 +26,61 @@ DEVICE = "cuda"
 STEP = 2.0**-22
 
 
-# What fused products have answered in this test.
+# The products of tiles in this test.
 _ran = []
 
 
 @contextlib.contextmanager
 def only_native_kernels():
     """No test passes by way of the CPU or of plain torch, or with sums of 16-bit parts in cuBLAS."""
-    run, matmul = fused.Fused.run, torch.backends.cuda.matmul
+    matmul = torch.backends.cuda.matmul
 
-    def counting(*arguments):
-        _ran.append(run(*arguments))
-        return _ran[-1]
+    def counting(call):
+        def run(*arguments):
+            y = call(*arguments)
+            if y is not None and y.numel():
+                _ran.append(True)
+            return y
+
+        return run
 
     # torch makes these attributes up: a MonkeyPatch cannot put them back.
     names = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("fp16", "bf16")]
     kept = [getattr(matmul, name) for name in names]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused.Fused, "run", counting)
+        for name in ("_tiles_linear", "_tiles_experts_linear"):
+            patch.setattr(cuda, name, counting(getattr(cuda, name)))
         for name in names:
             setattr(matmul, name, False)
-        hqq_cpp.set_backend("native", fused=True)
+        hqq_cpp.set_backend("native")
         try:
             yield
         finally:
-            hqq_cpp.set_backend("auto", fused=True)
+            hqq_cpp.set_backend("auto")
             for name, value in zip(names, kept):
                 setattr(matmul, name, value)
             _ran.clear()
 
 
+def max_rows(layer, dtype):
+    """Rows of x (for one expert, on average) up to which tiles are multiplied; None: they never are."""
+    tiles = cuda.packing_for(layer._layout, torch.device(DEVICE, 0)) == CUDA_TILES
+    return cuda.max_rows(layer._layout, dtype, 0) if tiles else None
+
+
 def has_kernel(layer, dtype):
-    return fused.limits(layer.packed(), layer._layout, dtype) is not None
+    return max_rows(layer, dtype) is not None
 
 
 def product(layer, x, *arguments):
-    """layer(x, ...), after a look at who has multiplied: a fused kernel if there is one for so many rows
-    (of an expert, on average)."""
+    """layer(x, ...), after a look at who has multiplied: a kernel for tiles if there is one for so many
+    rows (of an expert, on average)."""
     before, rows = len(_ran), x.numel() // layer.in_features
     y = layer(x, *arguments)
-    limits = fused.limits(layer.packed(), layer._layout, x.dtype)
+    limit = max_rows(layer, x.dtype)
     experts = layer.num_experts if isinstance(layer, hqq_cpp.HqqExperts) else 1
-    is_fused = limits is not None and 0 < rows <= limits.max_rows * experts
-    assert _ran[before:] == [True] * is_fused
+    has_product = limit is not None and 0 < rows <= limit * experts
+    assert _ran[before:] == [True] * has_product
     return y
 
 

@@ -53,7 +53,7 @@ def test_everything_on_the_shim(shim):
         # Device memory of torch is ordinary memory there: the library must see the same.
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    names = ("cuda_on_shim.py", "cuda_fused_on_shim.py")
+    names = ("cuda_on_shim.py", "cuda_tiles_on_shim.py")
     files = [str(Path(__file__).with_name(name)) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
@@ -160,7 +160,7 @@ def is_loaded():
         return "libhqq_cuda" in maps.read()
 
 assert not is_loaded()
-assert hqq_cpp.nn.cuda._available is None
+assert hqq_cpp.backends.cuda._available is None
 assert hqq_cpp.cuda_is_available() and is_loaded()
 """
     pytest.importorskip("torch")

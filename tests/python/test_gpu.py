@@ -21,6 +21,7 @@ from gpu_checks import (
     gpu_layer,
     has_kernel,
     make_layer,
+    max_rows,
     normal,
     only_native_kernels,
     parts_of,
@@ -29,7 +30,7 @@ from gpu_checks import (
     replace_parameters,
     same_tensors,
 )  # fmt: skip
-from hqq_cpp.nn import fused
+from hqq_cpp.format import CUDA_TILES
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
@@ -172,11 +173,11 @@ def test_product(nbits, axis, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("nbits", NBITS)
 def test_product_of_few_rows_is_exact(nbits, dtype):
-    """With axis 1 no weight is ever rounded to 16 bits, and there is a fused kernel."""
+    """With axis 1 no weight is ever rounded to 16 bits, and there is a kernel for tiles."""
     layer = make_layer(nbits, 1)
     x = normal(16, 512, dtype=dtype).to(DEVICE)
     bounds = product_bound(layer, x, sixteen=False)
-    assert fused.limits(layer.packed(), layer._layout, dtype).max_rows >= 16
+    assert max_rows(layer, dtype) >= 16
     for rows in (1, 8, 16):
         check(x[:rows], product(layer, x[:rows]), bounds)
 
@@ -254,25 +255,27 @@ def test_nan_stays_in_its_row():
         assert not finite[1].any() and finite[0].all() and finite[2:].all()
 
 
-def test_product_without_fused_kernels():
-    layer = make_layer(4, 1)
-    x = normal(3, 512, dtype=torch.float16).to(DEVICE)
-    hqq_cpp.set_backend("native", fused=False)
-    assert fused.linear(x, layer.packed(), layer._layout, None) is None
-    check_product(layer, x, layer(x))
-
-
 def test_a_changed_weight_is_seen():
-    """The copy in the order of the fused kernels is made again."""
     layer = make_layer(4, 1)
     x = normal(2, 512, dtype=torch.float16).to(DEVICE)
     before = layer(x)
     layer.quantize_(normal(384, 512, seed=9).to(DEVICE))
     check_product(layer, x, product(layer, x))
     assert not torch.equal(layer(x), before)
-    layer.W_q.data.copy_(make_layer(8, 1, columns=256).W_q)
-    layer.refresh_copies()
+    layer.W_q.data.copy_(make_layer(4, 1).tile_().W_q)
     check_product(layer, x, product(layer, x))
+
+
+def test_a_layer_takes_its_own_size():
+    """The codes are reordered in place: no copy is kept."""
+    layer = make_layer(4, 1, 4096, 4096)
+    x = normal(1, 4096, dtype=torch.float16).to(DEVICE)
+    product(make_layer(4, 1, 4096, 4096), x)  # the workspaces, which stay
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    product(layer, x)
+    torch.cuda.synchronize()
+    assert layer.is_tiled and torch.cuda.memory_allocated() <= before + (1 << 20)
 
 
 def test_parameters_moved_past_the_layer():
@@ -286,7 +289,7 @@ def test_parameters_moved_past_the_layer():
     dense = torch.from_dlpack(hqq_cpp.dequantize(hqq_cpp.quantize(W, {"nbits": 4}), "float32"))
     assert torch.equal(layer.dequantize().cpu(), dense)
     y = layer(x)
-    assert not layer.is_tiled
+    assert layer.packed_weight().packing == CUDA_TILES
     check_product(layer, x, y)
     biased = hqq_cpp.quantize_linear(W.to(DEVICE), {"nbits": 4}, bias=bias)
     assert biased.bias.device.type == DEVICE

@@ -8,7 +8,7 @@ import torch
 
 from ..config import importance_of
 from ..format import Layout, PackedWeight, Packing
-from . import common, cpu, cuda
+from . import common, cpu, cuda, cuda_calls
 from . import torch as torch_backend
 from .common import Mode, Solved
 
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Backend(Protocol):
     """What a backend does with a PackedWeight in any packing, on a device that it works on."""
 
-    def packing_for(self, layout: Layout) -> Packing:
+    def packing_for(self, layout: Layout, device: torch.device) -> Packing:
         """The order of codes that is read fastest."""
 
     def quantize(
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
 # ---- Settings ----------------------------------------------------------------------------------
 
 
-def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None) -> None:
+def set_backend(name: str, *, mode: str | None = None) -> None:
     """Selects the code that runs quantized layers of torch, for the whole process.
 
     Args:
@@ -73,9 +73,6 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
             libhqq_cuda, is an error. 'auto' (the default): native where it can be, else torch.
         mode: How the C++ kernels multiply, see hqq_cpp.linear(): 'fast', 'exact' or 'auto'. With
             'auto' (the default) a forward pass that autograd records is exact. None: as it is.
-        fused: Whether products on a GPU use fused kernels (the default), which keep a second copy of
-            the codes in GPU memory; False drops those copies, but what recorded CUDA graphs read, and
-            a product dequantizes the weight first. None: as it is.
 
     Raises:
         ValueError: For another name.
@@ -92,8 +89,6 @@ def set_backend(name: str, *, mode: str | None = None, fused: bool | None = None
     if mode is not None:
         cpu.check_mode(mode)
         _mode = mode  # type: ignore[assignment]  # checked
-    if fused is not None:
-        cuda.use_fused(fused)
     _setting = name
 
 
@@ -116,7 +111,7 @@ def get_backend() -> str:
 
 def kernels_on(device: torch.device) -> Backend | None:
     """The backend with kernels for a device; None: there is none."""
-    if device.type == cuda.DEVICE_TYPE:
+    if device.type == cuda_calls.DEVICE_TYPE:
         return cuda if cuda.is_available() else None
     return cpu if device.type == "cpu" else None
 
@@ -162,7 +157,7 @@ def mode_of(x: torch.Tensor, exact: bool = False) -> Mode:
 def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes in which a weight is read fastest where it is."""
     kernels = None if _setting == "torch" else kernels_on(weight.tensors.W_q.device)
-    return weight.packing if kernels is None else kernels.packing_for(weight.layout)
+    return weight.packing if kernels is None else kernels.packing_for(weight.layout, weight.device)
 
 
 # ---- The five functions ------------------------------------------------------------------------

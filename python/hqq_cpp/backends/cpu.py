@@ -8,15 +8,16 @@ from typing import Any
 import torch
 
 from .. import _core, api
-from ..format import CPU_TILES, FORMAT_1, Layout, PackedWeight, Packing
+from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing
 from . import common
+from .packing import format_1
 
 # What the kernels multiply; they sum in float32.
 _MULTIPLIED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.lru_cache(maxsize=4096)
-def packing_for(layout: Layout) -> Packing:
+def packing_for(layout: Layout, device: torch.device) -> Packing:
     """The order of codes that the kernels read fastest."""
     matrix = layout.matrix
     group = matrix.numbers.group_size or matrix.out_features
@@ -42,7 +43,7 @@ def quantize(
 
 def dequantize(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features]."""
-    weight, layout = common.contiguous(weight), weight.layout
+    weight, layout = _readable(weight), weight.layout
     out = weight.tensors.W_q.new_empty(layout.out_features, layout.in_features, dtype=dtype)
     _layer(layout, weight.packing).dequantize(
         _addresses(weight), out.data_ptr(), _dtype_code(dtype), torch.get_num_threads()
@@ -52,7 +53,7 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 def rows(weight: PackedWeight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The rows `ids` [...] of W_r, [..., in_features]."""
-    weight, layout = common.contiguous(weight), weight.layout
+    weight, layout = _readable(weight), weight.layout
     common.check_ids(ids, layout)
     ids = ids.to(torch.int64).contiguous()
     out = ids.new_empty(*ids.shape, layout.in_features, dtype=dtype)
@@ -69,8 +70,8 @@ def linear(
     if x.dtype not in _MULTIPLIED:
         return common.dense_linear(x, dequantize(weight, x.dtype), bias)
     layout = weight.layout
-    if weight.packing == FORMAT_1:
-        weight = common.contiguous(weight)
+    if weight.packing != CPU_TILES:
+        weight = _readable(weight)
     _, _, _, out_features, in_features = layout.numbers
     rows = x if x.dim() == 2 else x.reshape(-1, in_features)
     count, stride = rows.shape[0], rows.stride(0)
@@ -129,6 +130,11 @@ def _grouped(
         _dtype_code(x.dtype), y.data_ptr(), _mode_code(mode), torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def _readable(weight: PackedWeight) -> PackedWeight:
+    """The weight as the kernels read it. Tiles of a GPU come to the CPU past the module."""
+    return common.contiguous(format_1(weight) if weight.packing == CUDA_TILES else weight)
 
 
 def _addresses(weight: PackedWeight) -> list[int]:

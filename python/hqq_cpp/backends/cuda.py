@@ -7,18 +7,26 @@ is on a GPU.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
 from .. import _core
-from ..format import FORMAT_1, TENSOR_NAMES, Layout, PackedWeight, Packing, Tensors, tensor_specs
-from . import common, fused
-from .cuda_calls import addresses, device_of, dtype_code, layer_of, place
+from ..format import (
+    CPU_TILES,
+    CUDA_TILES,
+    FORMAT_1,
+    TENSOR_NAMES,
+    Layout,
+    PackedWeight,
+    Packing,
+    Tensors,
+    tensor_specs,
+)
+from . import common
+from .cuda_calls import addresses, device_of, dtype_code, is_capturing, layer_of, place, tiles_shape
 from .packing import format_1
-
-# Of the devices that libhqq_cuda drives.
-DEVICE_TYPE = "cuda"
 
 # Whether the library can be used; None: nobody has asked yet. Asking starts the driver, which a process
 # that forks later must not have done at import.
@@ -37,19 +45,9 @@ def is_available() -> bool:
 is_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def use_fused(wanted: bool) -> None:
-    """Whether products may use fused kernels, which keep copies of the codes."""
-    fused.use(wanted)
-
-
-def refresh(weight: PackedWeight) -> None:
-    """Fills the copies of a weight whose memory was written to again."""
-    fused.refresh(weight.tensors)
-
-
-def packing_for(layout: Layout) -> Packing:
-    """The order of codes that the kernels read fastest; fused kernels keep copies of their own."""
-    return FORMAT_1
+def packing_for(layout: Layout, device: torch.device) -> Packing:
+    """The order of codes that the kernels read fastest; format 1 where none of them multiplies."""
+    return FORMAT_1 if tiles_shape(layout, device.index or 0) is None else CUDA_TILES
 
 
 def quantize(
@@ -77,10 +75,10 @@ def quantize(
 
 def dequantize(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     """W_r [out_features, in_features]."""
-    weight, layout = common.contiguous(format_1(weight)), weight.layout
+    weight, layout = _readable(weight), weight.layout
     tensors = weight.tensors
     out = tensors.W_q.new_empty(layout.out_features, layout.in_features, dtype=dtype)
-    layer_of(layout).dequantize(
+    layer_of(layout, weight.packing).dequantize(
         addresses(tensors), out.data_ptr(), dtype_code(dtype), place(tensors.W_q)
     )
     return out
@@ -88,14 +86,14 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 def rows(weight: PackedWeight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The rows `ids` [...] of W_r, [..., in_features]."""
-    weight, layout = common.contiguous(format_1(weight)), weight.layout
+    weight, layout = _readable(weight), weight.layout
     tensors, ids = weight.tensors, ids.to(torch.int64).contiguous()
     # The kernel trusts them. As in nn.Embedding, a wrong one is noticed later, and ends the process's
     # use of the GPU.
     there = ((ids >= 0) & (ids < layout.out_features)).all()
     torch._assert_async(there, f"[embedding] an id is not in 0 to {layout.out_features - 1}")
     out = tensors.W_q.new_empty(*ids.shape, layout.in_features, dtype=dtype)
-    layer_of(layout).dequantize_rows(
+    layer_of(layout, weight.packing).dequantize_rows(
         addresses(tensors), ids.data_ptr(), ids.numel(), out.data_ptr(), dtype_code(dtype),
         place(tensors.W_q),
     )  # fmt: skip
@@ -105,12 +103,11 @@ def rows(weight: PackedWeight, ids: torch.Tensor, dtype: torch.dtype) -> torch.T
 def linear(
     x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, mode: common.Mode
 ) -> torch.Tensor:
-    """x [..., in_features] W_r^T + bias by a fused kernel, or by a dense product where that is faster.
+    """x [..., in_features] W_r^T + bias from tiles, or by a dense product where that is faster.
 
     Every product is exact: `mode` changes nothing.
     """
-    weight = format_1(weight)
-    y = fused.linear(x, weight, bias)
+    y = _tiles_linear(x, weight, bias)
     return common.dense_linear(x, dequantize(weight, x.dtype), bias) if y is None else y
 
 
@@ -123,14 +120,89 @@ def experts_linear(
     mode: common.Mode,
 ) -> torch.Tensor:
     """Every row of x [rows, in] times the matrix of its expert, without asking the GPU for the counts
-    where there are fused kernels."""
-    if not transposed and weight.packing == FORMAT_1:
-        y = fused.experts_linear(x, counts, weight, bias)
+    where tiles are multiplied."""
+    if not transposed:
+        y = _tiles_experts_linear(x, counts, weight, bias)
         if y is not None:
             return y
 
-    # A fused kernel for a single expert would keep a copy of its own.
     def multiply(x: torch.Tensor, matrix: PackedWeight) -> torch.Tensor:
         return common.dense_linear(x, dequantize(matrix, x.dtype), None)
 
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
+
+
+# ---- Products of tiles -------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def max_rows(layout: Layout, dtype: torch.dtype, device: int) -> int | None:
+    """Rows of x (of one expert, on average) up to which tiles are multiplied faster than a dense matrix.
+
+    None: no kernel of the device multiplies x of this dtype.
+    """
+    return layer_of(layout.matrix, CUDA_TILES).max_rows(dtype_code(dtype), device)
+
+
+def _readable(weight: PackedWeight) -> PackedWeight:
+    """The weight as the kernels read it. Tiles of the CPU come to a GPU past the module."""
+    return common.contiguous(format_1(weight) if weight.packing == CPU_TILES else weight)
+
+
+def _limit(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> int | None:
+    """max_rows() of a call; None: tiles cannot be multiplied."""
+    if weight.packing != CUDA_TILES or (bias is not None and bias.device != x.device):
+        return None
+    return max_rows(weight.layout, x.dtype, device_of(x))
+
+
+def _matrix(x: torch.Tensor, features: int) -> torch.Tensor:
+    """x as [rows, features] with contiguous rows."""
+    rows = x.reshape(-1, features)
+    return rows if rows.stride(1) == 1 and rows.stride(0) >= features else rows.contiguous()
+
+
+def _tiles_linear(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """None: a dense product does better, or is the only way."""
+    layout, limit = weight.layout, _limit(x, weight, bias)
+    if limit is None or x.numel() > limit * layout.in_features:
+        return None
+    weight, rows = common.contiguous(weight), _matrix(x, layout.in_features)
+    y = x.new_empty(*x.shape[:-1], layout.out_features)
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    done = layer_of(layout, CUDA_TILES).linear(
+        addresses(weight.tensors), rows.data_ptr(), rows.shape[0], rows.stride(0),
+        dtype_code(x.dtype), 0 if bias is None else bias.data_ptr(), y.data_ptr(), place(x),
+    )  # fmt: skip
+    return y if done else None
+
+
+def _tiles_experts_linear(
+    x: torch.Tensor, counts: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """None: dense products do better, or are the only way."""
+    layout, limit = weight.layout, _limit(x, weight, bias)
+    average = -(-x.shape[0] // layout.experts)
+    # Dense products ask for the counts, which cannot be done while a graph is recorded.
+    if limit is None or (average > limit and not is_capturing(x)):
+        return None
+    weight, rows = common.contiguous(weight), _matrix(x, layout.in_features)
+    parts, matrices = layout.parts, layout.experts * layout.parts
+    steps = [0 if t is None else t.nbytes // matrices for t in weight.tensors]
+    row_begin = torch.nn.functional.pad(counts.to(x.device, torch.int64).cumsum(0), (1, 0))
+    y = x.new_zeros(x.shape[0], layout.out_features)
+    for part in range(parts):
+        part_bias = None
+        if bias is not None:
+            part_bias = bias.to(x.dtype).unflatten(1, (parts, -1))[:, part].contiguous()
+        y_part = y.data_ptr() + part * layout.matrix.out_features * y.element_size()
+        done = layer_of(layout.matrix, CUDA_TILES).experts_linear(
+            addresses(weight.tensors), steps, layout.experts, parts, part, row_begin.data_ptr(),
+            rows.data_ptr(), rows.shape[0], rows.stride(0), dtype_code(x.dtype),
+            0 if part_bias is None else part_bias.data_ptr(), y_part, layout.out_features, place(x),
+        )  # fmt: skip
+        if not done:
+            return None
+    return y

@@ -1,4 +1,5 @@
-"""Packed weights in another order: format 1 for files and torch operations, tiles for the C++ kernels."""
+"""Packed weights in another order: format 1 for files and torch operations, tiles for the kernels of a
+device."""
 
 from __future__ import annotations
 
@@ -7,19 +8,41 @@ from collections.abc import Callable
 import torch
 
 from .. import _core
-from ..format import CPU_TILES, FORMAT_1, Layout, PackedWeight, Tensors, tensors_of
+from ..format import (
+    CPU_TILES,
+    CUDA_TILES,
+    FORMAT_1,
+    Layout,
+    PackedWeight,
+    Packing,
+    Tensors,
+    tensors_of,
+)
+from . import cuda_calls
 
 
-def cpu_tiles(weight: PackedWeight) -> PackedWeight:
-    """The weight, of format 1, in the order of the C++ kernels; the layout must have such an order."""
-    return PackedWeight(weight.layout, CPU_TILES, _reordered(weight, _tile))
+def repack(weight: PackedWeight, wanted: Packing) -> PackedWeight:
+    """The weight in another order, in new memory where it differs; its layout must have that order."""
+    if weight.packing == wanted:
+        return weight
+    plain = format_1(weight)
+    if wanted == CPU_TILES:
+        return PackedWeight(plain.layout, CPU_TILES, _reordered(plain, _tile))
+    if wanted == CUDA_TILES:
+        codes = cuda_calls.pack(plain.layout, plain.tensors.W_q)
+        return PackedWeight(plain.layout, CUDA_TILES, plain.tensors._replace(W_q=codes))
+    return plain
 
 
 def format_1(weight: PackedWeight) -> PackedWeight:
     """The weight in format 1, bit for bit, on its device. One that is in format 1 is given back as is."""
     if weight.packing == FORMAT_1:
         return weight
-    return PackedWeight(weight.layout, FORMAT_1, _reordered(weight, _untile))
+    if weight.packing == CUDA_TILES:
+        tensors = weight.tensors._replace(W_q=cuda_calls.unpack(weight))
+    else:
+        tensors = _reordered(weight, _untile)
+    return PackedWeight(weight.layout, FORMAT_1, tensors)
 
 
 def _tile(tensors: Tensors, layout: Layout) -> Tensors:

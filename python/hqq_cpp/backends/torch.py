@@ -25,7 +25,7 @@ from . import common, cpu
 from .packing import format_1
 
 
-def packing_for(layout: Layout) -> Packing:
+def packing_for(layout: Layout, device: torch.device) -> Packing:
     """The order of codes that is read fastest."""
     return FORMAT_1
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from .. import backends
 from .._core import LayerConfig
-from ..backends import cuda, packing
+from ..backends import cuda_calls, packing
 from ..format import (
     CPU_TILES,
+    CUDA_TILES,
     FORMAT_1,
     TENSOR_NAMES,
     Layout,
@@ -102,6 +103,9 @@ class QuantizedModule(nn.Module):
 
     # Identities of the tensors, once they are checked and known to be owned.
     _ready: tuple[int, ...] | None = None
+
+    # Whether a CUDA graph may hold the addresses of tensors in format 1, which then stay.
+    _is_recorded = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_registered", "_ready")}
@@ -218,6 +222,7 @@ class QuantizedModule(nn.Module):
     def _own(self, *names: str) -> None:
         """Takes the parameters of these names, or all, for the module's own."""
         self._ready = None
+        self._is_recorded = False
         registered = self.__dict__.setdefault("_registered", {})
         for name in names or TENSOR_NAMES:
             parameter = self._parameters.get(name)
@@ -269,8 +274,10 @@ class QuantizedModule(nn.Module):
         wanted = backends.packing_for(weight)
         if weight.packing == wanted or is_watched():
             return weight
-        # Tiles come to a GPU past the module, which owns them in no case.
-        if wanted == FORMAT_1 or self._ready is not None:
+        if weight.packing == FORMAT_1 and cuda_calls.is_capturing(weight.tensors.W_q):
+            self._is_recorded = True
+        # Tiles of another device come past the module, which owns them in no case.
+        if weight.packing != FORMAT_1 or (self._ready is not None and not self._is_recorded):
             self._repack(wanted)
             return self.packed_weight()
         return weight
@@ -281,21 +288,22 @@ class QuantizedModule(nn.Module):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether the tensors are in the order of the C++ kernels instead of format 1."""
-        return self.packed_weight().packing == CPU_TILES
+        """Whether the codes are in the order of the kernels of a device instead of format 1."""
+        return self.packed_weight().packing != FORMAT_1
 
     def tile_(self) -> Self:
-        """Puts the tensors into the order of the C++ kernels, where it can be done.
+        """Puts the codes into the order of the kernels of their device, where there is one.
 
-        The first forward pass does it, unless it is compiled, or the tensors are not the module's
-        own: sharded, offloaded, or in memory that processes share. Only the order in memory
-        changes: state_dict(), moving to another device and everything else gives format 1 again.
+        The first forward pass does it, unless it is compiled or recorded to a CUDA graph, or the
+        tensors are not the module's own: sharded, offloaded, or in memory that processes share. Only
+        the order in memory changes: state_dict(), moving to a CPU and everything else gives format 1
+        again.
         """
         weight = self.checked()
         self._own()
         kernels = backends.kernels_on(weight.device)
         if kernels is not None:
-            self._repack(kernels.packing_for(self._layout))
+            self._repack(kernels.packing_for(self._layout, weight.device))
         return self
 
     def untile_(self) -> Self:
@@ -307,33 +315,23 @@ class QuantizedModule(nn.Module):
         with _repacking, torch.inference_mode(False):
             weight = self.packed_weight()
             if weight.packing != wanted:
-                reorder = packing.format_1 if wanted == FORMAT_1 else packing.cpu_tiles
-                self._set_data(reorder(weight).tensors)
+                self._set_data(packing.repack(weight, wanted).tensors)
 
     def _set_data(self, tensors: Tensors) -> None:
         # The parameters stay the same objects: modules that share them see the new order. The codes
         # tell which it is, so they come last: another thread may look.
         for parameter, tensor in reversed(list(zip(self.packed(), tensors))):
-            if parameter is not None:
+            if parameter is not None and tensor is not parameter:
                 parameter.data = tensor
-
-    def refresh_copies(self) -> Self:
-        """Copies the tensors again for the fused kernels of a GPU, if there is a copy.
-
-        To be called when their memory was written to in a way that torch does not count, as through
-        ``.data`` or in inference mode. Recorded CUDA graphs see the new weight then, too.
-        """
-        if self.W_q is not None and self.W_q.device.type != "meta":
-            cuda.refresh(self.packed_weight())
-        return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(prefix + DTYPE_MARKER, None)
         if self.is_tiled:
-            plain = packing.format_1(self.packed_weight())
-            for name, tensor in plain.tensors.present().items():
-                destination[prefix + name] = tensor
+            plain = packing.format_1(self.packed_weight()).tensors
+            for name, tensor in plain.present().items():
+                if tensor is not self._parameters[name]:
+                    destination[prefix + name] = tensor
 
     @property
     def nbits(self) -> float:
@@ -357,16 +355,20 @@ class QuantizedModule(nn.Module):
         return 8 * self.packed_nbytes / torch.Size(self.dense_shape).numel()
 
     def _apply(self, fn, recurse=True):
-        self.untile_()
-        kept = {
-            name: value for name in TENSOR_NAMES if (value := self._parameters[name]) is not None
-        }
-        kept = {name: value.data for name, value in kept.items()}
+        # Tiles of a GPU stay where they are, or move to another: graphs hold their address.
+        if self.packed_weight().packing == CPU_TILES:
+            self.untile_()
+        weight = self.packed_weight()
+        kept = {name: tensor.data for name, tensor in weight.tensors.present().items()}
         super()._apply(fn, recurse)
         for name, value in kept.items():
             parameter = self._parameters[name]
             if parameter.dtype != value.dtype:
                 parameter.data = value.to(parameter.device)
+        codes = self._parameters["W_q"]
+        if weight.packing == CUDA_TILES and codes.device.type != cuda_calls.DEVICE_TYPE:
+            before = weight._replace(tensors=weight.tensors._replace(W_q=kept["W_q"]))
+            codes.data = packing.format_1(before).tensors.W_q.to(codes.device)
         self._own()
         return self
 
@@ -399,14 +401,19 @@ class QuantizedModule(nn.Module):
                 + "; ".join(wrong)
             )
             return
-        self.untile_()
+        given = prefix + "W_q"
+        if self.packed_weight().packing != CUDA_TILES:
+            self.untile_()
+        elif given in state_dict:
+            # The new codes go to the same memory, so that recorded graphs see them.
+            codes = state_dict[given].to(self.device)
+            state_dict = {**state_dict, given: cuda_calls.pack(self._layout, codes)}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if prefix + DTYPE_MARKER in missing_keys:
             missing_keys.remove(prefix + DTYPE_MARKER)
         self.place_marker()
-        self.refresh_copies()
 
     def _repr_settings(self) -> str:
         config = self.layer_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..format import FORMAT_1, PackedWeight, dtype_name
+from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, PackedWeight, dtype_name
 from .watched import sees_operators
 
 
@@ -18,6 +18,12 @@ def check_tensors(weight: PackedWeight) -> None:
     specs, axis = weight.layout.specs(), weight.config.axis
     dims = len(specs["W_q"][0])
     is_tiled = weight.packing != FORMAT_1
+    # What tiles have in another order and shape.
+    reordered = {
+        FORMAT_1: (),
+        CPU_TILES: ("W_q",) if axis == 0 else ("W_q", "scale", "zero"),
+        CUDA_TILES: ("W_q",),
+    }[weight.packing]
     for name, tensor in weight.tensors._asdict().items():
         if (tensor is None) != (name not in specs):
             state = "missing" if tensor is None else "present, but the settings exclude it"
@@ -32,13 +38,12 @@ def check_tensors(weight: PackedWeight) -> None:
                 f"packed weight is not cast (with fully_shard, leave MixedPrecisionPolicy's "
                 f"param_dtype None or give the frozen parameters to ignored_params)"
             )
-        ordered = name in ("W_q", "scale", "zero") and (axis == 1 or name == "W_q")
-        if not (is_tiled and ordered) and tuple(tensor.shape) != tuple(shape):
+        if name not in reordered and tuple(tensor.shape) != tuple(shape):
             raise ValueError(
                 f"[module] {name} has the shape {list(tensor.shape)}; it must be {list(shape)}"
                 + (": call untile_() before tensors are replaced" if is_tiled else "")
             )
-        if is_tiled and ordered and tensor.dim() != dims + 1:
+        if name in reordered and tensor.dim() != dims + 1:
             raise ValueError(
                 f"[module] W_q is tiled, but {name} has the shape {list(tensor.shape)} of format 1: "
                 f"call untile_() before tensors are replaced"

@@ -1,5 +1,5 @@
-// The vocabulary of cuda/device/simt.hpp on the CPU: the same names as in cuda/device/gpu.hpp,
-// checked.
+// The vocabulary of cuda/device/simt/simt.hpp on the CPU: the same names as in
+// cuda/device/simt/gpu.hpp, checked.
 #pragma once
 
 #include <cuda_runtime.h>

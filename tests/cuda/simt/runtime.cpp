@@ -35,6 +35,17 @@ int compute_capability() {
   return text == nullptr ? 90 : std::atoi(text);
 }
 
+// And HQQ_SIMT_CAPTURING (set) says that all streams are being recorded; "implicit": the error of
+// the default stream while another one is.
+cudaError_t capture_status(cudaStreamCaptureStatus* status) {
+  const char* text = std::getenv("HQQ_SIMT_CAPTURING");
+  if (text != nullptr && std::strcmp(text, "implicit") == 0) {
+    return report(cudaErrorStreamCaptureImplicit);
+  }
+  *status = text == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
+  return cudaSuccess;
+}
+
 }  // namespace
 
 namespace hqq::simt {
@@ -118,6 +129,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  return capture_status(status);
+}
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
@@ -133,6 +147,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorLaunchFailure:
       return launch_problem.c_str();
+    case cudaErrorStreamCaptureImplicit:
+      return "operation would make the legacy stream depend on a capturing blocking stream";
   }
   return "unknown error";
 }
@@ -150,6 +166,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureImplicit:
+      return "cudaErrorStreamCaptureImplicit";
   }
   return "cudaErrorUnknown";
 }

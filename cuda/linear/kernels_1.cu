@@ -1,0 +1,3 @@
+#include "cuda/linear/kernels-inl.hpp"
+
+template void hqq::cuda::launch_linear<1, 0>(const hqq::cuda::LinearLaunch& launch);
