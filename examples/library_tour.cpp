@@ -31,7 +31,7 @@ void own_tensors(const hqq::QuantizedTensor& q) {
   const float* row = W_r.data<float>() + 3 * 1024;
 
   std::vector<float> mine(512 * 1024);
-  hqq::dequantize(q, hqq::DType::kF32, mine.data());  // into memory of the caller
+  hqq::dequantize(q, mine.data());  // into memory of the caller
   std::cout << "W_r[3, 0] is " << row[0] << " and " << mine[3 * 1024] << "\n";
 }
 
@@ -49,7 +49,7 @@ void multiply(hqq::QuantizedTensor q) {
 
   const std::vector<std::int64_t> tokens = {17, 4};
   std::vector<float> rows(2 * 1024);  // of W_r, as an embedding needs them
-  layer.rows(tokens, hqq::DType::kF32, rows.data());
+  layer.rows(tokens, rows.data());
   std::cout << "y[0, 0] is " << y[0] << "\n";
 }
 

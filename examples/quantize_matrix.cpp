@@ -1,3 +1,4 @@
+#include <hqq/eigen.hpp>
 #include <hqq/hqq.hpp>
 #include <iostream>
 

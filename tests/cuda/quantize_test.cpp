@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "src/config/config_json.hpp"
 #include "tests/cuda/quantize_test_util.hpp"
 
 namespace hqq::cuda_testing {

@@ -59,11 +59,12 @@ def quantize(
     W = W if W.stride(-1) == 1 and W.stride(0) >= W.shape[1] else W.contiguous()
     if isinstance(importance, torch.Tensor):
         importance = importance.detach().float().cpu()
-    solver = _core.CudaSolver(config, name, dtype_code(W.dtype), *W.shape, importance)
+    rows, columns = W.shape
+    solver = _core.CudaSolver(config, name, dtype_code(W.dtype), rows, columns, importance)
     settings = solver.config
     tensors = {
         key: torch.empty(shape, dtype=dtype, device=W.device)
-        for key, (shape, dtype) in tensor_specs(settings, *W.shape).items()
+        for key, (shape, dtype) in tensor_specs(settings, rows, columns).items()
     }
     out = addresses(Tensors(*map(tensors.get, TENSOR_NAMES)))
     size = solver.workspace_bytes(device_of(W))

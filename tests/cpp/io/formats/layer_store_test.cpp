@@ -266,7 +266,7 @@ TEST_F(TwoShards, ShardsThatDisagree) {
                                    "\"model-00001-of-00002.safetensors\""));
 }
 
-TEST(FieldSpecs, MatchWhatTheQuantizerMakes) {
+TEST(TensorSpecs, MatchWhatTheQuantizerMakes) {
   for (const BitWidth nbits : kAllBitWidths) {
     for (int variant = 0; variant < 16; ++variant) {
       LayerConfig config;
@@ -278,18 +278,26 @@ TEST(FieldSpecs, MatchWhatTheQuantizerMakes) {
       config.group_size = 24;
       const Tensor W = random_tensor(DType::kF32, {40, 100}, 3);
       const QuantizedTensor q = Quantizer().quantize(TensorView(W), config, "a", {});
-      const std::vector<FieldSpec> specs = field_specs(config, 40, 100);
-      const auto tensors = q.tensors();
-      ASSERT_EQ(specs.size(), tensors.size());
-      for (std::size_t i = 0; i < specs.size(); ++i) {
-        EXPECT_EQ(specs[i].field, tensors[i].first);
-        EXPECT_EQ(specs[i].dtype, tensors[i].second->dtype);
-        EXPECT_EQ(specs[i].shape, tensors[i].second->shape);
-        EXPECT_EQ(specs[i].nbytes(), tensors[i].second->nbytes());
+      const TensorSpecs specs = tensor_specs(config, 40, 100);
+      std::size_t i = 0;
+      for (const auto& [name, tensor] : QuantizedTensor(q).fields()) {
+        const TensorSpec& spec = specs[i++];
+        EXPECT_EQ(spec.name, name);
+        EXPECT_EQ(spec.present, bool(*tensor)) << name;
+        if (!spec.present) continue;
+        EXPECT_EQ(spec.dtype, tensor->dtype);
+        EXPECT_EQ(spec.shape, tensor->shape);
+        EXPECT_EQ(spec.nbytes(), tensor->nbytes());
       }
-      EXPECT_EQ(matrix_bytes(specs), static_cast<std::uint64_t>(q.nbytes()));
+      EXPECT_EQ(nbytes_of(specs), static_cast<std::uint64_t>(q.nbytes()));
     }
   }
+}
+
+TEST(TensorSpecs, RefuseABalanceThatIsNotResolved) {
+  EXPECT_THAT([] { tensor_specs(LayerConfig{}, 40, 100); },
+              ThrowsMessage<std::invalid_argument>(
+                  HasSubstr("balance is 'auto'; a stored layer has 'none' or 'sinkhorn'")));
 }
 
 }  // namespace
