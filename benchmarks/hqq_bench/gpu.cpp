@@ -33,9 +33,8 @@ void linear(benchmark::State& state, const Device& device, const LayerConfig& co
   cuda::DeviceMemory x, y;
   y.reserve(bytes, "hqq-bench");
   const std::vector<std::byte> zeros(bytes);
-  cuda::check(
-      cuda::library().copy(x.reserve(bytes, "hqq-bench"), zeros.data(), bytes, nullptr),
-      "hqq-bench");
+  cuda::check(cuda::library().copy(x.reserve(bytes, "hqq-bench"), zeros.data(), bytes, nullptr),
+              "hqq-bench");
   const TensorView view(x.data(), DType::kF16, rows, size);
   measure(state, layers, [&](const Linear& layer) { layer(view, y.data()); });
 }
@@ -46,7 +45,7 @@ void dequantize(benchmark::State& state, const Device& device, const LayerConfig
   const cuda::CurrentDevice current(device.index);
   cuda::DeviceMemory out;
   out.reserve(static_cast<std::size_t>(size * size) * kHalfBytes, "hqq-bench");
-  measure(state, layers, [&](const Linear& layer) { layer.dequantize(DType::kF16, out.data()); });
+  measure(state, layers, [&](const Linear& layer) { layer.dequantize(out.data(), {DType::kF16}); });
 }
 
 }  // namespace
