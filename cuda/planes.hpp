@@ -25,11 +25,11 @@ constexpr bool is_plane(int bits) {
   return bits == 0 || bits == 1 || bits == 2 || bits == 4 || bits == 8;
 }
 
-// Calls fn(PlanesOf<...>{}) for the planes of a width, one instance for each row of kRowFormats.
+// Calls fn(PlanesOf<...>{}) for the planes of a width, one instance for each row of kBitWidths.
 template <class Fn>
 void dispatch_planes(BitWidth width, const Fn& fn) {
   const auto try_width = [&]<std::size_t kIndex>(std::integral_constant<std::size_t, kIndex>) {
-    constexpr core::RowFormat kFormat = core::kRowFormats[kIndex];
+    constexpr core::RowFormat kFormat = kBitWidths[kIndex].format;
     static_assert(is_plane(kFormat.low_bits) && is_plane(kFormat.high_bits),
                   "no kernel reads planes of this many bits: cuda/device/format");
     if (static_cast<std::size_t>(width) != kIndex) return false;
@@ -38,7 +38,7 @@ void dispatch_planes(BitWidth width, const Fn& fn) {
   };
   const bool found = [&]<std::size_t... kIndex>(std::index_sequence<kIndex...>) {
     return (try_width(std::integral_constant<std::size_t, kIndex>{}) || ...);
-  }(std::make_index_sequence<std::size(core::kRowFormats)>{});
+  }(std::make_index_sequence<std::size(kBitWidths)>{});
   if (!found) {
     throw Failure(Status::kUnsupported, "there is no kernel for bit width number " +
                                             std::to_string(static_cast<int>(width)));

@@ -1,5 +1,5 @@
-// What backends implement: hqq::cpu (src/cpu), and of it hqq::cuda the solver (src/cuda, or
-// src/cuda/stub.cpp in a library without CUDA). Callers validate; backends trust their arguments.
+// What backends implement: hqq::cpu (src/cpu), and of it hqq::cuda the solver (src/cuda; without
+// CUDA every call throws CudaError). Callers validate; backends trust their arguments.
 #pragma once
 
 #include <memory>

@@ -11,7 +11,7 @@ void dequantize(benchmark::State& state, const LayerConfig& config, DType dtype,
   const QuantizedTensor& q = quantized_weights(config, size);
   Tensor W_r = Tensor::allocate(dtype, {size, size});
   for (auto _ : state) {
-    hqq::dequantize(q, dtype, W_r.buffer.data);
+    hqq::dequantize(q, W_r.buffer.data, {dtype});
     benchmark::ClobberMemory();
   }
   set_rates(state, q);

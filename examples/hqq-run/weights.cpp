@@ -57,7 +57,7 @@ std::vector<Matrix> multiply(std::span<const Linear* const> layers, const Matrix
 Matrix Linear::rows(std::span<const std::int64_t> indices) const {
   Matrix result(indices.size(), in);
   if (!dense) {
-    hqq::dequantize_rows(quantized, indices, hqq::DType::kF32, result.data());
+    hqq::dequantize_rows(quantized, indices, result.data());
     return result;
   }
   for (std::size_t i = 0; i < indices.size(); ++i) {

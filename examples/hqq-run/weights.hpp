@@ -1,6 +1,7 @@
 // The weights of a checkpoint folder, quantized or float, and products with them.
 #pragma once
 
+#include <hqq/eigen.hpp>
 #include <hqq/hqq.hpp>
 #include <set>
 #include <span>

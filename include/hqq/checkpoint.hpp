@@ -116,9 +116,14 @@ void dequantize_checkpoint(const std::filesystem::path& source,
                            const std::filesystem::path& destination, DType dtype,
                            const CheckpointOptions& options = {});
 
-// Between our format 1 and the state_dict layout of upstream hqq 0.2.x
-// (src/io/formats/upstream.hpp).
+// kHqqCpp: our format 1. kUpstream: the state_dict layout of upstream hqq 0.2.x.
 enum class CheckpointFormat { kHqqCpp, kUpstream };
+// "hqq_cpp", "upstream".
+std::string to_string(CheckpointFormat format);
+// Throws std::invalid_argument for another name.
+CheckpointFormat checkpoint_format_from_string(const std::string& name);
+
+// Writes the checkpoint in another format: format 1 to any, any to format 1.
 void convert_checkpoint(const std::filesystem::path& source,
                         const std::filesystem::path& destination, CheckpointFormat to,
                         const CheckpointOptions& options = {});

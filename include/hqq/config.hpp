@@ -2,13 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "hqq/bitpack.hpp"
+#include "hqq/bit_width.hpp"
 #include "hqq/dtype.hpp"
 
 namespace hqq {
@@ -96,12 +95,10 @@ class HqqConfig {
   // {"quant_config": {"weight_quant_params": ...}, "skip_modules", "quant_method"}) and upstream's
   // BaseQuantizeConfig form, alone or per tag. The last two mean balance none, and settings per tag
   // mean dynamic_only. An unknown key throws std::invalid_argument naming it and the nearest known
-  // key. The order of dynamic_config counts: an nlohmann::json, which converts, has its keys sorted
-  // already.
-  static HqqConfig from_json(const nlohmann::ordered_json& json);
+  // key. The order of dynamic_config counts.
   static HqqConfig from_json_text(const std::string& text);
-  // Our own form; from_json(to_json()) gives an equal config.
-  nlohmann::ordered_json to_json() const;
+  // Our own form, in one line; from_json_text() gives an equal config.
+  std::string to_json_text() const;
 
   friend bool operator==(const HqqConfig&, const HqqConfig&) = default;
 };
@@ -127,10 +124,5 @@ std::vector<UnmatchedName> unmatched_names(const HqqConfig& config, const ModelN
 // A sentence each, "skip_modules names no layer: 'q_prj'; nearest is 'q_proj'", for the first
 // eight, and one with the number of the others.
 std::vector<std::string> describe(const std::vector<UnmatchedName>& names);
-
-// LayerConfig in our own JSON form (all fields) and back, starting from `base`.
-nlohmann::ordered_json layer_config_to_json(const LayerConfig& config);
-LayerConfig layer_config_from_json(const nlohmann::ordered_json& json, const LayerConfig& base,
-                                   const std::string& where);
 
 }  // namespace hqq

@@ -1,6 +1,7 @@
-// Everything.
+// Everything but hqq/eigen.hpp, which needs Eigen.
 #pragma once
 
+#include "hqq/bit_width.hpp"
 #include "hqq/bitpack.hpp"
 #include "hqq/checkpoint.hpp"
 #include "hqq/config.hpp"
@@ -12,4 +13,5 @@
 #include "hqq/quantizer.hpp"
 #include "hqq/safetensors.hpp"
 #include "hqq/tensor.hpp"
+#include "hqq/tiled_tensor.hpp"
 #include "hqq/version.hpp"

@@ -89,10 +89,6 @@ class Linear {
 // types do not fit, or HQQ_CPU_MODE is neither fast nor exact.
 void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options = {});
-// The caller must be compiled with the alignment of Eigen (-march) that the library has: the result
-// is freed there. The function above has no such condition.
-RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
-                      std::span<const float> bias = {}, const LinearOptions& options = {});
 
 // What multiplies on a CPU.
 struct LinearKernel {
@@ -125,7 +121,5 @@ void linear(std::span<const LinearCall> calls, const LinearOptions& options = {}
 // computed once. Weights that are used again are faster as a TiledTensor.
 void linear(const TensorView& x, const QuantizedTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options = {});
-RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const QuantizedTensor& q,
-                      std::span<const float> bias = {}, const LinearOptions& options = {});
 
 }  // namespace hqq

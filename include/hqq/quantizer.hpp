@@ -1,7 +1,6 @@
 // hqq::Quantizer: matrices in, quantized matrices out.
 #pragma once
 
-#include <Eigen/Core>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -13,8 +12,6 @@
 #include "hqq/tensor.hpp"
 
 namespace hqq {
-
-using RowMajorMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 // Errors of W_r against W over all weights.
 struct QuantizeStats {
@@ -49,9 +46,6 @@ class Quantizer {
   // result does not depend on the number of threads, the CPU or the device.
   QuantizedTensor quantize(const TensorView& W, const std::string& layer_name = "",
                            const QuantizeOptions& options = {}) const;
-  QuantizedTensor quantize(const Eigen::Ref<const RowMajorMatrix>& W,
-                           const std::string& layer_name = "",
-                           const QuantizeOptions& options = {}) const;
 
   // The same with explicit settings.
   QuantizedTensor quantize(const TensorView& W, const LayerConfig& config,
@@ -62,10 +56,18 @@ class Quantizer {
   Device device_;
 };
 
-// W_r as float32, bfloat16, float16 or float64 [out_features, in_features].
-Tensor dequantize(const QuantizedTensor& q, DType dtype = DType::kF32, int threads = 0);
+struct DequantizeOptions {
+  DType dtype = DType::kF32;  // of the result: float32, bfloat16, float16 or float64
+  int threads = 0;            // 0: default_threads()
+};
+
+// W_r [out_features, in_features].
+Tensor dequantize(const QuantizedTensor& q, const DequantizeOptions& options = {});
 // The same into memory of the caller.
-void dequantize(const QuantizedTensor& q, DType dtype, void* out, int threads = 0);
-RowMajorMatrix dequantize_matrix(const QuantizedTensor& q, int threads = 0);
+void dequantize(const QuantizedTensor& q, void* out, const DequantizeOptions& options = {});
+// Rows of W_r [rows.size(), in_features], as an embedding takes them. Throws std::invalid_argument
+// for an index outside [0, out_features).
+void dequantize_rows(const QuantizedTensor& q, std::span<const std::int64_t> rows, void* out,
+                     const DequantizeOptions& options = {});
 
 }  // namespace hqq

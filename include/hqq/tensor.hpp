@@ -1,6 +1,7 @@
 // Owning tensors and non-owning views. No arithmetic: only shape, type and bytes.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -47,6 +48,17 @@ struct Tensor {
   }
 };
 
+// A matrix of another library that a TensorView can look at: row-major floats, as a
+// hqq::RowMajorMatrix, a Map or a block of one (hqq/eigen.hpp).
+template <class Matrix>
+concept RowMajorFloats = requires(const Matrix& matrix) {
+  { matrix.data() } -> std::convertible_to<const float*>;
+  { matrix.rows() } -> std::convertible_to<std::int64_t>;
+  { matrix.cols() } -> std::convertible_to<std::int64_t>;
+  { matrix.outerStride() } -> std::convertible_to<std::int64_t>;
+  requires bool(Matrix::IsRowMajor) && Matrix::InnerStrideAtCompileTime == 1;
+};
+
 // A matrix [rows, cols] whose elements are contiguous inside a row; rows are `row_stride` elements
 // apart (row_stride >= cols). Does not own its memory.
 struct TensorView {
@@ -62,6 +74,10 @@ struct TensorView {
   TensorView(const void* data, DType dtype, std::int64_t rows, std::int64_t cols,
              std::int64_t row_stride)
       : data(data), dtype(dtype), rows(rows), cols(cols), row_stride(row_stride) {}
+  template <RowMajorFloats Matrix>
+  TensorView(const Matrix& matrix)
+      : TensorView(matrix.data(), DType::kF32, matrix.rows(), matrix.cols(), matrix.outerStride()) {
+  }
   // Views a 2-D tensor; throws std::invalid_argument for any other number of dimensions.
   explicit TensorView(const Tensor& tensor);
 

@@ -1,11 +1,11 @@
 // A quantized matrix in the order in which the CPU kernels read it (docs/kernels.md, "Tiles").
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
 #include "hqq/quantized_tensor.hpp"
+#include "hqq/quantizer.hpp"
 
 namespace hqq {
 
@@ -17,13 +17,8 @@ namespace hqq {
 struct TiledTensor : PackedMatrix {
   static constexpr std::int64_t kTileRows = 16;
 
-  struct FieldSpec {
-    bool present;
-    DType dtype;
-    std::vector<std::int64_t> shape;
-  };
-  // What fields() must be, in their order.
-  std::array<FieldSpec, 8> specs() const;
+  // Those of the QuantizedTensor, with the shapes above.
+  TensorSpecs specs() const;
   // Allocates every tensor that config and the features call for.
   void allocate();
   // Checks shapes, dtypes and sizes; throws FormatError naming `name` and the tensor that does not
@@ -35,20 +30,19 @@ struct TiledTensor : PackedMatrix {
 // and divides out_features.
 bool can_tile(const LayerConfig& config, std::int64_t out_features, std::int64_t in_features);
 
+struct TileOptions {
+  int threads = 0;  // 0: default_threads()
+};
+
 // Reorders a matrix. Give it away (std::move) and its memory is freed as soon as possible. Throws
 // std::invalid_argument if can_tile() is false.
-TiledTensor tile(QuantizedTensor q, int threads = 0);
+TiledTensor tile(QuantizedTensor q, const TileOptions& options = {});
 // The inverse, bit for bit.
-QuantizedTensor untile(const TiledTensor& q, int threads = 0);
+QuantizedTensor untile(const TiledTensor& q, const TileOptions& options = {});
 
-// Rows of W_r as float32, bfloat16, float16 or float64 [rows.size(), in_features], as an embedding
-// takes them. Throws std::invalid_argument for an index outside [0, out_features).
-void dequantize_rows(const TiledTensor& q, std::span<const std::int64_t> rows, DType dtype,
-                     void* out);
-void dequantize_rows(const QuantizedTensor& q, std::span<const std::int64_t> rows, DType dtype,
-                     void* out);
-
-// All of W_r [out_features, in_features].
-void dequantize(const TiledTensor& q, DType dtype, void* out, int threads = 0);
+// As for a QuantizedTensor (quantizer.hpp).
+void dequantize(const TiledTensor& q, void* out, const DequantizeOptions& options = {});
+void dequantize_rows(const TiledTensor& q, std::span<const std::int64_t> rows, void* out,
+                     const DequantizeOptions& options = {});
 
 }  // namespace hqq

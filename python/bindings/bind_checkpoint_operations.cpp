@@ -143,10 +143,7 @@ void dequantize(const Path& source, const Path& destination, const py::object& d
 
 void convert(const Path& source, const Path& destination, const Text& to, int threads, bool force,
              bool follow_links, const py::object& progress) {
-  if (to != "upstream" && to != "hqq_cpp") {
-    throw_invalid("convert", "to is " + quote_name(to) + "; it must be 'upstream' or 'hqq_cpp'");
-  }
-  const auto format = to == "upstream" ? CheckpointFormat::kUpstream : CheckpointFormat::kHqqCpp;
+  const CheckpointFormat format = checkpoint_format_from_string(to);
   run_with_progress(progress, [&](const ProgressCallback& callback) {
     convert_checkpoint(source, destination, format,
                        make_options(threads, force, callback, follow_links));

@@ -1,5 +1,6 @@
 // hqq_cpp.HqqConfig: include/hqq/config.hpp.
 #include "python/bindings/config.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::python {
 namespace {
@@ -123,7 +124,7 @@ Example:
 )doc";
 
 py::object field_to_python(const HqqConfig& config, const std::string& key) {
-  return json_to_python(config.to_json().at(key));
+  return json_to_python(config_to_json(config).at(key));
 }
 
 void set_layer_field(BoundConfig& config, const std::string& key, py::handle value) {
@@ -133,9 +134,9 @@ void set_layer_field(BoundConfig& config, const std::string& key, py::handle val
 
 // Fields beside those of LayerConfig. Rules are read over the defaults as they are now.
 void set_config_field(BoundConfig& config, const std::string& key, py::handle value) {
-  Json json = config.to_json();
+  Json json = config_to_json(config);
   json[key] = json_from_python(value, "config");
-  static_cast<HqqConfig&>(config) = HqqConfig::from_json(json);
+  static_cast<HqqConfig&>(config) = config_from_json(json);
 }
 
 std::vector<std::string> strings(const std::vector<Text>& texts) {
@@ -183,7 +184,7 @@ BoundConfig make_config(const Number& nbits, const Optional<py::int_>& group_siz
                   py::arg("kappa") = kappa, py::arg("round_zero") = round_zero,
                   py::arg("dynamic_only") = dynamic_only, py::arg("grow_beta") = grow_beta);
   for (const auto& [key, value] : unknown) fields[key] = value;
-  BoundConfig config(HqqConfig::from_json(json_from_python(fields, "config")));
+  BoundConfig config(config_from_json(json_from_python(fields, "config")));
   set_importance(config, importance);
   return config;
 }
@@ -192,6 +193,51 @@ BoundConfig from_dict(const py::object& value) {
   BoundConfig config(config_from_python(value));
   if (py::hasattr(value, "importance")) set_importance(config, value.attr("importance"));
   return config;
+}
+
+void bind_layer_fields(py::class_<BoundConfig>& config) {
+  layer_field<Number>(config, "nbits");
+  layer_field<Optional<py::int_>>(config, "group_size");
+  layer_field<py::typing::Union<py::int_>>(config, "axis");
+  layer_field<Name>(config, "solver");
+  layer_field<Name>(config, "balance");
+  layer_field<Optional<py::float_>>(config, "lp_norm");
+  layer_field<Optional<py::int_>>(config, "iterations");
+  layer_field<Bool>(config, "quant_zero");
+  layer_field<Bool>(config, "quant_scale");
+  layer_field<Name>(config, "meta_dtype");
+  layer_field<Number>(config, "beta");
+  layer_field<Number>(config, "kappa");
+  layer_field<Optional<py::bool_>>(config, "round_zero");
+  config.def_property(
+      "grow_beta", [](const BoundConfig& self) { return self.defaults.grow_beta; },
+      [](BoundConfig& self, const Bool& value) { set_layer_field(self, "grow_beta", value); },
+      "Whether beta grows by kappa a step of solver 'hqq'.");
+}
+
+void bind_rules(py::class_<BoundConfig>& config) {
+  // A view or a tuple: changing what the attribute gives must not look as if it changed the config.
+  config.def_property(
+      "dynamic_config",
+      [](const BoundConfig& self) -> Rules {
+        return py::module_::import("types").attr("MappingProxyType")(
+            field_to_python(self, "dynamic_config"));
+      },
+      [](BoundConfig& self, const Rules& value) {
+        set_config_field(self, "dynamic_config", value);
+      },
+      "Rules as a read-only mapping; assign a new dict to change them.");
+  config.def_property(
+      "skip_modules",
+      [](const BoundConfig& self) -> NameTuple {
+        return py::tuple(field_to_python(self, "skip_modules"));
+      },
+      [](BoundConfig& self, const Names& value) { set_config_field(self, "skip_modules", value); },
+      "Layers left as they are, as a tuple; assign a new one to change them.");
+  config.def_property(
+      "dynamic_only", [](const BoundConfig& self) { return self.dynamic_only; },
+      [](BoundConfig& self, const Bool& value) { set_config_field(self, "dynamic_only", value); },
+      "Whether layers that no rule names stay unquantized.");
 }
 
 }  // namespace
@@ -215,7 +261,7 @@ HqqConfig config_from_python(py::handle value) {
                   "the config is the class " + name + "; make an object of it: " + name + "()");
   }
   if (PyMapping_Check(value.ptr()) != 0 && py::hasattr(value, "items")) {
-    return HqqConfig::from_json(json_from_python(value, "config"));
+    return config_from_json(json_from_python(value, "config"));
   }
   if (py::hasattr(value, "to_dict")) return config_from_python(value.attr("to_dict")());
   throw py::type_error("[config] a config must be an HqqConfig, a dict or None, not " +
@@ -248,7 +294,7 @@ void bind_config(py::module_& m) {
       .def_static("from_dict", &from_dict, py::arg("config"), kFromDictDoc)
       .def(
           "to_dict",
-          [](const BoundConfig& self) { return py::dict(json_to_python(self.to_json())); },
+          [](const BoundConfig& self) { return py::dict(json_to_python(config_to_json(self))); },
           kToDictDoc)
       .def(
           "layer",
@@ -275,7 +321,8 @@ void bind_config(py::module_& m) {
           py::is_operator())
       .def("__repr__",
            [](const BoundConfig& self) {
-             return repr_of("HqqConfig", changed_fields(self.to_json(), HqqConfig().to_json()));
+             return repr_of("HqqConfig",
+                            changed_fields(config_to_json(self), config_to_json(HqqConfig())));
            })
       .def("__copy__", [](const BoundConfig& self) { return self; })
       .def(
@@ -283,7 +330,7 @@ void bind_config(py::module_& m) {
           py::arg("memo"))
       .def(py::pickle(
           [](const BoundConfig& self) {
-            return py::make_tuple(self.to_json().dump(), self.importance);
+            return py::make_tuple(config_to_json(self).dump(), self.importance);
           },
           [](const py::tuple& state) {
             BoundConfig config(HqqConfig::from_json_text(state[0].cast<std::string>()));
@@ -297,45 +344,8 @@ void bind_config(py::module_& m) {
   config.attr("quant_method") = "hqq_cpp";
 
   m.def("layer_tag", [](const Text& name) { return layer_tag(name); }, py::arg("name"), kTagDoc);
-  layer_field<Number>(config, "nbits");
-  layer_field<Optional<py::int_>>(config, "group_size");
-  layer_field<py::typing::Union<py::int_>>(config, "axis");
-  layer_field<Name>(config, "solver");
-  layer_field<Name>(config, "balance");
-  layer_field<Optional<py::float_>>(config, "lp_norm");
-  layer_field<Optional<py::int_>>(config, "iterations");
-  layer_field<Bool>(config, "quant_zero");
-  layer_field<Bool>(config, "quant_scale");
-  layer_field<Name>(config, "meta_dtype");
-  layer_field<Number>(config, "beta");
-  layer_field<Number>(config, "kappa");
-  layer_field<Optional<py::bool_>>(config, "round_zero");
-  // A view or a tuple: changing what the attribute gives must not look as if it changed the config.
-  config.def_property(
-      "dynamic_config",
-      [](const BoundConfig& self) -> Rules {
-        return py::module_::import("types").attr("MappingProxyType")(
-            field_to_python(self, "dynamic_config"));
-      },
-      [](BoundConfig& self, const Rules& value) {
-        set_config_field(self, "dynamic_config", value);
-      },
-      "Rules as a read-only mapping; assign a new dict to change them.");
-  config.def_property(
-      "skip_modules",
-      [](const BoundConfig& self) -> NameTuple {
-        return py::tuple(field_to_python(self, "skip_modules"));
-      },
-      [](BoundConfig& self, const Names& value) { set_config_field(self, "skip_modules", value); },
-      "Layers left as they are, as a tuple; assign a new one to change them.");
-  config.def_property(
-      "dynamic_only", [](const BoundConfig& self) { return self.dynamic_only; },
-      [](BoundConfig& self, const Bool& value) { set_config_field(self, "dynamic_only", value); },
-      "Whether layers that no rule names stay unquantized.");
-  config.def_property(
-      "grow_beta", [](const BoundConfig& self) { return self.defaults.grow_beta; },
-      [](BoundConfig& self, const Bool& value) { set_layer_field(self, "grow_beta", value); },
-      "Whether beta grows by kappa a step of solver 'hqq'.");
+  bind_layer_fields(config);
+  bind_rules(config);
 }
 
 }  // namespace hqq::python

@@ -1,5 +1,6 @@
 // hqq_cpp.LayerConfig: include/hqq/config.hpp.
 #include "python/bindings/config.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::python {
 namespace {
@@ -88,6 +89,29 @@ py::dict to_dict(const LayerConfig& self) { return json_to_python(layer_config_t
 
 std::string text_of(const LayerConfig& self) { return layer_config_to_json(self).dump(); }
 
+void bind_settings(py::class_<LayerConfig>& config) {
+  config
+      .def_property_readonly("nbits",
+                             [](const LayerConfig& self) { return nbits_to_python(self.nbits); })
+      .def_readonly("group_size", &LayerConfig::group_size)
+      .def_readonly("axis", &LayerConfig::axis)
+      .def_property_readonly("solver",
+                             [](const LayerConfig& self) { return to_string(self.solver); })
+      .def_property_readonly("balance",
+                             [](const LayerConfig& self) { return to_string(self.balance); })
+      .def_readonly("lp_norm", &LayerConfig::lp_norm)
+      .def_readonly("iterations", &LayerConfig::iterations)
+      .def_readonly("quant_zero", &LayerConfig::quant_zero)
+      .def_readonly("quant_scale", &LayerConfig::quant_scale)
+      .def_property_readonly(
+          "meta_dtype",
+          [](const LayerConfig& self) { return std::string(dtype_name(self.meta_dtype)); })
+      .def_readonly("beta", &LayerConfig::beta)
+      .def_readonly("kappa", &LayerConfig::kappa)
+      .def_readonly("round_zero", &LayerConfig::round_zero)
+      .def_readonly("grow_beta", &LayerConfig::grow_beta);
+}
+
 }  // namespace
 
 Number nbits_to_python(BitWidth width) {
@@ -154,26 +178,7 @@ void bind_layer_config(py::module_& m) {
           "__deepcopy__", [](const LayerConfig& self, const py::dict&) { return self; },
           py::arg("memo"))
       .def(py::pickle([](const LayerConfig& self) { return to_dict(self); }, &from_dict));
-  config
-      .def_property_readonly("nbits",
-                             [](const LayerConfig& self) { return nbits_to_python(self.nbits); })
-      .def_readonly("group_size", &LayerConfig::group_size)
-      .def_readonly("axis", &LayerConfig::axis)
-      .def_property_readonly("solver",
-                             [](const LayerConfig& self) { return to_string(self.solver); })
-      .def_property_readonly("balance",
-                             [](const LayerConfig& self) { return to_string(self.balance); })
-      .def_readonly("lp_norm", &LayerConfig::lp_norm)
-      .def_readonly("iterations", &LayerConfig::iterations)
-      .def_readonly("quant_zero", &LayerConfig::quant_zero)
-      .def_readonly("quant_scale", &LayerConfig::quant_scale)
-      .def_property_readonly(
-          "meta_dtype",
-          [](const LayerConfig& self) { return std::string(dtype_name(self.meta_dtype)); })
-      .def_readonly("beta", &LayerConfig::beta)
-      .def_readonly("kappa", &LayerConfig::kappa)
-      .def_readonly("round_zero", &LayerConfig::round_zero)
-      .def_readonly("grow_beta", &LayerConfig::grow_beta);
+  bind_settings(config);
 }
 
 }  // namespace hqq::python

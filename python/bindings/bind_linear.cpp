@@ -54,7 +54,7 @@ class NativeLayer {
   void dequantize(const std::vector<std::uintptr_t>& addresses, std::uintptr_t out, int dtype,
                   int threads) const {
     at(addresses, [&](const auto& q) {
-      hqq::dequantize(q, static_cast<DType>(dtype), reinterpret_cast<void*>(out), threads);
+      hqq::dequantize(q, reinterpret_cast<void*>(out), {static_cast<DType>(dtype), threads});
     });
   }
 
@@ -64,7 +64,7 @@ class NativeLayer {
     at(addresses, [&](const auto& q) {
       hqq::dequantize_rows(
           q, {reinterpret_cast<const std::int64_t*>(rows), static_cast<std::size_t>(count)},
-          static_cast<DType>(dtype), reinterpret_cast<void*>(out));
+          reinterpret_cast<void*>(out), {static_cast<DType>(dtype)});
     });
   }
 

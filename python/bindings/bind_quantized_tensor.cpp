@@ -1,4 +1,5 @@
 // hqq_cpp.QuantizedTensor: include/hqq/quantized_tensor.hpp.
+#include "hqq/bitpack.hpp"
 #include "hqq/quantized_tensor.hpp"
 #include "python/bindings/matrix.hpp"
 

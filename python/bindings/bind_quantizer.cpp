@@ -57,7 +57,7 @@ py::typing::Union<py::array, Tensor> dequantize_to(const QuantizedTensor& q,
   Tensor dense;
   {
     const py::gil_scoped_release release;
-    dense = dequantize(q, type, threads);
+    dense = dequantize(q, {type, threads});
   }
   if (type == DType::kBF16) return py::cast(std::move(dense));
   return numpy_from_tensor(dense, /*writeable=*/true);

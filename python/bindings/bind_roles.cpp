@@ -1,5 +1,6 @@
 // Roles: src/model/roles.hpp, and what of src/model else Python needs.
 #include "python/bindings/config.hpp"
+#include "src/config/config_json.hpp"
 #include "src/model/balance.hpp"
 #include "src/model/role_names.hpp"
 #include "src/model/roles.hpp"

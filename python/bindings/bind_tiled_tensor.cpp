@@ -86,7 +86,7 @@ py::array rows_of(const TiledTensor& q, const std::vector<std::int64_t>& rows) {
       Tensor::allocate(DType::kF32, {static_cast<std::int64_t>(rows.size()), q.in_features});
   {
     const py::gil_scoped_release release;
-    dequantize_rows(q, rows, DType::kF32, out.buffer.data);
+    dequantize_rows(q, rows, out.buffer.data);
   }
   return numpy_from_tensor(out, /*writeable=*/true);
 }
@@ -104,7 +104,7 @@ void bind_tiled_tensor(py::module_& m) {
           "untile",
           [](const TiledTensor& q, int threads) {
             const py::gil_scoped_release release;
-            return untile(q, threads);
+            return untile(q, {threads});
           },
           py::arg("threads") = 0, kUntileDoc)
       .def("dequantize_rows", &rows_of, py::arg("rows"), kRowsDoc)
@@ -115,7 +115,7 @@ void bind_tiled_tensor(py::module_& m) {
       "tile",
       [](const QuantizedTensor& q, int threads) {
         const py::gil_scoped_release release;
-        return tile(q, threads);
+        return tile(q, {threads});
       },
       py::arg("threads") = 0, kTileDoc);
   m.def(

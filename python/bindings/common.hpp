@@ -30,6 +30,7 @@ void bind_device(py::module_& m);
 void bind_tensor(py::module_& m);
 void bind_layer_config(py::module_& m);
 void bind_config(py::module_& m);
+void bind_format(py::module_& m);
 void bind_quantized_tensor(py::module_& m);
 void bind_tiled_tensor(py::module_& m);
 void bind_quantizer(py::module_& m);
@@ -56,7 +57,7 @@ std::string utf8_of(py::handle text);
 Json json_from_python(py::handle value, const std::string& where);
 py::object json_to_python(const Json& json);
 
-// An HqqConfig, a LayerConfig (settings without rules), a dict in any form HqqConfig::from_json
+// An HqqConfig, a LayerConfig (settings without rules), a dict in any form config_from_json()
 // reads, an object whose to_dict() gives one, or None.
 HqqConfig config_from_python(py::handle value);
 // The settings for a single matrix. A LayerConfig has no rules: no name is skipped.

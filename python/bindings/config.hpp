@@ -2,6 +2,7 @@
 #pragma once
 
 #include "python/bindings/common.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::python {
 

@@ -1,6 +1,7 @@
 // Python values <-> JSON, dtypes and shapes.
 #include "python/bindings/config.hpp"
 #include "src/base/json.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::python {
 namespace {

@@ -63,8 +63,7 @@ inline std::string describe_matrix(const PackedMatrix& q) {
 template <class Q>
 void bind_fields(py::class_<Q>& type) {
   using OptionalTensor = std::optional<Tensor>;
-  for (const char* name : {"W_q", "scale", "zero", "scale_step", "scale_offset", "zero_step",
-                           "zero_offset", "col_scale"}) {
+  for (const char* name : kTensorNames) {
     const auto get = [name](Q& q) -> OptionalTensor {
       for (const auto& [field, tensor] : q.fields()) {
         if (field == name && *tensor) return *tensor;

@@ -53,6 +53,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_tensor(m);
   bindings::bind_layer_config(m);
   bindings::bind_config(m);
+  bindings::bind_format(m);
   bindings::bind_quantized_tensor(m);
   bindings::bind_tiled_tensor(m);
   bindings::bind_quantizer(m);

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from . import _torch_version  # noqa: F401  before all others: refuses a torch that is too old
-from ._core import LayerConfig, QuantizedTensor
+from ._core import BIT_WIDTHS, TENSOR_NAMES, LayerConfig, QuantizedTensor, TiledTensor
+from ._core import tensor_specs as specs_of
 
 # The order of the codes in memory: that of the files, that of the C++ kernels (docs/kernels.md) and that
 # of the CUDA kernels (docs/cuda-kernels.md).
@@ -21,23 +21,24 @@ CUDA_TILES: Packing = "cuda tiles"
 # A tile of the CUDA kernels.
 CUDA_TILE_ROWS, CUDA_TILE_COLS = 32, 64
 
+
+class RowFormat(NamedTuple):
+    """How a row of codes is packed: planes of the codes' bits, block after block."""
+
+    low_bits: int  # 0: ternary, five codes a byte
+    high_bits: int  # 0: a single plane
+    block: int  # codes
+
+
 # Name of a tensor -> its shape and dtype.
 Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-# Codes that share one scale_step and scale_offset.
-METADATA_BLOCK = 128
-# nbits -> (bits of the low plane, bits of the high plane); docs/format.md.
-PLANES = {8: (8, 0), 6: (4, 2), 5: (4, 1), 4: (4, 0), 3: (2, 1), 2: (2, 0), 1: (1, 0)}
-PLANE_BLOCK = 32
-TERNARY_BLOCK = 64
-TERNARY_DIGITS = 5
-# Bits that a code has in tiles.
-_TERNARY_TILE_BITS = 2
-_META_DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
+# nbits -> how a row of codes is packed. Plain numbers: torch.compile reads them.
+ROW_FORMATS = {
+    width.nbits: RowFormat(width.low_bits, width.high_bits, width.block) for width in BIT_WIDTHS
 }
+# Bits that a ternary code has in tiles.
+_TERNARY_TILE_BITS = 2
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -60,9 +61,6 @@ class Tensors(NamedTuple):
     def present(self) -> dict[str, torch.Tensor]:
         """Name -> tensor, without the absent ones."""
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
-
-
-TENSOR_NAMES = Tensors._fields
 
 
 class Numbers(NamedTuple):
@@ -106,7 +104,8 @@ class Layout:
     @functools.cached_property
     def cuda_tile_bytes(self) -> int:
         """Bytes of the codes of a tile of the CUDA kernels."""
-        bits = _TERNARY_TILE_BITS if self.numbers.nbits == 1.58 else int(self.numbers.nbits)
+        planes = ROW_FORMATS[self.numbers.nbits]
+        bits = planes.low_bits + planes.high_bits or _TERNARY_TILE_BITS
         return CUDA_TILE_ROWS * CUDA_TILE_COLS * bits // 8
 
     @property
@@ -242,8 +241,8 @@ def _layout_of_numbers(
     return layout_of(config, (experts, *shape) if experts else shape, parts)
 
 
-def tensors_of(q: QuantizedTensor) -> Tensors:
-    """The tensors of a QuantizedTensor as torch tensors that share its memory."""
+def tensors_of(q: QuantizedTensor | TiledTensor) -> Tensors:
+    """The tensors of a quantized matrix as torch tensors that share its memory."""
     tensors = q.tensors()
     return Tensors(*(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES))
 
@@ -259,41 +258,5 @@ def tensor_specs(config: LayerConfig, out_features: int, in_features: int) -> Sp
     Raises:
         ValueError: If balance is not decided.
     """
-    whole = in_features if config.axis == 1 else out_features
-    group = config.group_size or whole
-    if config.axis == 1:
-        groups = (out_features, math.ceil(in_features / group))
-    else:
-        group = min(group, out_features * in_features)
-        rows, rest = divmod(out_features, group)
-        count = math.ceil(out_features * in_features / group)
-        groups = (1, count) if rest else (rows, in_features)
-    blocks = (math.ceil(math.prod(groups) / METADATA_BLOCK),)
-    meta = _META_DTYPES[config.meta_dtype]
-    specs: Specs = {"W_q": ((out_features, row_bytes(config.nbits, in_features)), torch.uint8)}
-    for name in ("scale", "zero"):
-        specs[name] = (groups, torch.uint8 if getattr(config, "quant_" + name) else meta)
-    for name in ("scale", "zero"):
-        if getattr(config, "quant_" + name):
-            specs[name + "_step"] = specs[name + "_offset"] = (blocks, torch.float32)
-    if config.balance == "sinkhorn":
-        specs["col_scale"] = ((in_features,), meta)
-    elif config.balance != "none":
-        raise ValueError(
-            f"[format] balance is '{config.balance}'; a stored layer has 'none' or 'sinkhorn'"
-        )
-    return specs
-
-
-def row_bytes(nbits: float, in_features: int) -> int:
-    """Bytes that a row of codes takes."""
-    block = TERNARY_BLOCK if nbits == 1.58 else PLANE_BLOCK
-    full, rest = divmod(in_features, block)
-    return full * block_bytes(nbits, block) + (block_bytes(nbits, rest) if rest else 0)
-
-
-def block_bytes(nbits: float, count: int) -> int:
-    """Bytes that a block of `count` codes takes."""
-    if nbits == 1.58:
-        return math.ceil(count / TERNARY_DIGITS)
-    return sum(math.ceil(count * bits / 8) for bits in PLANES[int(nbits)])
+    specs = specs_of(config, out_features, in_features)
+    return {name: (shape, getattr(torch, dtype)) for name, shape, dtype in specs}

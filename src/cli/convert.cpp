@@ -42,12 +42,6 @@ DType parse_dtype(const ConvertFlags& options) {
   return *dtype;
 }
 
-CheckpointFormat parse_format(const std::string& name) {
-  if (name == "upstream") return CheckpointFormat::kUpstream;
-  if (name == "hqq_cpp") return CheckpointFormat::kHqqCpp;
-  throw_invalid("convert", "--to must be upstream or hqq_cpp, not " + quote_name(name));
-}
-
 std::uint64_t bytes_of(const std::string& path) { return Checkpoint(path).total_bytes(); }
 
 // Runs `work`, then prints what was written. `details` goes into the JSON document.
@@ -107,7 +101,7 @@ int add_qmodel(const ConvertFlags& options, Context& context) {
 }
 
 int run_convert(const ConvertFlags& options, Context& context) {
-  const CheckpointFormat to = parse_format(options.to);
+  const CheckpointFormat to = checkpoint_format_from_string(options.to);
   const int code = run_and_report(
       "convert", options, context, {{"to", options.to}}, [&](const CheckpointOptions& how) {
         convert_checkpoint(options.source, options.destination, to, how);

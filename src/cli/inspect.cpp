@@ -1,14 +1,12 @@
 // hqq-cpp inspect
 #include <algorithm>
-#include <map>
 #include <set>
-#include <string_view>
 
 #include "src/cli/cli.hpp"
 #include "src/cli/commands.hpp"
 #include "src/cli/table.hpp"
-#include "src/io/formats/layer_store.hpp"
-#include "src/io/formats/upstream.hpp"
+#include "src/config/config_json.hpp"
+#include "src/io/formats/format.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -22,7 +20,7 @@ struct InspectFlags {
 
 struct Layer {
   std::string name;
-  std::string format;  // "hqq_cpp" or "upstream"
+  std::string format;  // as to_string(CheckpointFormat) has it
   LayerConfig config;
   std::vector<std::int64_t> shape;
   std::uint64_t weights = 0, bytes = 0;
@@ -41,55 +39,18 @@ struct Contents {
   std::uint64_t other_bytes = 0;
 };
 
-using Used = std::set<const TensorInfo*>;
-
-void add_own_layers(const Checkpoint& checkpoint, Contents& contents, Used& used) {
-  for (const StoredLayer& stored : read_stored_layers(checkpoint)) {
-    Layer layer{stored.description.name, "hqq_cpp", stored.description.config,
-                stored.description.shape};
-    layer.weights = static_cast<std::uint64_t>(stored.description.numel());
-    layer.shard = stored.shard;
-    for (const StoredField& field : stored.fields) {
-      layer.bytes += field.info->nbytes();
-      used.insert(field.info);
-    }
-    contents.layers.push_back(layer);
-  }
-}
-
-// A layer as the package hqq writes it: its settings are in small tensors beside W_q.
-Layer upstream_layer(const Checkpoint& checkpoint, const std::string& name, std::size_t shard,
-                     Used& used) {
-  std::vector<std::string> keys = upstream_keys();
-  keys.push_back("zero_scale");
-  std::erase(keys, "bias");  // a plain tensor in both formats
-  std::map<std::string, Tensor> tensors;
-  std::uint64_t bytes = 0;
-  for (const std::string& key : keys) {
-    const auto [info, where] = checkpoint.find(name + "." + key);
-    if (info == nullptr) continue;
-    tensors.emplace(key, checkpoint.shard(where).map(*info));
-    used.insert(info);
-    bytes += info->nbytes();
-  }
-  const UpstreamLayer parsed = parse_upstream(tensors, name);
-  Layer layer{name, "upstream", parsed.config, {parsed.out_features, parsed.in_features}};
-  layer.weights = static_cast<std::uint64_t>(parsed.out_features * parsed.in_features);
-  layer.bytes = bytes;
-  layer.shard = shard;
-  return layer;
-}
-
 Contents contents_of(const Checkpoint& checkpoint) {
   Contents contents;
-  Used used;
-  add_own_layers(checkpoint, contents, used);
-  constexpr std::string_view kCodes = ".W_q";
-  for (std::size_t shard = 0; shard < checkpoint.shard_count(); ++shard) {
-    for (const TensorInfo& info : checkpoint.shard(shard).tensors()) {
-      if (used.count(&info) > 0 || !info.name.ends_with(kCodes)) continue;
-      const std::string name = info.name.substr(0, info.name.size() - kCodes.size());
-      contents.layers.push_back(upstream_layer(checkpoint, name, shard, used));
+  TensorSet used;
+  for (const Format& format : checkpoint_formats()) {
+    for (const SourceLayer& found : format.open(checkpoint, used)->layers()) {
+      Layer layer{found.description.name, format.name, found.description.config,
+                  found.description.shape};
+      layer.weights = static_cast<std::uint64_t>(found.description.numel());
+      layer.bytes = found.nbytes();
+      layer.shard = found.shard;
+      used.insert(found.tensors.begin(), found.tensors.end());
+      contents.layers.push_back(layer);
     }
   }
   for (const Layer& layer : contents.layers) {

@@ -12,6 +12,7 @@
 #include "src/cli/progress.hpp"
 #include "src/cli/quantize_config.hpp"
 #include "src/cli/table.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -131,7 +132,7 @@ Json report_json(const QuantizeFlags& options, const HqqConfig& config,
   json["source"] = options.source;
   json["destination"] = options.destination;
   json["dry_run"] = options.dry_run;
-  json["config"] = config.to_json();
+  json["config"] = config_to_json(config);
   json["weights"] = report.weights;
   json["bits_per_weight"] = report.bits_per_weight;
   json["bytes_before"] = report.bytes_before;

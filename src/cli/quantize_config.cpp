@@ -4,6 +4,7 @@
 
 #include "hqq/error.hpp"
 #include "src/base/json.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq::cli {
 namespace {
@@ -29,7 +30,7 @@ bool is_upstream_setting(const std::string& key) {
 // A config in someone else's form, in ours. Where it has settings per layer, the options go into
 // each of them: it has no settings for the other layers.
 Json own_form(HqqConfig config, const Json& overrides) {
-  if (!config.dynamic_only) return config.to_json();
+  if (!config.dynamic_only) return config_to_json(config);
   for (const auto& [key, value] : overrides.items()) {
     if (is_upstream_setting(key)) {
       throw_invalid("quantize", "the file of --config gives " + key +
@@ -40,7 +41,7 @@ Json own_form(HqqConfig config, const Json& overrides) {
   for (auto& [name, rule] : config.dynamic_config) {
     if (rule) rule = layer_config_from_json(overrides, *rule, "quantize");
   }
-  return config.to_json();
+  return config_to_json(config);
 }
 
 }  // namespace
@@ -50,14 +51,14 @@ HqqConfig build_config(const ConfigSources& sources) {
   if (sources.config_text) {
     // Errors of the file are reported before those of the options.
     json = parse_config_json(*sources.config_text, "config");
-    const HqqConfig file = HqqConfig::from_json(json);
+    const HqqConfig file = config_from_json(json);
     if (!is_own_form(json)) json = own_form(file, sources.overrides);
   }
   json.update(sources.overrides);
   if (sources.dynamic_config_text) {
     json["dynamic_config"] = parse_config_json(*sources.dynamic_config_text, "dynamic-config");
   }
-  HqqConfig config = HqqConfig::from_json(json);
+  HqqConfig config = config_from_json(json);
   for (const std::string& name : sources.skip) {
     // A rule for exactly this name would win over skip_modules.
     std::erase_if(config.dynamic_config, [&](const auto& rule) { return rule.first == name; });

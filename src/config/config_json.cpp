@@ -1,10 +1,11 @@
 // JSON forms of HqqConfig: ours, Transformers' and upstream hqq's.
+#include "src/config/config_json.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "hqq/config.hpp"
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
 #include "src/base/json.hpp"
@@ -384,7 +385,7 @@ LayerConfig layer_config_from_json(const Json& json, const LayerConfig& base,
   return config;
 }
 
-HqqConfig HqqConfig::from_json(const Json& json) {
+HqqConfig config_from_json(const Json& json) {
   if (!json.is_object())
     throw_invalid("config", given("it", json) + "; it must be an object {...}");
   HqqConfig config;
@@ -400,20 +401,22 @@ HqqConfig HqqConfig::from_json(const Json& json) {
 }
 
 HqqConfig HqqConfig::from_json_text(const std::string& text) {
-  return from_json(parse_config_json(text, "config"));
+  return config_from_json(parse_config_json(text, "config"));
 }
 
-Json HqqConfig::to_json() const {
-  Json json = layer_config_to_json(defaults);
+std::string HqqConfig::to_json_text() const { return config_to_json(*this).dump(); }
+
+Json config_to_json(const HqqConfig& config) {
+  Json json = layer_config_to_json(config.defaults);
   Json rules = Json::object();
-  for (const auto& [key, rule] : dynamic_config) {
+  for (const auto& [key, rule] : config.dynamic_config) {
     rules[key] = rule ? layer_config_to_json(*rule) : Json(nullptr);
     // A rule starts from the defaults.
-    if (rule && defaults.grow_beta) rules[key]["grow_beta"] = rule->grow_beta;
+    if (rule && config.defaults.grow_beta) rules[key]["grow_beta"] = rule->grow_beta;
   }
   json["dynamic_config"] = rules;
-  json["skip_modules"] = skip_modules;
-  json["dynamic_only"] = dynamic_only;
+  json["skip_modules"] = config.skip_modules;
+  json["dynamic_only"] = config.dynamic_only;
   return json;
 }
 

@@ -1,5 +1,6 @@
 #include "src/cuda/solve.hpp"
 
+#include "hqq/bitpack.hpp"
 #include "hqq/device.hpp"
 #include "src/cuda/handles.hpp"
 #include "src/format/float_values.hpp"

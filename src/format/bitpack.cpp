@@ -1,14 +1,13 @@
 #include "hqq/bitpack.hpp"
 
 #include <cmath>
+#include <sstream>
 
 #include "hqq/core/codec.hpp"
 #include "hqq/error.hpp"
 
 namespace hqq {
 namespace {
-
-constexpr double kNbits[] = {8, 6, 5, 4, 3, 2, 1.58, 1};
 
 void check_sizes(BitWidth width, std::size_t codes, std::size_t packed) {
   const auto needed = packed_row_bytes(width, static_cast<std::int64_t>(codes));
@@ -20,8 +19,6 @@ void check_sizes(BitWidth width, std::size_t codes, std::size_t packed) {
 
 }  // namespace
 
-double nbits_of(BitWidth width) { return kNbits[static_cast<int>(width)]; }
-
 std::optional<BitWidth> bit_width_from_nbits(double nbits) {
   for (BitWidth width : kAllBitWidths) {
     // 1.58 also comes as a float32.
@@ -30,9 +27,13 @@ std::optional<BitWidth> bit_width_from_nbits(double nbits) {
   return std::nullopt;
 }
 
-std::string supported_nbits() { return "8, 6, 5, 4, 3, 2, 1.58, 1"; }
-
-int max_code(BitWidth width) { return core::row_format(width).max_code; }
+std::string supported_nbits() {
+  std::ostringstream text;
+  for (const BitWidthInfo& info : kBitWidths) {
+    text << (info.width == kBitWidths[0].width ? "" : ", ") << info.nbits;
+  }
+  return text.str();
+}
 
 std::int64_t packed_row_bytes(BitWidth width, std::int64_t cols) {
   return core::row_bytes(core::row_format(width), cols);

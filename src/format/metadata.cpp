@@ -8,8 +8,7 @@
 namespace hqq {
 namespace {
 
-constexpr std::size_t kBlock = QuantizedTensor::kMetadataBlock;
-static_assert(QuantizedTensor::kMetadataBlock == core::kMetadataBlock);
+constexpr std::size_t kBlock = core::kMetadataBlock;
 
 // 8-bit codes of one block: value = code * step + offset.
 void store_block(std::span<const float> values, std::uint8_t* codes, float& step, float& offset,

@@ -11,7 +11,7 @@ namespace hqq {
 
 // Stores the values of groups [begin, begin + values.size()) in `codes` (meta_dtype, or uint8 with
 // one step and offset per block), and writes them as they will be read back. `begin` is a multiple
-// of kMetadataBlock.
+// of core::kMetadataBlock.
 void store_metadata(std::span<const float> values, std::size_t begin, Tensor& codes, Tensor& step,
                     Tensor& offset, float* read_back);
 // Stored values as float32: those of groups [begin, begin + out.size()), or all.

@@ -1,19 +1,19 @@
 #include "hqq/tiled_tensor.hpp"
 
-#include <cstring>
-
+#include "hqq/device.hpp"
 #include "hqq/error.hpp"
-#include "hqq/quantizer.hpp"
-#include "src/cpu/linear/tiles/dequantize_tiles.hpp"
 #include "src/cpu/linear/tiles/tile_order.hpp"
 #include "src/cpu/parallel.hpp"
+#include "src/format/tensor_specs.hpp"
 
 namespace hqq {
 namespace {
 
 using cpu::TileOrder;
 
-int resolved(int threads) { return threads > 0 ? threads : default_threads(); }
+int threads_of(const TileOptions& options) {
+  return options.threads > 0 ? options.threads : default_threads();
+}
 
 // What tiles share with format 1.
 void share_metadata(const PackedMatrix& from, PackedMatrix& to) {
@@ -41,62 +41,26 @@ bool can_tile(const LayerConfig& config, std::int64_t out_features, std::int64_t
   return group > 0 && group % TiledTensor::kTileRows == 0 && out_features % group == 0;
 }
 
-std::array<TiledTensor::FieldSpec, 8> TiledTensor::specs() const {
-  const core::GroupLayout groups = layout();
-  const TileOrder order(config, groups);
-  const std::int64_t blocks = metadata_blocks();
-  const std::vector<std::int64_t> metadata =
-      config.axis == 1 ? std::vector<std::int64_t>{order.tiles(), order.groups(), kTileRows}
-                       : std::vector<std::int64_t>{groups.metadata_rows(), groups.metadata_cols()};
-  const auto stored = [&](bool quantized) { return quantized ? DType::kU8 : config.meta_dtype; };
-  return {{{true, DType::kU8, {order.tiles(), order.units(), order.bits() * cpu::kFieldBytes}},
-           {true, stored(config.quant_scale), metadata},
-           {true, stored(config.quant_zero), metadata},
-           {config.quant_scale, DType::kF32, {blocks}},
-           {config.quant_scale, DType::kF32, {blocks}},
-           {config.quant_zero, DType::kF32, {blocks}},
-           {config.quant_zero, DType::kF32, {blocks}},
-           {config.balance == Balance::kSinkhorn, config.meta_dtype, {in_features}}}};
+TensorSpecs TiledTensor::specs() const {
+  TensorSpecs specs = tensor_specs(config, out_features, in_features);
+  const TileOrder order(config, layout());
+  specs[0].shape = {order.tiles(), order.units(), order.bits() * cpu::kFieldBytes};
+  if (config.axis == 1) {
+    specs[1].shape = specs[2].shape = {order.tiles(), order.groups(), kTileRows};
+  }
+  return specs;
 }
 
-void TiledTensor::allocate() {
-  const auto wanted = specs();
-  std::size_t i = 0;
-  for (const auto& [name, tensor] : fields()) {
-    const FieldSpec& spec = wanted[i++];
-    *tensor = spec.present ? Tensor::allocate(spec.dtype, spec.shape) : Tensor();
-  }
-}
+void TiledTensor::allocate() { allocate_tensors(*this, specs()); }
 
 void TiledTensor::validate(const std::string& name) const {
   if (out_features <= 0 || in_features <= 0 || !can_tile(config, out_features, in_features)) {
     throw_format(name, "no tiles have this shape: " + describe(config, out_features, in_features));
   }
-  const auto wanted = specs();
-  const Tensor* const tensors[] = {&W_q,          &scale,     &zero,        &scale_step,
-                                   &scale_offset, &zero_step, &zero_offset, &col_scale};
-  static constexpr const char* kNames[] = {"W_q",          "scale",     "zero",        "scale_step",
-                                           "scale_offset", "zero_step", "zero_offset", "col_scale"};
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    const Tensor& tensor = *tensors[i];
-    const FieldSpec& spec = wanted[i];
-    const std::string field = "the tiled " + std::string(kNames[i]);
-    if (bool(tensor) != spec.present) {
-      throw_format(name, field + (spec.present ? " is missing"
-                                               : " is present, but the settings exclude it"));
-    }
-    if (!spec.present) continue;
-    const auto bytes =
-        static_cast<std::size_t>(checked_numel(spec.shape, name)) * dtype_size(spec.dtype);
-    if (tensor.shape != spec.shape || tensor.dtype != spec.dtype || tensor.nbytes() != bytes) {
-      throw_format(name, field + " is " + std::string(dtype_name(tensor.dtype)) + " " +
-                             shape_string(tensor.shape) + "; it must be " +
-                             std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape));
-    }
-  }
+  check_tensors(*this, specs(), name, "the tiled ");
 }
 
-TiledTensor tile(QuantizedTensor q, int threads) {
+TiledTensor tile(QuantizedTensor q, const TileOptions& options) {
   q.validate("tile");
   if (!can_tile(q.config, q.out_features, q.in_features)) {
     throw_invalid("tile",
@@ -112,7 +76,7 @@ TiledTensor tile(QuantizedTensor q, int threads) {
   const auto metadata_bytes = [&](const Tensor& t) {
     return static_cast<std::size_t>(order.groups() * TiledTensor::kTileRows) * dtype_size(t.dtype);
   };
-  cpu::parallel_for(order.tiles(), resolved(threads), [&](std::int64_t t) {
+  cpu::parallel_for(order.tiles(), threads_of(options), [&](std::int64_t t) {
     cpu::pack_tile(q, order, t, tiled.W_q.data<std::uint8_t>() + t * order.tile_bytes());
     if (q.config.axis == 0) return;
     for (const auto& [from, to] : {std::pair(&q.scale, &tiled.scale), {&q.zero, &tiled.zero}}) {
@@ -127,14 +91,14 @@ TiledTensor tile(QuantizedTensor q, int threads) {
   return tiled;
 }
 
-QuantizedTensor untile(const TiledTensor& tiled, int threads) {
+QuantizedTensor untile(const TiledTensor& tiled, const TileOptions& options) {
   tiled.validate("untile");
   QuantizedTensor q;
   share_metadata(tiled, q);
   q.allocate();
   share_metadata(tiled, q);
   const TileOrder order(q.config, q.layout());
-  cpu::parallel_for(order.tiles(), resolved(threads), [&](std::int64_t t) {
+  cpu::parallel_for(order.tiles(), threads_of(options), [&](std::int64_t t) {
     cpu::unpack_tile(tiled.W_q.data<std::uint8_t>() + t * order.tile_bytes(), order, t, q);
     if (q.config.axis == 0) return;
     for (const auto& [from, to] : {std::pair(&tiled.scale, &q.scale), {&tiled.zero, &q.zero}}) {
@@ -148,61 +112,6 @@ QuantizedTensor untile(const TiledTensor& tiled, int threads) {
     q.zero = tiled.zero;
   }
   return q;
-}
-
-namespace {
-
-void check_rows(std::span<const std::int64_t> rows, std::int64_t out_features) {
-  for (std::int64_t row : rows) {
-    if (row < 0 || row >= out_features) {
-      throw_invalid("dequantize", "row " + std::to_string(row) + " does not exist; W has " +
-                                      std::to_string(out_features) + " rows");
-    }
-  }
-}
-
-void check_dtype(DType dtype) {
-  if (!is_weight_dtype(dtype)) {
-    throw_invalid("dequantize",
-                  std::string(dtype_name(dtype)) + " is not float32, float16, bfloat16 or float64");
-  }
-}
-
-}  // namespace
-
-void dequantize_rows(const TiledTensor& q, std::span<const std::int64_t> rows, DType dtype,
-                     void* out) {
-  q.validate("dequantize");
-  check_rows(rows, q.out_features);
-  check_dtype(dtype);
-  LinearTask task;
-  task.tiled = &q;
-  cpu::dequantize_some_rows(task, rows, dtype, static_cast<std::byte*>(out));
-}
-
-void dequantize_rows(const QuantizedTensor& q, std::span<const std::int64_t> rows, DType dtype,
-                     void* out) {
-  q.validate("dequantize");
-  check_rows(rows, q.out_features);
-  check_dtype(dtype);
-  if (can_tile(q.config, q.out_features, q.in_features)) {
-    LinearTask task;
-    task.q = &q;
-    cpu::dequantize_some_rows(task, rows, dtype, static_cast<std::byte*>(out));
-    return;
-  }
-  const Tensor dense = dequantize(q, dtype);
-  const std::size_t row_bytes = dense.nbytes() / static_cast<std::size_t>(q.out_features);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(static_cast<std::byte*>(out) + i * row_bytes,
-                dense.buffer.data + static_cast<std::size_t>(rows[i]) * row_bytes, row_bytes);
-  }
-}
-
-void dequantize(const TiledTensor& q, DType dtype, void* out, int threads) {
-  q.validate("dequantize");
-  check_dtype(dtype);
-  cpu::dequantize_tiles(q, dtype, static_cast<std::byte*>(out), resolved(threads));
 }
 
 }  // namespace hqq

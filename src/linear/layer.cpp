@@ -18,7 +18,7 @@ AnyWeight make_weight(QuantizedTensor q, std::span<const float> bias, const Devi
   if (device.kind == Device::Kind::kCuda) {
     return AnyWeight(std::in_place_type<cuda::DeviceWeight>, q, bias, device.index);
   }
-  if (can_tile(q.config, q.out_features, q.in_features)) return tile(std::move(q), threads);
+  if (can_tile(q.config, q.out_features, q.in_features)) return tile(std::move(q), {threads});
   return q;
 }
 
@@ -101,7 +101,7 @@ void Linear::operator()(const TensorView& x, void* y, const LinearOptions& optio
 
 void Linear::dequantize(DType dtype, void* out, const LinearOptions& options) const {
   check_dtype(dtype);
-  impl_->visit([&](const auto& q) { hqq::dequantize(q, dtype, out, options.threads); },
+  impl_->visit([&](const auto& q) { hqq::dequantize(q, out, {dtype, options.threads}); },
                [&](const cuda::DeviceWeight& weight) {
                  cuda::dequantize(weight.matrix(), out, dtype, {weight.device(), options.stream});
                });
@@ -110,7 +110,7 @@ void Linear::dequantize(DType dtype, void* out, const LinearOptions& options) co
 void Linear::rows(std::span<const std::int64_t> ids, DType dtype, void* out,
                   const LinearOptions& options) const {
   check_dtype(dtype);
-  impl_->visit([&](const auto& q) { dequantize_rows(q, ids, dtype, out); },
+  impl_->visit([&](const auto& q) { dequantize_rows(q, ids, out, {dtype}); },
                [&](const cuda::DeviceWeight& weight) {
                  cuda::dequantize_rows(weight.matrix(), ids.data(),
                                        static_cast<std::int64_t>(ids.size()), out, dtype,

@@ -38,15 +38,6 @@ void multiply(const TensorView& x, const Weight& q, std::span<const float> bias,
   cpu::linear({&task, 1}, options.threads > 0 ? options.threads : default_threads());
 }
 
-template <class Weight>
-RowMajorMatrix multiply(const Eigen::Ref<const RowMajorMatrix>& x, const Weight& q,
-                        std::span<const float> bias, const LinearOptions& options) {
-  RowMajorMatrix y(x.rows(), q.out_features);
-  multiply(TensorView(x.data(), DType::kF32, x.rows(), x.cols(), x.outerStride()), q, bias,
-           y.data(), options);
-  return y;
-}
-
 }  // namespace
 
 void check_bias(std::size_t bias, std::int64_t out_features) {
@@ -102,6 +93,7 @@ void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bi
             const LinearOptions& options) {
   multiply(x, q, bias, y, options);
 }
+
 void linear(std::span<const LinearCall> calls, const LinearOptions& options) {
   const LinearMode mode = resolve(options.mode);
   std::vector<LinearTask> tasks;
@@ -122,17 +114,9 @@ void linear(std::span<const LinearCall> calls, const LinearOptions& options) {
   cpu::linear(tasks, options.threads > 0 ? options.threads : default_threads());
 }
 
-RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const TiledTensor& q,
-                      std::span<const float> bias, const LinearOptions& options) {
-  return multiply(x, q, bias, options);
-}
 void linear(const TensorView& x, const QuantizedTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options) {
   multiply(x, q, bias, y, options);
-}
-RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const QuantizedTensor& q,
-                      std::span<const float> bias, const LinearOptions& options) {
-  return multiply(x, q, bias, options);
 }
 
 }  // namespace hqq

@@ -226,7 +226,7 @@ TEST_P(AllocationFailures, QuantizeAndMultiplyInMemory) {
   std::vector<float> y(4 * 48);
   const auto multiply = [&] {
     const QuantizedTensor q = quantizer.quantize(TensorView(weight));
-    linear(TensorView(x), tile(q, 3), {}, y.data(), {LinearMode::kExact, 3});
+    linear(TensorView(x), tile(q, {3}), {}, y.data(), {LinearMode::kExact, 3});
   };
   multiply();
   const std::vector<float> expected = y;

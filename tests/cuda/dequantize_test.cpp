@@ -5,6 +5,7 @@
 
 #include <random>
 
+#include "hqq/eigen.hpp"
 #include "hqq/quantizer.hpp"
 #include "tests/cuda/device_memory.hpp"
 
@@ -42,7 +43,7 @@ void expect_equal(const Case& c, DType type) {
                                   << " x " << c.cols << ", group " << c.group_size << ", "
                                   << dtype_name(type));
   const QuantizedTensor q = quantized(c);
-  const Tensor expected = hqq::dequantize(q, type);
+  const Tensor expected = hqq::dequantize(q, {type});
   const DeviceCopy copy(q);
   const DeviceArray<std::byte> out(expected.buffer.size);
   dequantize(copy.matrix(), out.data(), type, nullptr);

@@ -120,7 +120,7 @@ void read_layers(const fs::path& folder) {
       const QuantizedTensor q = read_matrix(layer, expert);
       q.validate("fuzz");
       std::vector<float> values(static_cast<std::size_t>(q.out_features * q.in_features));
-      dequantize(q, DType::kF32, values.data(), 1);
+      dequantize(q, values.data(), {DType::kF32, 1});
     }
   }
 }

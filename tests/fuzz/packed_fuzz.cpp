@@ -45,7 +45,7 @@ void fill(FuzzedDataProvider& input, Tensor& tensor) {
 
 std::vector<float> dense(const QuantizedTensor& q) {
   std::vector<float> values(static_cast<std::size_t>(q.out_features * q.in_features));
-  dequantize(q, DType::kF32, values.data(), 1);
+  dequantize(q, values.data(), {DType::kF32, 1});
   return values;
 }
 
@@ -54,7 +54,7 @@ void check_rows(FuzzedDataProvider& input, const QuantizedTensor& q) {
   const std::int64_t rows[] = {0, last, input.ConsumeIntegralInRange<std::int64_t>(-2, last + 2)};
   std::vector<float> values(static_cast<std::size_t>(3 * q.in_features));
   const bool inside = rows[2] >= 0 && rows[2] <= last;
-  require(accepted([&] { dequantize_rows(q, rows, DType::kF32, values.data()); }) == inside,
+  require(accepted([&] { dequantize_rows(q, rows, values.data()); }) == inside,
           "rows that exist are read, others are refused");
 }
 
@@ -95,10 +95,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::vector<float> expected = dense(q);
   check_rows(input, q);
   if (!can_tile(q.config, q.out_features, q.in_features)) return 0;
-  const TiledTensor tiles = tile(q, 1);
+  const TiledTensor tiles = tile(q, {1});
   tiles.validate("fuzz");
   check_products(input, q, tiles);
-  const std::vector<float> back = dense(untile(tiles, 1));
+  const std::vector<float> back = dense(untile(tiles, {1}));
   require(std::memcmp(expected.data(), back.data(), expected.size() * sizeof(float)) == 0,
           "tiles hold the same weights");
   return 0;

@@ -1,6 +1,7 @@
 // Quantizes a matrix through the installed headers and library, and fails when the result is off.
 #include <cmath>
 #include <cstdio>
+#include <hqq/eigen.hpp>
 #include <hqq/hqq.hpp>
 #include <stdexcept>
 

@@ -18,7 +18,7 @@ consume() {
   rm -rf "${work:?}/$name/CMakeCache.txt"
   cmake -S "$here" -B "$work/$name" -G Ninja "$@" >"$work/$name.log" 2>&1 &&
     cmake --build "$work/$name" >>"$work/$name.log" 2>&1 || { cat "$work/$name.log" >&2; return 1; }
-  "$work/$name/consumer"
+  "$work/$name/consumer" && "$work/$name/pointers"
 }
 
 rm -rf "$work/static" "$work/shared"

@@ -258,9 +258,13 @@ def test_a_graph_that_is_recorded_packs_nothing(rng, on_gpu, record):
     # The graph reads this memory for good.
     assert is_right(layer, x, layer(x))
     assert packing(layer) == FORMAT_1 and addresses(layer) == before
-    # Unless somebody asks for tiles.
+    # Unless somebody asks for tiles, or the memory is another.
     layer.tile_()
     assert packing(layer) == CUDA_TILES and is_right(layer, x, layer(x))
+    layer.untile_()
+    record(lambda: layer(x))
+    layer.quantize_(random_matrix(rng, (16, 64)))
+    assert is_right(layer, x, layer(x)) and packing(layer) == CUDA_TILES
 
 
 def test_a_packed_layer_is_recorded(rng, on_gpu, record):

@@ -167,7 +167,7 @@ def test_verify_dequantize_diff_convert(model, quantized, tmp_path):
 
 def test_checkpoint_functions_refuse(model, quantized, tmp_path):
     folder, _ = quantized
-    with pytest.raises(ValueError, match="'upstream' or 'hqq_cpp'"):
+    with pytest.raises(ValueError, match="'hqq_cpp' or 'upstream'"):
         hqq_cpp.convert_checkpoint(folder, tmp_path / "x", "gguf")
     with pytest.raises(ValueError, match="int8"):
         hqq_cpp.dequantize_checkpoint(folder, tmp_path / "x", "int8")

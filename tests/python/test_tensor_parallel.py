@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import hqq_cpp
-from hqq_cpp.format import row_bytes
+from hqq_cpp._core import packed_row_bytes
 
 OUT, IN = 64, 512
 ALL_NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
@@ -49,7 +49,7 @@ def rows_of(layer, tensors, begin, end):
 def columns_of(layer, tensors, begin, end):
     nbits, group = layer.layer_config.nbits, layer.layer_config.group_size
     step = group if layer.layer_config.axis == 1 else 1
-    part = {"W_q": tensors["W_q"][:, row_bytes(nbits, begin) : row_bytes(nbits, end)]}
+    part = {"W_q": tensors["W_q"][:, packed_row_bytes(nbits, begin) : packed_row_bytes(nbits, end)]}
     for name in ("scale", "zero"):
         part[name] = tensors[name][:, begin // step : end // step]
     if "col_scale" in tensors:

@@ -1,43 +1,19 @@
-// Packing of codes into rows, for every bit width (docs/format.md, "Packed rows"). A new width is a
-// new row of kRowFormats and an entry of the enumeration BitWidth.
+// Packing of codes into rows, for every bit width (docs/format.md, "Packed rows"), whose formats
+// are in hqq/bit_width.hpp.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "hqq/bitpack.hpp"
+#include "hqq/bit_width.hpp"
 #include "hqq/core/host_device.hpp"
 
 namespace hqq::core {
 
-// A code is split into planes of primitive widths (8, 4, 2, 1 bits), low bits first. A row is a
-// sequence of blocks of `block` codes; a block stores its planes one after the other.
-struct RowFormat {
-  int low_bits;   // first plane; 0: ternary
-  int high_bits;  // second plane, 0: none
-  int block;      // codes a block has; the last block of a row may be shorter
-  int max_code;
-};
-
-inline constexpr int kTernaryBlock = 64;       // codes
-inline constexpr int kTernaryBlockBytes = 13;  // 12 bytes of five codes, one of four
-inline constexpr int kTernaryDigits = 5;       // 3^5 = 243 fits a byte
+inline constexpr int kTernaryDigits = 5;  // 3^5 = 243 fits a byte
 inline constexpr int kTernaryMaxByte = 242;
-
-// In the order of the enumeration BitWidth.
-inline constexpr RowFormat kRowFormats[] = {
-    {8, 0, 8, 255},            // 8
-    {4, 2, 32, 63},            // 6 = 4 + 2
-    {4, 1, 32, 31},            // 5 = 4 + 1
-    {4, 0, 8, 15},             // 4
-    {2, 1, 32, 7},             // 3 = 2 + 1
-    {2, 0, 8, 3},              // 2
-    {0, 0, kTernaryBlock, 2},  // 1.58
-    {1, 0, 8, 1},              // 1
-};
-
-// On the host: device code is given the format.
-constexpr RowFormat row_format(BitWidth width) { return kRowFormats[static_cast<int>(width)]; }
+inline constexpr int kTernaryBlock = row_format(BitWidth::kTernary).block;
+inline constexpr int kTernaryBlockBytes = (kTernaryBlock + kTernaryDigits - 1) / kTernaryDigits;
 
 // Bytes n codes of one plane take.
 HQQ_HD constexpr std::int64_t plane_bytes(int bits, std::int64_t n) { return (n * bits + 7) / 8; }
@@ -157,7 +133,7 @@ HQQ_HD void unpack_plane(int shift, const std::uint8_t* packed, std::int64_t n,
   }
 }
 
-// Run-time widths: the widths of kRowFormats, and nothing else.
+// Run-time widths: the planes of kBitWidths, and nothing else.
 HQQ_HD void pack_plane(int bits, int shift, const std::uint8_t* codes, std::int64_t n,
                        std::uint8_t* out) {
   if (bits == 8) return pack_plane<8>(shift, codes, n, out);

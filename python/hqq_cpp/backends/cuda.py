@@ -1,8 +1,8 @@
 """The kernels of libhqq_cuda for weights in GPU memory: torch tensors by address, on torch's current
 stream.
 
-Nothing here waits for the GPU but quantize(), and nothing asks torch.cuda for anything before a tensor
-is on a GPU.
+Nothing here waits for the GPU but quantize(), nor does anything ask torch.cuda before a tensor is on a
+GPU. What brings codes into another order (cuda_calls.py) waits, since every stream may read them next.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ def quantize(
     W = W if W.stride(-1) == 1 and W.stride(0) >= W.shape[1] else W.contiguous()
     if isinstance(importance, torch.Tensor):
         importance = importance.detach().float().cpu()
-    solver = _core.CudaSolver(config, name, dtype_code(W.dtype), *W.shape, importance)
+    rows, columns = W.shape
+    solver = _core.CudaSolver(config, name, dtype_code(W.dtype), rows, columns, importance)
     settings = solver.config
     tensors = {
         key: torch.empty(shape, dtype=dtype, device=W.device)
-        for key, (shape, dtype) in tensor_specs(settings, *W.shape).items()
+        for key, (shape, dtype) in tensor_specs(settings, rows, columns).items()
     }
     out = addresses(Tensors(*map(tensors.get, TENSOR_NAMES)))
     size = solver.workspace_bytes(device_of(W))

@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 
+from .._core import METADATA_BLOCK, TERNARY_DIGITS
 from ..format import (
     FORMAT_1,
-    METADATA_BLOCK,
-    PLANE_BLOCK,
-    PLANES,
-    TERNARY_BLOCK,
-    TERNARY_DIGITS,
+    ROW_FORMATS,
     Numbers,
     PackedWeight,
     Packing,
+    RowFormat,
     Tensors,
-    block_bytes,
 )
 from . import common, cpu
 from .packing import format_1
@@ -121,11 +118,18 @@ def _unpack_ternary(packed: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack(digits, -1).to(torch.uint8).flatten(-2)[..., :count]
 
 
-def _unpack_blocks(packed: torch.Tensor, nbits: float, count: int) -> torch.Tensor:
+def _block_bytes(planes: RowFormat, count: int) -> int:
+    """Bytes that a block of `count` codes takes."""
+    if planes.low_bits == 0:
+        return math.ceil(count / TERNARY_DIGITS)
+    return math.ceil(count * planes.low_bits / 8) + math.ceil(count * planes.high_bits / 8)
+
+
+def _unpack_blocks(packed: torch.Tensor, planes: RowFormat, count: int) -> torch.Tensor:
     """uint8 [..., bytes of a block] -> uint8 [..., count] for a block of `count` codes."""
-    if nbits == 1.58:
+    low, high = planes.low_bits, planes.high_bits
+    if low == 0:
         return _unpack_ternary(packed, count)
-    low, high = PLANES[int(nbits)]
     low_bytes = math.ceil(count * low / 8)
     codes = _unpack_plane(packed[..., :low_bytes], low, count)
     if high:
@@ -144,15 +148,16 @@ def unpack(W_q: torch.Tensor, nbits: float, in_features: int) -> torch.Tensor:
     Returns:
         uint8 [out_features, in_features].
     """
-    block = TERNARY_BLOCK if nbits == 1.58 else PLANE_BLOCK
+    planes = ROW_FORMATS[nbits]
+    block = planes.block
     full, rest = divmod(in_features, block)
-    split = full * block_bytes(nbits, block)
+    split = full * _block_bytes(planes, block)
     parts = []
     if full:
         blocks = W_q[:, :split].unflatten(1, (full, -1))
-        parts.append(_unpack_blocks(blocks, nbits, block).flatten(1))
+        parts.append(_unpack_blocks(blocks, planes, block).flatten(1))
     if rest:
-        parts.append(_unpack_blocks(W_q[:, split:], nbits, rest))
+        parts.append(_unpack_blocks(W_q[:, split:], planes, rest))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -16,7 +16,7 @@ inline constexpr std::int64_t kMaxDecodeRows = 4;
 inline TileKernel decode_kernel(const LinearKernels& kernels, bool fast, int bits,
                                 std::int64_t rows, const ColumnPlan& plan, MetaType meta) {
   if (plan.block_units == 0 || rows > kMaxDecodeRows) return nullptr;
-  const int index = stored_bits_index(bits);
+  const int index = field_packing_index(bits);
   const int type = static_cast<int>(meta);
   if (fast) return kernels.decode_fast[index][rows == 1 ? 0 : rows == 2 ? 1 : 2][type];
   return kernels.decode_exact[index][rows == 1 ? 0 : 1][type];

@@ -252,11 +252,11 @@ class Product {
                    rows_,
                    state.panel.get(kPanelScratchBytes),
                    y};
-    const int bits = stored_bits_index(source_.order().bits());
+    const int index = field_packing_index(source_.order().bits());
     for (const auto& [first, end] : panels_) {
       args.first_block = first;
       args.end_block = end;
-      (fast_ ? kernels_.panel_fast : kernels_.panel_exact)[bits](args);
+      (fast_ ? kernels_.panel_fast : kernels_.panel_exact)[index](args);
     }
   }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "src/cpu/linear/tiles/tiles.hpp"
+#include "src/cpu/linear/tiles/field_packing.hpp"
 
 namespace hqq::cpu {
 
@@ -59,17 +59,6 @@ struct TileArgs {
 };
 using TileKernel = void (*)(const TileArgs& args);
 
-// Bits in which codes are stored in tiles, in the order of the tables below.
-inline constexpr int kStoredBits[] = {8, 6, 5, 4, 3, 2, 1};
-inline constexpr int kNumStoredBits = 7;
-
-constexpr int stored_bits_index(int bits) {
-  for (int i = 0; i < kNumStoredBits; ++i) {
-    if (kStoredBits[i] == bits) return i;
-  }
-  return -1;
-}
-
 // Units of a panel: its codes (8 KiB) or float32 weights (16 KiB) stay in the first-level cache
 // while all rows of x pass.
 inline constexpr int kPanelUnitsFast = 16;
@@ -95,12 +84,12 @@ using PanelKernel = void (*)(const PanelArgs& args);
 struct LinearKernels {
   const char* name;
   // Few rows of x straight from packed codes; plan.block_units > 0. Null: the panels do it.
-  // [stored bits][1, 2, 4 rows][MetaType]; exact: [stored bits][1, 4 rows][MetaType].
-  TileKernel decode_fast[kNumStoredBits][3][2];
-  TileKernel decode_exact[kNumStoredBits][2][2];
+  // [field packing][1, 2, 4 rows][MetaType]; exact: [field packing][1, 4 rows][MetaType].
+  TileKernel decode_fast[kNumFieldPackings][3][2];
+  TileKernel decode_exact[kNumFieldPackings][2][2];
   // Any number of rows, any plan.
-  PanelKernel panel_fast[kNumStoredBits];
-  PanelKernel panel_exact[kNumStoredBits];
+  PanelKernel panel_fast[kNumFieldPackings];
+  PanelKernel panel_exact[kNumFieldPackings];
   // x [cols] times factor (or null) -> int8 codes and blocks. Codes are padded with zeros.
   void (*quantize_x)(const float* x, const float* factor, const ColumnPlan& plan,
                      std::int8_t* codes, BlockOfX* blocks);

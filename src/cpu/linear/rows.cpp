@@ -2,6 +2,8 @@
 // stays in the cache and multiplied with all rows of x, so that W_r never exists as a whole.
 #include "src/cpu/linear/rows.hpp"
 
+#include "hqq/bitpack.hpp"
+#include "hqq/eigen.hpp"
 #include "src/cpu/parallel.hpp"
 #include "src/cpu/quantize/encode.hpp"
 #include "src/format/float_values.hpp"

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/core/codec.hpp"
 #include "hqq/core/math.hpp"
 #include "hqq/core/metadata.hpp"
@@ -121,7 +122,7 @@ StoredGroups store_groups(const QuantizeTask& task, std::span<const float> solve
   const float small = small_scale(task.config);
   std::atomic<bool> has_small_scale = false;
   const auto top_code = static_cast<float>(max_code(task.config.nbits));
-  constexpr std::size_t kUnit = 64 * QuantizedTensor::kMetadataBlock;
+  constexpr std::size_t kUnit = 64 * core::kMetadataBlock;
   parallel_for(static_cast<std::int64_t>((groups + kUnit - 1) / kUnit), task.threads,
                [&](std::int64_t unit) {
                  const std::size_t begin = static_cast<std::size_t>(unit) * kUnit;

@@ -94,7 +94,7 @@ class ValueReader {
         if (!dense_) {
           dense_ = pools_.dense.allocate(DType::kF32, {layer.out_features(), layer.in_features()});
         }
-        dequantize(q, DType::kF32, dense_.buffer.data, threads_);
+        dequantize(q, dense_.buffer.data, {DType::kF32, threads_});
         if (layer.transposed) {
           Tensor stored =
               pools_.dense.allocate(DType::kF32, {layer.in_features(), layer.out_features()});

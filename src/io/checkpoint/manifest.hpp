@@ -20,7 +20,7 @@ struct FileRecord {
 
 struct Manifest {
   std::string version;                      // of the library that wrote the folder
-  nlohmann::ordered_json config;            // HqqConfig::to_json()
+  nlohmann::ordered_json config;            // config_to_json()
   nlohmann::ordered_json source;            // fingerprint_source(), without times
   nlohmann::ordered_json importance;        // fingerprint_file(), or null
   std::map<std::string, FileRecord> files;  // relative names with '/', all but the manifest itself

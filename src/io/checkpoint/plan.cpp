@@ -7,6 +7,7 @@
 #include "hqq/version.hpp"
 #include "src/base/json.hpp"
 #include "src/base/json_edit.hpp"
+#include "src/config/config_json.hpp"
 #include "src/io/checkpoint/pipeline.hpp"
 #include "src/io/checkpoint/source_check.hpp"
 #include "src/model/balance.hpp"
@@ -36,18 +37,19 @@ PlannedLayer plan_layer(const TensorInfo& tensor, const std::string& name,
   LayerConfig& resolved = layer.description.config;
   resolved.balance = resolve_balance(resolved.balance, layer.has_importance);
   if (layer.has_importance) importance.check(layer.description);
-  layer.fields =
-      field_specs(resolved, layer.description.out_features(), layer.description.in_features());
+  layer.tensors =
+      tensor_specs(resolved, layer.description.out_features(), layer.description.in_features());
   return layer;
 }
 
 void add_layer(QuantizePlan& plan, ShardPlan& shard, std::size_t shard_index, PlannedLayer layer) {
   const LayerDescription& description = layer.description;
-  for (const FieldSpec& field : layer.fields) {
-    std::vector<std::int64_t> shape = field.shape;
+  for (const TensorSpec& spec : layer.tensors) {
+    if (!spec.present) continue;
+    std::vector<std::int64_t> shape = spec.shape;
     if (description.is_fused()) shape.insert(shape.begin(), description.matrices());
-    shard.tensors.push_back({description.name + "." + field.field, field.dtype, shape, 0,
-                             field.nbytes() * static_cast<std::uint64_t>(description.matrices())});
+    shard.tensors.push_back({description.name + "." + spec.name, spec.dtype, shape, 0,
+                             spec.nbytes() * static_cast<std::uint64_t>(description.matrices())});
   }
   const std::uint64_t size = layer.matrix_bytes_before();
   for (std::int64_t expert = 0; expert < description.matrices(); ++expert) {
@@ -266,7 +268,7 @@ HqqConfig QuantizePlan::resolved_config(const HqqConfig& config) const {
 
 std::string QuantizePlan::config_json(const std::string& original, const HqqConfig& config) const {
   Json quantization = {{kQuantizerKey, kQuantizerName}, {"format_version", kFormatVersion}};
-  const Json settings = resolved_config(config).to_json();
+  const Json settings = config_to_json(resolved_config(config));
   for (const auto& [key, value] : settings.items()) quantization[key] = value;
   quantization["not_quantized"] = Json::array();
   for (const std::string& tensor : copied) {

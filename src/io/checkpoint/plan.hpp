@@ -40,12 +40,12 @@ struct ShardPlan {
 
 struct PlannedLayer {
   LayerDescription description;
-  std::vector<FieldSpec> fields;  // of one matrix
+  TensorSpecs tensors;  // of one matrix
   const TensorInfo* source = nullptr;
   bool has_importance = false;
 
   std::uint64_t matrix_bytes_before() const;
-  std::uint64_t matrix_bytes_after() const { return matrix_bytes(fields); }
+  std::uint64_t matrix_bytes_after() const { return nbytes_of(tensors); }
 };
 
 struct QuantizePlan {

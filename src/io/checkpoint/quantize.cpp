@@ -8,6 +8,7 @@
 #include "hqq/version.hpp"
 #include "src/backend.hpp"
 #include "src/base/json.hpp"
+#include "src/config/config_json.hpp"
 #include "src/io/checkpoint/output_folder.hpp"
 #include "src/io/checkpoint/plan.hpp"
 #include "src/io/checkpoint/shard_job.hpp"
@@ -125,20 +126,20 @@ class QuantizeJob : public ShardJob {
     options.importance = importance;
     options.threads = options_.threads;
     if (options_.stats) options.stats = &stats;
-    const QuantizedTensor q = quantizer_.quantize(TensorView(input[0]), planned.description.config,
-                                                  matrix_name(step), options);
+    QuantizedTensor q = quantizer_.quantize(TensorView(input[0]), planned.description.config,
+                                            matrix_name(step), options);
     if (options_.stats) {
       stats_[step.layer].set(step.expert, stats, static_cast<double>(matrix_weights(step)));
     }
     std::vector<Tensor> output;
-    for (const auto& [field, tensor] : q.tensors()) {
-      const std::size_t i = output.size();
-      if (i >= planned.fields.size() || field != planned.fields[i].field ||
-          tensor->nbytes() != planned.fields[i].nbytes()) {
-        throw std::logic_error("[quantize] layer " + planned.description.name + ": tensor " +
-                               field + " is not what the plan says");
+    std::size_t i = 0;
+    for (const auto& [name, tensor] : q.fields()) {
+      const TensorSpec& spec = planned.tensors[i++];
+      if (bool(*tensor) != spec.present || tensor->nbytes() != spec.nbytes()) {
+        throw std::logic_error("[quantize] layer " + planned.description.name + ": tensor " + name +
+                               " is not what the plan says");
       }
-      output.push_back(*tensor);
+      if (spec.present) output.push_back(*tensor);
     }
     return output;
   }
@@ -170,7 +171,7 @@ Json make_request(const Checkpoint& source, const HqqConfig& config,
   Json request;
   request["version"] = kVersion;
   request["format_version"] = kFormatVersion;
-  request["config"] = config.to_json();
+  request["config"] = config_to_json(config);
   request["importance"] = importance.path() ? fingerprint_file(*importance.path()) : Json();
   request["source"] = fingerprint_source(source, follow_links);
   return request;

@@ -8,6 +8,7 @@
 #include "hqq/error.hpp"
 #include "hqq/version.hpp"
 #include "src/base/json.hpp"
+#include "src/config/config_json.hpp"
 
 namespace hqq {
 namespace {
@@ -107,15 +108,16 @@ std::map<std::string, LayerDescription> parse_layers(const SafetensorsFile& file
 // its data is read.
 void check_fields(const StoredLayer& layer, const std::string& where) {
   const LayerDescription& description = layer.description;
-  std::vector<FieldSpec> specs =
-      field_specs(description.config, description.out_features(), description.in_features());
-  for (FieldSpec& spec : specs) {
+  TensorSpecs specs =
+      tensor_specs(description.config, description.out_features(), description.in_features());
+  for (TensorSpec& spec : specs) {
+    if (!spec.present) continue;
     if (description.is_fused()) spec.shape.insert(spec.shape.begin(), description.matrices());
     const auto found = std::find_if(layer.fields.begin(), layer.fields.end(),
-                                    [&](const auto& field) { return field.name == spec.field; });
+                                    [&](const auto& field) { return field.name == spec.name; });
     if (found == layer.fields.end()) {
       throw_format(where,
-                   "tensor " + quote_text(description.name + "." + spec.field) + " is missing");
+                   "tensor " + quote_text(description.name + "." + spec.name) + " is missing");
     }
     const TensorInfo& info = *found->info;
     if (info.dtype != spec.dtype || info.shape != spec.shape) {
@@ -127,8 +129,9 @@ void check_fields(const StoredLayer& layer, const std::string& where) {
     }
   }
   for (const StoredField& field : layer.fields) {
-    const bool known = std::any_of(specs.begin(), specs.end(),
-                                   [&](const FieldSpec& spec) { return spec.field == field.name; });
+    const bool known = std::any_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) {
+      return spec.present && spec.name == field.name;
+    });
     if (!known) {
       throw_format(
           where, "tensor " + quote_text(field.info->name) + " does not belong to its description");
@@ -180,8 +183,7 @@ Files nearest_first(Files files, std::size_t shard) {
 // The layer whose W_q is in the first of `files`.
 StoredLayer locate(const LayerDescription& description, std::size_t shard, const Files& files) {
   StoredLayer layer{description, shard, {}};
-  QuantizedTensor all_fields;
-  for (const auto& [field, tensor] : all_fields.fields()) {
+  for (const std::string field : kTensorNames) {
     const std::string name = description.name + "." + field;
     for (const SafetensorsFile* file : files) {
       const TensorInfo* info = file->find(name);
@@ -217,42 +219,6 @@ std::vector<StoredLayer> read_layers(const Files& files) {
 }
 
 }  // namespace
-
-std::uint64_t FieldSpec::nbytes() const {
-  return static_cast<std::uint64_t>(checked_numel(shape, "layer")) * dtype_size(dtype);
-}
-
-std::vector<FieldSpec> field_specs(const LayerConfig& config, std::int64_t out_features,
-                                   std::int64_t in_features) {
-  QuantizedTensor q;
-  q.config = config;
-  q.out_features = out_features;
-  q.in_features = in_features;
-  const std::vector<std::int64_t> shape = q.metadata_shape();
-  const std::int64_t blocks = q.metadata_blocks();
-  std::vector<FieldSpec> specs;
-  specs.push_back({"W_q", DType::kU8, {out_features, packed_row_bytes(config.nbits, in_features)}});
-  specs.push_back({"scale", config.quant_scale ? DType::kU8 : config.meta_dtype, shape});
-  specs.push_back({"zero", config.quant_zero ? DType::kU8 : config.meta_dtype, shape});
-  if (config.quant_scale) {
-    specs.push_back({"scale_step", DType::kF32, {blocks}});
-    specs.push_back({"scale_offset", DType::kF32, {blocks}});
-  }
-  if (config.quant_zero) {
-    specs.push_back({"zero_step", DType::kF32, {blocks}});
-    specs.push_back({"zero_offset", DType::kF32, {blocks}});
-  }
-  if (config.balance == Balance::kSinkhorn) {
-    specs.push_back({"col_scale", config.meta_dtype, {in_features}});
-  }
-  return specs;
-}
-
-std::uint64_t matrix_bytes(const std::vector<FieldSpec>& specs) {
-  std::uint64_t total = 0;
-  for (const FieldSpec& spec : specs) total += spec.nbytes();
-  return total;
-}
 
 std::string describe_layers(const std::vector<LayerDescription>& layers) {
   Json descriptions = Json::object();

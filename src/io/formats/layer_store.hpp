@@ -21,20 +21,6 @@ inline constexpr const char* kLayersMetadataKey = "hqq_cpp";
 inline constexpr const char* kQuantizerKey = "quantizer";
 inline constexpr const char* kQuantizerName = "hqq_cpp";
 
-// One tensor of a quantized matrix: "W_q", "scale", ... and what it must look like.
-struct FieldSpec {
-  std::string field;
-  DType dtype = DType::kU8;
-  std::vector<std::int64_t> shape;
-  std::uint64_t nbytes() const;
-};
-// All tensors of a matrix in the order of the file. `config` is resolved (no Balance::kAuto).
-std::vector<FieldSpec> field_specs(const LayerConfig& config, std::int64_t out_features,
-                                   std::int64_t in_features);
-
-// Bytes of all of them.
-std::uint64_t matrix_bytes(const std::vector<FieldSpec>& specs);
-
 // What the metadata of a shard says about a layer.
 struct LayerDescription {
   std::string name;    // "model.layers.0.mlp.down_proj"

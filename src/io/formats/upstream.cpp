@@ -16,7 +16,6 @@ namespace hqq {
 namespace {
 
 using upstream::grid_of;
-using upstream::resolved_group_size;
 using upstream::torch_name;
 using upstream::where_of;
 
@@ -77,13 +76,6 @@ namespace upstream {
 
 std::string where_of(const std::string& name) { return "upstream, layer " + quote_text(name); }
 
-std::int64_t resolved_group_size(const LayerConfig& config, std::int64_t out_features,
-                                 std::int64_t in_features) {
-  const std::int64_t whole = config.axis == 1 ? in_features : out_features;
-  const std::int64_t most = config.axis == 1 ? in_features : out_features * in_features;
-  return std::min(config.group_size.value_or(whole), most);
-}
-
 Grid grid_of(int axis, std::int64_t group_size, std::int64_t groups) {
   return axis == 1 ? Grid{groups, group_size} : Grid{group_size, groups};
 }
@@ -134,8 +126,8 @@ void check_upstream_holds(const LayerConfig& config, std::int64_t out_features,
   if (config.balance == Balance::kSinkhorn) {
     throw_invalid(where, "hqq has no place for col_scale; quantize with balance none");
   }
-  const std::int64_t group_size = resolved_group_size(config, out_features, in_features);
-  const core::GroupLayout layout{out_features, in_features, group_size, config.axis};
+  const core::GroupLayout layout = group_layout(config, out_features, in_features);
+  const std::int64_t group_size = layout.group_size;
   const std::string form = " (W is " + shape_string({out_features, in_features}) + ", axis " +
                            std::to_string(config.axis) + ")";
   const bool tails =
@@ -166,7 +158,7 @@ std::vector<std::pair<std::string, Tensor>> upstream_layout(const LayerConfig& c
                                                             const std::string& name,
                                                             const UpstreamOptions& options) {
   check_upstream_holds(config, out_features, in_features, name);
-  const std::int64_t group_size = resolved_group_size(config, out_features, in_features);
+  const std::int64_t group_size = group_layout(config, out_features, in_features).group_size;
   const std::int64_t groups = out_features * in_features / group_size;
   const DType compute = compute_dtype_of(config, options, name);
   const UpstreamPacking& packing = upstream_packing(config.nbits);

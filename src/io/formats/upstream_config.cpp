@@ -26,8 +26,7 @@ Json quant_config_of(const LayerDescription& layer) {
     params["nbits"] = static_cast<int>(nbits_of(config.nbits));
   }
   params["channel_wise"] = true;
-  params["group_size"] =
-      upstream::resolved_group_size(config, layer.out_features(), layer.in_features());
+  params["group_size"] = group_layout(config, layer.out_features(), layer.in_features()).group_size;
   params["optimize"] = config.solver != Solver::kMinMax;
   params["round_zero"] = config.effective_round_zero();
   params["axis"] = config.axis;

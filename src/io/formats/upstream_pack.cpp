@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/error.hpp"
 
 namespace hqq {

@@ -13,10 +13,6 @@ namespace hqq::upstream {
 // "upstream, layer \"...\"", the tag of messages.
 std::string where_of(const std::string& name);
 
-// Weights a group has; a group_size that is longer than the row is the row.
-std::int64_t resolved_group_size(const LayerConfig& config, std::int64_t out_features,
-                                 std::int64_t in_features);
-
 // The grid that upstream's reshape of the matrix gives.
 struct Grid {
   std::int64_t rows;

@@ -261,7 +261,7 @@ UpstreamLayer parse_upstream(const Tensors& tensors, const std::string& name) {
   read_groups(tensors, where, layer);
   read_flags(tensors, where, layer);
   const std::int64_t group_size =
-      upstream::resolved_group_size(layer.config, layer.out_features, layer.in_features);
+      group_layout(layer.config, layer.out_features, layer.in_features).group_size;
   check_upstream_holds(layer.config, layer.out_features, layer.in_features, name);
   const std::int64_t groups = layer.out_features * layer.in_features / group_size;
   check_packed(tensors, upstream::grid_of(layer.config.axis, group_size, groups), name, layer);
@@ -275,12 +275,9 @@ QuantizedTensor from_upstream(const Tensors& tensors, const std::string& name) {
   q.config = layer.config;
   q.out_features = layer.out_features;
   q.in_features = layer.in_features;
-  q.W_q = Tensor::allocate(DType::kU8,
-                           {q.out_features, packed_row_bytes(q.config.nbits, q.in_features)});
+  q.allocate();
   unpack_upstream(q.config.nbits, tensors.at("W_q"), q.in_features, q.W_q,
                   upstream::where_of(name));
-  q.scale = Tensor::allocate(q.config.meta_dtype, q.metadata_shape());
-  q.zero = Tensor::allocate(q.config.meta_dtype, q.metadata_shape());
   const std::size_t bytes = q.scale.nbytes();
   if (layer.zero_scale) {
     const std::byte* stacked = tensors.at("zero_scale").buffer.data;

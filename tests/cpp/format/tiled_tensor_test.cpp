@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "hqq/eigen.hpp"
 #include "hqq/error.hpp"
 #include "hqq/quantizer.hpp"
 #include "tests/cpp/support/linear_test_util.hpp"
@@ -60,15 +61,15 @@ TEST(TiledTensorTest, ThereAndBackIsBitForBit) {
     const QuantizedTensor q = random_layer(spec, rng);
     const TiledTensor tiled = tile(q);
     tiled.validate("x");
-    const QuantizedTensor back = untile(tiled, 3);
+    const QuantizedTensor back = untile(tiled, {3});
     back.validate("x");
     ASSERT_EQ(back.config, q.config);
     ASSERT_EQ(bytes_of(back), bytes_of(q));
     // Threads change nothing, nor does giving the matrix away.
     for (int threads : {1, 5}) {
       QuantizedTensor copy = q;
-      ASSERT_EQ(bytes_of(tile(std::move(copy), threads)), bytes_of(tiled));
-      ASSERT_EQ(bytes_of(untile(tiled, threads)), bytes_of(q));
+      ASSERT_EQ(bytes_of(tile(std::move(copy), {threads})), bytes_of(tiled));
+      ASSERT_EQ(bytes_of(untile(tiled, {threads})), bytes_of(q));
     }
   }
 }
@@ -126,9 +127,9 @@ TEST(TiledTensorTest, DequantizesToTheSameMatrix) {
       const QuantizedTensor q = random_layer(spec, rng);
       const TiledTensor tiled = tile(q);
       const DType dtype = one_of(rng, {DType::kF32, DType::kF16, DType::kBF16, DType::kF64});
-      const Tensor expected = dequantize(q, dtype);
+      const Tensor expected = dequantize(q, {dtype});
       Tensor dense = Tensor::allocate(dtype, expected.shape);
-      dequantize(tiled, dtype, dense.buffer.data, 2);
+      dequantize(tiled, dense.buffer.data, {dtype, 2});
       ASSERT_EQ(std::memcmp(dense.buffer.data, expected.buffer.data, expected.nbytes()), 0);
 
       // Rows in any order, some of them twice.
@@ -139,7 +140,7 @@ TEST(TiledTensorTest, DequantizesToTheSameMatrix) {
       const auto some = guarded_memory(rows.size() * row_bytes, Guard::kAfter);
       const auto check = [&](const auto& weight) {
         std::memset(some.get(), 0x5A, rows.size() * row_bytes);
-        dequantize_rows(weight, rows, dtype, some.get());
+        dequantize_rows(weight, rows, some.get(), {dtype});
         for (std::size_t r = 0; r < rows.size(); ++r) {
           ASSERT_EQ(
               std::memcmp(some.get() + r * row_bytes,
@@ -163,15 +164,15 @@ TEST(TiledTensorTest, RowsOfALayerWithoutTiles) {
   const RowMajorMatrix dense = dequantize_matrix(q);
   const std::vector<std::int64_t> rows = {24, 0, 7};
   RowMajorMatrix some(3, 40);
-  dequantize_rows(q, rows, DType::kF32, some.data());
+  dequantize_rows(q, rows, some.data());
   for (Eigen::Index r = 0; r < 3; ++r) EXPECT_EQ(some.row(r), dense.row(rows[std::size_t(r)]));
 }
 
 TEST(TiledTensorTest, NoRowsAreNoRows) {
   Rng rng(7);
   const QuantizedTensor q = random_layer({.out_features = 16, .in_features = 64}, rng);
-  dequantize_rows(q, {}, DType::kF32, nullptr);
-  dequantize_rows(tile(q), {}, DType::kF32, nullptr);
+  dequantize_rows(q, {}, nullptr);
+  dequantize_rows(tile(q), {}, nullptr);
 }
 
 TEST(TiledTensorTest, WhichLayersHaveTiles) {
@@ -216,13 +217,13 @@ TEST(TiledTensorTest, RowsOutsideTheMatrixAreRefused) {
     const std::vector<std::int64_t> rows = {row};
     const auto says = ThrowsMessage<std::invalid_argument>(
         HasSubstr("row " + std::to_string(row) + " does not exist; W has 17 rows"));
-    EXPECT_THAT([&] { dequantize_rows(tiled, rows, DType::kF32, out.data()); }, says);
-    EXPECT_THAT([&] { dequantize_rows(q, rows, DType::kF32, out.data()); }, says);
+    EXPECT_THAT([&] { dequantize_rows(tiled, rows, out.data()); }, says);
+    EXPECT_THAT([&] { dequantize_rows(q, rows, out.data()); }, says);
   }
   const std::vector<std::int64_t> rows = {0};
   const auto says = ThrowsMessage<std::invalid_argument>(HasSubstr("int8 is not float32"));
-  EXPECT_THAT([&] { dequantize_rows(tiled, rows, DType::kI8, out.data()); }, says);
-  EXPECT_THAT([&] { dequantize(tiled, DType::kI8, out.data()); }, says);
+  EXPECT_THAT([&] { dequantize_rows(tiled, rows, out.data(), {DType::kI8}); }, says);
+  EXPECT_THAT([&] { dequantize(tiled, out.data(), {DType::kI8}); }, says);
 }
 
 TEST(TiledTensorTest, ValidateNamesTheTensorThatDoesNotFit) {
@@ -249,14 +250,15 @@ TEST(TiledTensorTest, ValidateNamesTheTensorThatDoesNotFit) {
   refused([](TiledTensor& t) { t.col_scale.shape = {79}; }, "the tiled col_scale is");
   refused([](TiledTensor& t) { t.config.balance = Balance::kNone; },
           "the tiled col_scale is present");
-  refused([](TiledTensor& t) { t.W_q.buffer.size -= 1; }, "the tiled W_q is");
+  refused([](TiledTensor& t) { t.W_q.buffer.size -= 1; },
+          "the tiled W_q has 1535 bytes; its shape [2, 3, 256] needs 1536");
   refused([](TiledTensor& t) { t.out_features = 33; }, "it must be uint8 [3, 3, 256]");
   refused([](TiledTensor& t) { t.out_features = -1; }, "no tiles have this shape: W is [-1, 80]");
   refused([](TiledTensor& t) { t.in_features = 0; }, "no tiles have this shape: W is [17, 0]");
   TiledTensor wrong = good;
   wrong.zero = Tensor();
   EXPECT_THROW(untile(wrong), FormatError);
-  EXPECT_THROW(dequantize_rows(wrong, {}, DType::kF32, nullptr), FormatError);
+  EXPECT_THROW(dequantize_rows(wrong, {}, nullptr), FormatError);
 }
 
 TEST(TiledTensorTest, FieldsAreNamedAsInFormat1) {

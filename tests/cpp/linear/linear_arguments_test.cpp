@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "hqq/eigen.hpp"
 #include "hqq/error.hpp"
 #include "hqq/linear.hpp"
 #include "hqq/quantizer.hpp"

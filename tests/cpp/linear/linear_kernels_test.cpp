@@ -259,8 +259,9 @@ TEST(LinearKernelsOfTargets, ABetterTargetHasNoWorseKernels) {
 TEST_P(LinearKernelsTest, ProductsAreThoseOfPlainKernels) {
   for (const Shape& shape : kShapes) {
     const Columns columns(layout_of(shape));
-    for (int bits : kStoredBits) {
-      const int index = stored_bits_index(bits);
+    for (const FieldPacking& packing : kFieldPackings) {
+      const int bits = packing.bits;
+      const int index = field_packing_index(bits);
       for (Values codes : kAllValues) {
         const Tile tile(rng_, columns.plan(), bits, codes);
         for (bool fast : {true, false}) {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <sstream>
 
+#include "hqq/eigen.hpp"
 #include "tests/cpp/support/linear_bound.hpp"
 #include "tests/cpp/support/linear_test_util.hpp"
 
@@ -67,7 +68,7 @@ void check_product(const LayerSpec& spec, std::int64_t rows, LinearMode mode, Rn
   guard_all(q, side);
   const std::vector<std::byte> y = product(x.view, q, b, options);
   if (can_tile(q.config, q.out_features, q.in_features)) {
-    TiledTensor tiled = tile(q, 1);
+    TiledTensor tiled = tile(q, {1});
     guard_all(tiled, side);
     ASSERT_EQ(product(x.view, tiled, b, options), y) << "tiles and format 1 differ";
   } else {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <random>
 
+#include "hqq/eigen.hpp"
 #include "hqq/quantizer.hpp"
 #include "src/format/float_values.hpp"
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hqq/bitpack.hpp"
+#include "hqq/eigen.hpp"
 #include "hqq/quantizer.hpp"
 #include "src/io/atomic_file.hpp"
 

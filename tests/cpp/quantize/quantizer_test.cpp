@@ -10,6 +10,7 @@
 #include <random>
 
 #include "hqq/core/math.hpp"
+#include "hqq/eigen.hpp"
 #include "hqq/error.hpp"
 #include "src/cpu/dispatch.hpp"
 
@@ -129,7 +130,7 @@ TEST(TargetTest, EveryTargetAndThreadCountGivesTheSameBytes) {
     cpu::set_target("scalar");
     options.threads = 1;
     const QuantizedTensor expected = quantize(W, config, options);
-    const Tensor dense = dequantize(expected, DType::kF32, 1);
+    const Tensor dense = dequantize(expected, {DType::kF32, 1});
     for (const std::string& target : cpu::supported_targets()) {
       cpu::set_target(target);
       for (int threads : {1, 2, 5}) {
@@ -138,7 +139,7 @@ TEST(TargetTest, EveryTargetAndThreadCountGivesTheSameBytes) {
         ASSERT_EQ(bytes_of(q), bytes_of(expected))
             << target << ", " << threads << " threads, nbits " << nbits_of(c.nbits) << ", axis "
             << c.axis << ", solver " << to_string(c.solver) << ", balance " << to_string(c.balance);
-        const Tensor other = dequantize(q, DType::kF32, threads);
+        const Tensor other = dequantize(q, {DType::kF32, threads});
         ASSERT_EQ(std::memcmp(dense.buffer.data, other.buffer.data, dense.nbytes()), 0) << target;
       }
     }
@@ -349,7 +350,7 @@ TEST(ValidateTest, NamesTheTensorThatDoesNotFit) {
   wrong.scale.shape = {4, 2};
   EXPECT_THAT(
       [&] { dequantize(wrong); },
-      ThrowsMessage<FormatError>(HasSubstr("scale has the shape [4, 2]; it must be [8, 1]")));
+      ThrowsMessage<FormatError>(HasSubstr("scale is float16 [4, 2]; it must be float16 [8, 1]")));
   wrong = q;
   wrong.zero = Tensor();
   EXPECT_THAT([&] { wrong.validate("x"); },

@@ -1,4 +1,4 @@
-"""What the headers of a checkpoint in format 1 say of its layers, checked before a weight is read;
+"""Reads and checks the headers of a checkpoint in format 1 before any weight is read;
 docs/format.md."""
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from ... import _core
-from ..._core import HqqConfig, LayerConfig
+from ..._core import HqqConfig, LayerConfig, packed_row_bytes
 from ...errors import FormatError
-from ...format import TENSOR_NAMES, dtype_name, row_bytes
+from ...format import TENSOR_NAMES, dtype_name
 from ...models.described import METADATA, NOT_SETTINGS
 from ...nn.experts import HqqExperts
 from ...nn.linear import HqqLinear
@@ -36,7 +36,7 @@ class TensorHeader(NamedTuple):
 
 
 class Headers(NamedTuple):
-    """Those of all files of a checkpoint."""
+    """The headers of all files of a checkpoint."""
 
     # Names of all tensors.
     keys: set[str]
@@ -187,7 +187,7 @@ def _undescribed(
         # A head may have another number of rows, which Transformers compares; a Conv1D keeps its
         # weight transposed, a convolution in more dimensions.
         columns = (shape[-1], math.prod(shape[1:]), shape[0])
-        fits = [c for c in columns if row_bytes(settings.nbits, c) == W_q.shape[-1]]
+        fits = [c for c in columns if packed_row_bytes(settings.nbits, c) == W_q.shape[-1]]
         shape = (*W_q.shape[:-1], (fits or columns)[0])
     return Stored(name, tensor, shape=shape, settings=settings)
 

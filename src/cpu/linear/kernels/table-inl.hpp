@@ -2,26 +2,26 @@
 
 // Calls fill(Index<i>, Index<bits>) for all widths.
 template <class Fill>
-void for_stored_bits(Fill fill) {
-  unrolled<kNumStoredBits>(
-      [&](auto index) { fill(index, Index<kStoredBits[decltype(index)::value]>{}); });
+void for_field_packings(Fill fill) {
+  unrolled<kNumFieldPackings>(
+      [&](auto index) { fill(index, Index<kFieldPackings[decltype(index)::value].bits>{}); });
 }
 
 [[maybe_unused]] void fill_panels_fast(LinearKernels& k) {
-  for_stored_bits([&](auto index, auto bits) {
+  for_field_packings([&](auto index, auto bits) {
     k.panel_fast[decltype(index)::value] = panel_fast<decltype(bits)::value>;
   });
 }
 
 [[maybe_unused]] void fill_panels_exact(LinearKernels& k) {
-  for_stored_bits([&](auto index, auto bits) {
+  for_field_packings([&](auto index, auto bits) {
     k.panel_exact[decltype(index)::value] = panel_exact<decltype(bits)::value>;
   });
 }
 
 #ifndef HQQ_NO_DECODE
 [[maybe_unused]] void fill_decode_fast(LinearKernels& k) {
-  for_stored_bits([&](auto index, auto width) {
+  for_field_packings([&](auto index, auto width) {
     constexpr int kBits = decltype(width)::value;
     auto& table = k.decode_fast[decltype(index)::value];
     table[0][0] = decode_tile<true, kBits, 1, std::uint16_t>;
@@ -34,7 +34,7 @@ void for_stored_bits(Fill fill) {
 }
 
 [[maybe_unused]] void fill_decode_exact(LinearKernels& k) {
-  for_stored_bits([&](auto index, auto width) {
+  for_field_packings([&](auto index, auto width) {
     constexpr int kBits = decltype(width)::value;
     auto& table = k.decode_exact[decltype(index)::value];
     table[0][0] = decode_tile<false, kBits, 1, std::uint16_t>;

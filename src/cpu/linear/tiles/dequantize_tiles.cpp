@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/core/codec.hpp"
 #include "src/cpu/linear/tiles/tile_source.hpp"
 #include "src/cpu/parallel.hpp"

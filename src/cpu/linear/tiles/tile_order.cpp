@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <vector>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/core/codec.hpp"
 
 namespace hqq::cpu {
@@ -12,50 +14,7 @@ namespace {
 // A unit's codes, [field][4 * row + column].
 using UnitFields = std::uint8_t[kUnitFields][kFieldBytes];
 
-// One of the fields that are spread over the unused high bits of others: bits [from, from + count)
-// of the byte `vector` are its bits [to, to + count).
-struct Piece {
-  int field, vector, from, count, to;
-};
-
-// How fields share bytes (fields-inl.hpp reads them): `slots` fields of `bits` bits lie in every
-// vector, the rest is made of pieces.
-struct Packing {
-  int bits;
-  int slots;
-  std::vector<Piece> pieces;
-};
-
-const Packing& packing(int bits) {
-  static const Packing packings[] = {
-      {8, 1, {}},
-      {4, 2, {}},
-      {2, 4, {}},
-      {1, 8, {}},
-      {3, 2, {{6, 0, 6, 2, 0}, {6, 2, 6, 1, 2}, {7, 1, 6, 2, 0}, {7, 2, 7, 1, 2}}},
-      {5,
-       1,
-       {{5, 0, 5, 3, 0},
-        {5, 3, 5, 2, 3},
-        {6, 1, 5, 3, 0},
-        {6, 4, 5, 2, 3},
-        {7, 2, 5, 3, 0},
-        {7, 3, 7, 1, 3},
-        {7, 4, 7, 1, 4}}},
-      {6,
-       1,
-       {{6, 0, 6, 2, 0},
-        {6, 1, 6, 2, 2},
-        {6, 2, 6, 2, 4},
-        {7, 3, 6, 2, 0},
-        {7, 4, 6, 2, 2},
-        {7, 5, 6, 2, 4}}},
-  };
-  return *std::find_if(std::begin(packings), std::end(packings),
-                       [&](const Packing& p) { return p.bits == bits; });
-}
-
-void pack_unit(const Packing& how, const UnitFields& fields, std::uint8_t* out) {
+void pack_unit(const FieldPacking& how, const UnitFields& fields, std::uint8_t* out) {
   std::fill_n(out, how.bits * kFieldBytes, std::uint8_t{0});
   const auto put = [&](const std::uint8_t* field, std::uint8_t* vector, int to, int from,
                        int mask) {
@@ -68,12 +27,12 @@ void pack_unit(const Packing& how, const UnitFields& fields, std::uint8_t* out) 
       put(fields[v * how.slots + s], out + v * kFieldBytes, 0, s * how.bits, 255);
     }
   }
-  for (const Piece& p : how.pieces) {
+  for (const Piece& p : std::span(how.pieces, static_cast<std::size_t>(how.num_pieces))) {
     put(fields[p.field], out + p.vector * kFieldBytes, p.to, p.from, (1 << p.count) - 1);
   }
 }
 
-void unpack_unit(const Packing& how, const std::uint8_t* in, UnitFields& fields) {
+void unpack_unit(const FieldPacking& how, const std::uint8_t* in, UnitFields& fields) {
   std::memset(fields, 0, sizeof(UnitFields));
   const auto take = [&](std::uint8_t* field, const std::uint8_t* vector, int to, int from,
                         int mask) {
@@ -86,7 +45,7 @@ void unpack_unit(const Packing& how, const std::uint8_t* in, UnitFields& fields)
       take(fields[v * how.slots + s], in + v * kFieldBytes, 0, s * how.bits, (1 << how.bits) - 1);
     }
   }
-  for (const Piece& p : how.pieces) {
+  for (const Piece& p : std::span(how.pieces, static_cast<std::size_t>(how.num_pieces))) {
     take(fields[p.field], in + p.vector * kFieldBytes, p.to, p.from, (1 << p.count) - 1);
   }
 }
@@ -99,11 +58,6 @@ std::uint8_t* tile_codes(const TileOrder& order) {
 }
 
 }  // namespace
-
-int stored_bits(BitWidth width) {
-  const core::RowFormat format = core::row_format(width);
-  return format.low_bits == 0 ? 2 : format.low_bits + format.high_bits;
-}
 
 TileOrder::TileOrder(const LayerConfig& config, const core::GroupLayout& layout)
     : axis_(config.axis),
@@ -143,7 +97,7 @@ void pack_tile(const QuantizedTensor& q, const TileOrder& order, std::int64_t ti
     }
     std::fill(lane_codes + filled, lane_codes + padded, std::uint8_t{0});
   }
-  const Packing& how = packing(order.bits());
+  const FieldPacking& how = field_packing(order.bits());
   for (std::int64_t unit = 0; unit < order.units(); ++unit) {
     UnitFields fields;
     for (int lane = 0; lane < kTileRows; ++lane) {
@@ -158,7 +112,7 @@ void pack_tile(const QuantizedTensor& q, const TileOrder& order, std::int64_t ti
 
 void unpack_codes(const std::uint8_t* in, const TileOrder& order, std::uint8_t* out) {
   const std::int64_t padded = order.units() * kUnitCols;
-  const Packing& how = packing(order.bits());
+  const FieldPacking& how = field_packing(order.bits());
   for (std::int64_t unit = 0; unit < order.units(); ++unit) {
     UnitFields fields;
     unpack_unit(how, in + unit * how.bits * kFieldBytes, fields);

@@ -3,12 +3,23 @@
 
 #include "hqq/quantized_tensor.hpp"
 #include "hqq/tiled_tensor.hpp"
-#include "src/cpu/linear/tiles/tiles.hpp"
+#include "src/cpu/linear/tiles/field_packing.hpp"
 
 namespace hqq::cpu {
 
 // Bits a code takes in a tile: ternary codes are stored in two.
-int stored_bits(BitWidth width);
+constexpr int stored_bits(BitWidth width) {
+  const core::RowFormat format = core::row_format(width);
+  return format.low_bits == 0 ? 2 : format.low_bits + format.high_bits;
+}
+static_assert(
+    [] {
+      for (const BitWidthInfo& info : kBitWidths) {
+        if (field_packing_index(stored_bits(info.width)) < 0) return false;
+      }
+      return true;
+    }(),
+    "kFieldPackings has no row for a width of kBitWidths");
 
 // Which rows a tile holds, and how large its parts are.
 class TileOrder {

@@ -2,14 +2,13 @@
 
 #include <algorithm>
 
+#include "hqq/core/metadata.hpp"
 #include "src/cpu/linear/choose.hpp"
 #include "src/format/float_values.hpp"
 #include "src/format/metadata.hpp"
 
 namespace hqq::cpu {
 namespace {
-
-constexpr std::int64_t kMetadataBlock = QuantizedTensor::kMetadataBlock;
 
 void read_floats(DType dtype, const std::byte* in, std::int64_t count, float* out) {
   if (dtype == DType::kF16) {
@@ -102,10 +101,10 @@ void TileSource::read_u8_tile(const Metadata& metadata, std::int64_t index,
     for (int lane = 0; lane < kTileRows; ++lane) {
       const std::int64_t row = order_.row(index, lane);
       if (row >= layout_.rows) break;
-      const std::int64_t block = (row * groups + g) / kMetadataBlock;
+      const std::int64_t block = (row * groups + g) / core::kMetadataBlock;
       step[lane] = metadata.step->data<float>()[block];
       offset[lane] = metadata.offset->data<float>()[block];
-      end = std::min(end, (block + 1) * kMetadataBlock - row * groups);
+      end = std::min(end, (block + 1) * core::kMetadataBlock - row * groups);
     }
     linear_kernels().read_u8(codes + g * kTileRows, end - g, step, offset, out + g * kTileRows);
     g = end;

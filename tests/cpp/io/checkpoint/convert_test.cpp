@@ -10,6 +10,7 @@
 #include "hqq/error.hpp"
 #include "hqq/quantizer.hpp"
 #include "hqq/safetensors.hpp"
+#include "src/config/config_json.hpp"
 #include "src/io/formats/upstream.hpp"
 #include "tests/cpp/support/io_test_util.hpp"
 #include "tests/cpp/support/message_of.hpp"
@@ -134,7 +135,7 @@ TEST_F(ConvertTest, UpstreamFolderIsWhatTransformersSaved) {
                               "round_zero": true, "axis": 1, "view_as_float": false},
       "scale_quant_params": null, "zero_quant_params": null, "offload_meta": false}})"));
   // Our own reader of Transformers' form agrees.
-  EXPECT_EQ(HqqConfig::from_json(written["quantization_config"]).defaults.group_size, 16);
+  EXPECT_EQ(config_from_json(written["quantization_config"]).defaults.group_size, 16);
   EXPECT_FALSE(fs::exists(upstream / "hqq_cpp.manifest.json"));
   const SafetensorsFile file(upstream / "model.safetensors");
   EXPECT_EQ(file.metadata(), (std::map<std::string, std::string>{{"format", "pt"}}));

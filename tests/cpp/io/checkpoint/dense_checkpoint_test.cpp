@@ -62,7 +62,7 @@ TEST_F(Dense, DequantizeIsTheInverse) {
         EXPECT_EQ(after[i].shape, before[i].shape);
         const std::string layer = after[i].name.substr(0, after[i].name.size() - 7);
         const bool linear = quantized.find(layer + ".W_q").first != nullptr;
-        const Tensor expected = linear ? dequantize(load_quantized(quantized, layer), dtype)
+        const Tensor expected = linear ? dequantize(load_quantized(quantized, layer), {dtype})
                                        : source.shard(s).read(before[i]);
         EXPECT_EQ(bytes_of(dense.shard(s).read(after[i])), bytes_of(expected)) << after[i].name;
       }

@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "hqq/bitpack.hpp"
 #include "hqq/error.hpp"
 #include "tests/cpp/support/message_of.hpp"
 #include "tests/cpp/support/model_test_util.hpp"
@@ -38,17 +39,19 @@ TEST(Plan, SizesOfEveryWidth) {
     config.defaults.quant_scale = true;
     const QuantizePlan plan = plan_quantization(source, config, ImportanceFile(""));
     ASSERT_EQ(plan.layers.size(), 2u);
-    const std::vector<FieldSpec>& fields = plan.layers[0].fields;
+    const TensorSpecs& tensors = plan.layers[0].tensors;
     std::vector<std::string> names;
-    for (const FieldSpec& field : fields) names.push_back(field.field);
+    for (const TensorSpec& spec : tensors) {
+      if (spec.present) names.push_back(spec.name);
+    }
     EXPECT_THAT(names,
                 ElementsAre("W_q", "scale", "zero", "scale_step", "scale_offset", "col_scale"));
-    EXPECT_THAT(fields[0].shape, ElementsAre(64, packed_row_bytes(nbits, 128)));
-    EXPECT_THAT(fields[1].shape, ElementsAre(64, 2));
-    EXPECT_EQ(fields[1].dtype, DType::kU8);
-    EXPECT_EQ(fields[2].dtype, DType::kF16);
-    EXPECT_THAT(fields[3].shape, ElementsAre(1));
-    EXPECT_THAT(fields[5].shape, ElementsAre(128));
+    EXPECT_THAT(tensors[0].shape, ElementsAre(64, packed_row_bytes(nbits, 128)));
+    EXPECT_THAT(tensors[1].shape, ElementsAre(64, 2));
+    EXPECT_EQ(tensors[1].dtype, DType::kU8);
+    EXPECT_EQ(tensors[2].dtype, DType::kF16);
+    EXPECT_THAT(tensors[3].shape, ElementsAre(1));
+    EXPECT_THAT(tensors[7].shape, ElementsAre(128));
   }
 }
 

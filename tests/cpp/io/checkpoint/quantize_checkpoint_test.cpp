@@ -7,6 +7,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
+#include "src/config/config_json.hpp"
 #include "src/io/formats/layer_store.hpp"
 #include "tests/cpp/support/message_of.hpp"
 #include "tests/cpp/support/model_test_util.hpp"
@@ -133,9 +134,9 @@ TEST(QuantizeCheckpoint, ConfigJson) {
   // The settings as they were used: "auto" is resolved, so that a reader knows who has a col_scale.
   config.defaults.balance = Balance::kSinkhorn;
   config.dynamic_config[0].second->balance = Balance::kSinkhorn;
-  EXPECT_EQ(HqqConfig::from_json(quantization), config);
+  EXPECT_EQ(config_from_json(quantization), config);
   quantization["format_version"] = 2;
-  EXPECT_THROW(HqqConfig::from_json(quantization), std::invalid_argument);
+  EXPECT_THROW(config_from_json(quantization), std::invalid_argument);
   // Per layer, where layers differ.
   const Checkpoint result(folder / "q");
   EXPECT_EQ(load_quantized(result, "model.layers.1.self_attn.q_proj").config.nbits, BitWidth::k8);
@@ -331,7 +332,7 @@ TEST(QuantizeCheckpoint, Importance) {
             Balance::kSinkhorn);
   // config.json alone says it too, without the shards.
   const auto json = nlohmann::ordered_json::parse(read_bytes(folder / "q/config.json"));
-  const HqqConfig written = HqqConfig::from_json(json["quantization_config"]);
+  const HqqConfig written = config_from_json(json["quantization_config"]);
   for (const std::string& layer : quantized_layers(result)) {
     EXPECT_EQ(written.layer(layer), load_quantized(result, layer).config) << layer;
   }

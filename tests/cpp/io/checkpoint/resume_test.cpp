@@ -12,6 +12,7 @@
 
 #include "hqq/checkpoint.hpp"
 #include "hqq/error.hpp"
+#include "src/config/config_json.hpp"
 #include "src/io/checkpoint/folder_lock.hpp"
 #include "src/io/checkpoint/manifest.hpp"
 #include "src/io/checkpoint/output_folder.hpp"
@@ -97,7 +98,7 @@ class Resume : public ::testing::Test {
     nlohmann::ordered_json json;
     json["version"] = "0.1.0";
     json["format_version"] = 1;
-    json["config"] = HqqConfig().to_json();
+    json["config"] = config_to_json(HqqConfig());
     json["importance"] = nullptr;
     json["source"] = fingerprint_source(Checkpoint(folder_ / "m"), false);
     return json;
@@ -205,7 +206,7 @@ TEST_F(Resume, RefusesAnotherOrderOfRules) {
   quantize_checkpoint(folder_ / "m", folder_ / "whole", config);
   make_partial();
   auto json = nlohmann::ordered_json::parse(read_bytes(folder_ / "q.partial" / kJournalName));
-  json["request"]["config"] = config.to_json();
+  json["request"]["config"] = config_to_json(config);
   write_bytes(folder_ / "q.partial" / kJournalName, json.dump());
   std::swap(config.dynamic_config[0], config.dynamic_config[1]);
   EXPECT_THAT(refusal(config), HasSubstr("config.dynamic_config.order of keys"));

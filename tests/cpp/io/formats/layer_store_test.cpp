@@ -266,7 +266,7 @@ TEST_F(TwoShards, ShardsThatDisagree) {
                                    "\"model-00001-of-00002.safetensors\""));
 }
 
-TEST(FieldSpecs, MatchWhatTheQuantizerMakes) {
+TEST(TensorSpecs, MatchWhatTheQuantizerMakes) {
   for (const BitWidth nbits : kAllBitWidths) {
     for (int variant = 0; variant < 16; ++variant) {
       LayerConfig config;
@@ -277,19 +277,36 @@ TEST(FieldSpecs, MatchWhatTheQuantizerMakes) {
       config.balance = (variant & 8) != 0 ? Balance::kSinkhorn : Balance::kNone;
       config.group_size = 24;
       const Tensor W = random_tensor(DType::kF32, {40, 100}, 3);
-      const QuantizedTensor q = Quantizer().quantize(TensorView(W), config, "a", {});
-      const std::vector<FieldSpec> specs = field_specs(config, 40, 100);
-      const auto tensors = q.tensors();
-      ASSERT_EQ(specs.size(), tensors.size());
-      for (std::size_t i = 0; i < specs.size(); ++i) {
-        EXPECT_EQ(specs[i].field, tensors[i].first);
-        EXPECT_EQ(specs[i].dtype, tensors[i].second->dtype);
-        EXPECT_EQ(specs[i].shape, tensors[i].second->shape);
-        EXPECT_EQ(specs[i].nbytes(), tensors[i].second->nbytes());
+      QuantizedTensor q = Quantizer().quantize(TensorView(W), config, "a", {});
+      const TensorSpecs specs = tensor_specs(config, 40, 100);
+      std::size_t i = 0;
+      for (const auto& [name, tensor] : q.fields()) {
+        const TensorSpec& spec = specs[i++];
+        EXPECT_EQ(spec.name, name);
+        EXPECT_EQ(spec.present, bool(*tensor)) << name;
+        if (!spec.present) continue;
+        EXPECT_EQ(spec.dtype, tensor->dtype);
+        EXPECT_EQ(spec.shape, tensor->shape);
+        EXPECT_EQ(spec.nbytes(), tensor->nbytes());
       }
-      EXPECT_EQ(matrix_bytes(specs), static_cast<std::uint64_t>(q.nbytes()));
+      EXPECT_EQ(nbytes_of(specs), static_cast<std::uint64_t>(q.nbytes()));
     }
   }
+}
+
+TEST(TensorSpecs, RefuseABalanceThatIsNotResolved) {
+  EXPECT_THAT([] { tensor_specs(LayerConfig{}, 40, 100); },
+              ThrowsMessage<std::invalid_argument>(
+                  HasSubstr("balance is 'auto'; a stored layer has 'none' or 'sinkhorn'")));
+}
+
+TEST(TensorSpecs, RefuseAShapeThatIsNoMatrix) {
+  LayerConfig config;
+  config.balance = Balance::kNone;
+  config.axis = 0;
+  EXPECT_THAT(
+      [&] { tensor_specs(config, 40, 0); },
+      ThrowsMessage<std::invalid_argument>(HasSubstr("the shape [40, 0] is not that of a matrix")));
 }
 
 }  // namespace

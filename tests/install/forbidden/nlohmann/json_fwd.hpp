@@ -1,0 +1,1 @@
+#error "a public header of hqq includes nlohmann/json"
