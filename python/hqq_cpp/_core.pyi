@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'verify_checkpoint']
+__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'can_tile', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -804,7 +804,7 @@ class Roles:
         """
 class NativeLayer:
     """
-    For hqq_cpp.nn: a layer by the addresses of its tensors.
+    For hqq_cpp.backends: a layer by the addresses of its tensors.
     """
     def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
@@ -814,17 +814,19 @@ class NativeLayer:
         ...
     def experts_linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], parts: typing.SupportsInt | typing.SupportsIndex, counts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    def kernel(self, rows: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex) -> tuple[str, str, str]:
+        ...
     def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class CudaPlace:
     """
-    For hqq_cpp.nn: a device and a stream.
+    For hqq_cpp.backends: a device and a stream.
     """
     def __init__(self, device: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class CudaLayer:
     """
-    For hqq_cpp.nn: a layer in device memory, by the addresses of its tensors.
+    For hqq_cpp.backends: a layer in device memory, by the addresses of its tensors.
     """
     def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
@@ -846,7 +848,7 @@ class CudaLayer:
         ...
 class CudaSolver:
     """
-    For hqq_cpp.nn: quantizes a matrix in device memory.
+    For hqq_cpp.backends: quantizes a matrix in device memory.
     """
     def __init__(self, config: typing.Any, name: str, dtype: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, importance: typing.Any) -> None:
         ...
@@ -1221,6 +1223,10 @@ class TensorDiff:
         """
         sqrt(mean (A - B)^2).
         """
+def can_tile(config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> bool:
+    """
+    Whether there is a TiledTensor of such a matrix.
+    """
 def cli_main(argv: collections.abc.Sequence[str]) -> int:
     """
     Runs the command hqq-cpp with argv (argv[0] is its name); returns the exit code.
