@@ -33,9 +33,8 @@ void linear(benchmark::State& state, const Device& device, const LayerConfig& co
   cuda::DeviceMemory x, y;
   y.reserve(bytes, "hqq-bench");
   const std::vector<std::byte> zeros(bytes);
-  cuda::check(
-      cuda::library().copy(x.reserve(bytes, "hqq-bench"), zeros.data(), bytes, nullptr),
-      "hqq-bench");
+  cuda::check(cuda::library().copy(x.reserve(bytes, "hqq-bench"), zeros.data(), bytes, nullptr),
+              "hqq-bench");
   const TensorView view(x.data(), DType::kF16, rows, size);
   measure(state, layers, [&](const Linear& layer) { layer(view, y.data()); });
 }

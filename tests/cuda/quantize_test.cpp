@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "tests/cuda/quantize_test_util.hpp"
 #include "src/config/config_json.hpp"
+#include "tests/cuda/quantize_test_util.hpp"
 
 namespace hqq::cuda_testing {
 namespace {
