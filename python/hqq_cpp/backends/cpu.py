@@ -92,7 +92,7 @@ def linear(
         rows, stride = rows.contiguous(), in_features
     bias_address = 0
     if bias is not None:
-        bias = bias.float().contiguous()
+        bias = (bias if bias.dtype is torch.float32 else bias.float()).contiguous()
         bias_address = bias.data_ptr()
     _layer(layout, weight.packing).linear(
         _addresses(weight), rows.data_ptr(), count, stride, _dtype_code(x.dtype), bias_address,
@@ -136,7 +136,12 @@ def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mod
     reason = ""
     if name == "row by row":
         reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
+<<<<<<< HEAD
     return common.Kernel(f"{name}, {resolved}, {target}", resolved, reason)
+=======
+    is_fast = resolved == "fast"
+    return common.Kernel(f"{name}, {resolved}, {target}", "fast" if is_fast else "exact", reason)
+>>>>>>> backends
 
 
 def _grouped(
