@@ -136,12 +136,8 @@ def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mod
     reason = ""
     if name == "row by row":
         reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
-<<<<<<< HEAD
-    return common.Kernel(f"{name}, {resolved}, {target}", resolved, reason)
-=======
     is_fast = resolved == "fast"
     return common.Kernel(f"{name}, {resolved}, {target}", "fast" if is_fast else "exact", reason)
->>>>>>> backends
 
 
 def _grouped(
