@@ -1,5 +1,6 @@
 // hqq-cpp inspect
 #include <algorithm>
+#include <memory>
 #include <set>
 
 #include "src/cli/cli.hpp"
@@ -43,7 +44,8 @@ Contents contents_of(const Checkpoint& checkpoint) {
   Contents contents;
   TensorSet used;
   for (const Format& format : checkpoint_formats()) {
-    for (const SourceLayer& found : format.open(checkpoint, used)->layers()) {
+    const std::unique_ptr<FormatReader> reader = format.open(checkpoint, used);
+    for (const SourceLayer& found : reader->layers()) {
       Layer layer{found.description.name, format.name, found.description.config,
                   found.description.shape};
       layer.weights = static_cast<std::uint64_t>(found.description.numel());
