@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -137,7 +137,7 @@ def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mod
     reason = ""
     if name == "row by row":
         reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
-    return common.Kernel(f"{name}, {resolved}, {target}", resolved, reason)
+    return common.Kernel(f"{name}, {resolved}, {target}", cast(common.Mode, resolved), reason)
 
 
 def _grouped(
