@@ -7,7 +7,6 @@ int main() {
   const hqq::Linear layer(hqq::Quantizer().quantize(W));
 
   const hqq::RowMajorMatrix x = hqq::RowMajorMatrix::Random(2, 1024);
-  hqq::RowMajorMatrix y(2, 512);
-  layer(hqq::TensorView(x.data(), hqq::DType::kF32, 2, 1024), y.data());  // x W_r^T
+  const hqq::RowMajorMatrix y = hqq::linear(x, layer);  // x W_r^T
   std::cout << "relative error of y: " << (y - x * W.transpose()).norm() / y.norm() << "\n";
 }
