@@ -30,7 +30,7 @@ struct TensorSpec {
 using TensorSpecs = std::array<TensorSpec, kTensorNames.size()>;
 
 // The tensors of a matrix in format 1, in the order of kTensorNames. Throws std::invalid_argument
-// for balance kAuto, which says nothing of a matrix that is there already.
+// for balance kAuto, which says nothing of a matrix that is there already, and for an empty shape.
 TensorSpecs tensor_specs(const LayerConfig& config, std::int64_t out_features,
                          std::int64_t in_features);
 // Bytes of all of them.

@@ -40,7 +40,7 @@ Returns:
     Name, shape and dtype of every tensor.
 
 Raises:
-    ValueError: For balance 'auto'.
+    ValueError: For balance 'auto' and for an empty shape.
 
 Example:
     >>> config = hqq_cpp.LayerConfig(nbits=4, balance="none")

@@ -52,6 +52,10 @@ TensorSpecs tensor_specs(const LayerConfig& config, std::int64_t out_features,
   if (config.balance == Balance::kAuto) {
     throw_invalid("format", "balance is 'auto'; a stored layer has 'none' or 'sinkhorn'");
   }
+  if (out_features <= 0 || in_features <= 0) {
+    throw_invalid("format", "the shape " + shape_string({out_features, in_features}) +
+                                " is not that of a matrix");
+  }
   const core::GroupLayout layout = group_layout(config, out_features, in_features);
   const std::vector<std::int64_t> groups = {layout.metadata_rows(), layout.metadata_cols()};
   const std::vector<std::int64_t> blocks = {(layout.num_groups() + core::kMetadataBlock - 1) /

@@ -10,7 +10,7 @@ from ..config import importance_of
 from ..format import PackedWeight, Packing
 from . import common, cpu, cuda
 from . import torch as torch_backend
-from .common import Mode, Solved
+from .common import Kernel, Mode, Solved
 
 _SETTINGS = ("auto", "torch", "native")
 _setting = "auto"
@@ -56,10 +56,14 @@ class Backend(Protocol):
     ) -> torch.Tensor:
         """Every row of x [rows, in] times the matrix of its expert; see experts_linear()."""
 
+    def kernel(self, weight: PackedWeight, rows: int, dtype: torch.dtype, mode: Mode) -> Kernel:
+        """What linear() and experts_linear() do with so many rows of x (of one expert, on average)."""
+
 
 class Choice(NamedTuple):
     """Who computes, and why nobody faster does."""
 
+    name: str
     backend: Backend
     reason: str  # empty: this is the fastest there is
 
@@ -113,7 +117,10 @@ def get_backend() -> str:
 
 
 # Type of a device -> the backend that has kernels for it. Every call of a layer chooses: nothing is made.
-_KERNELS: dict[str, Choice] = {"cpu": Choice(cpu, ""), "cuda": Choice(cuda, "")}
+_KERNELS: dict[str, Choice] = {
+    "cpu": Choice("cpu", cpu, ""),
+    "cuda": Choice("cuda", cuda, ""),
+}
 
 
 def _kernels_for(tensor: torch.Tensor) -> Choice | None:
@@ -140,7 +147,7 @@ def choose(weight: PackedWeight, dtype: torch.dtype, device: torch.device | None
         ValueError: If kernels were asked for (set_backend("native")) and none can do it.
     """
     if _setting == "torch":
-        return Choice(torch_backend, "set_backend('torch') was called")
+        return Choice("torch", torch_backend, "set_backend('torch') was called")
     found, home = _kernels_for(weight.tensors.W_q), weight.tensors.W_q.device
     if found is None:
         reason = "there are no kernels for the device of the weight"
@@ -156,7 +163,7 @@ def choose(weight: PackedWeight, dtype: torch.dtype, device: torch.device | None
             "or on a GPU that libhqq_cuda can use ('hqq-cpp doctor' says more); the layer is on "
             f"{home}, x is {dtype} on {home if device is None else device}: use set_backend('auto')"
         )
-    return Choice(torch_backend, reason)
+    return Choice("torch", torch_backend, reason)
 
 
 def mode_of(x: torch.Tensor, exact: bool = False) -> Mode:

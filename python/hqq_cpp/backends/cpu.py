@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import _core, api
-from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing
+from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing, dtype_name
 from . import common
 from .packing import format_1
 
@@ -122,6 +122,21 @@ def experts_linear(
         return linear(x, matrix, None, mode)
 
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
+
+
+def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mode) -> common.Kernel:
+    """What multiplies so many rows of x."""
+    if dtype not in _MULTIPLIED:
+        return common.Kernel(
+            common.DENSE,
+            "exact",
+            f"the kernels sum in float32, which is less than x of {dtype_name(dtype)} asks for",
+        )
+    name, mode, target = _layer(weight.layout.matrix, weight.packing).kernel(rows, _mode_code(mode))
+    reason = ""
+    if name == "row by row":
+        reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
+    return common.Kernel(f"{name}, {mode}, {target}", mode, reason)
 
 
 def _grouped(

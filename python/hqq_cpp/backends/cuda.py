@@ -22,6 +22,7 @@ from ..format import (
     PackedWeight,
     Packing,
     Tensors,
+    dtype_name,
     tensor_specs,
 )
 from . import common
@@ -131,6 +132,23 @@ def experts_linear(
         return common.dense_linear(x, dequantize(matrix, x.dtype), None)
 
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
+
+
+def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mode) -> common.Kernel:
+    """What multiplies so many rows of x (of one expert, on average)."""
+    if weight.packing != CUDA_TILES:
+        return common.Kernel(
+            common.DENSE, "exact", "the codes are not in tiles of the CUDA kernels"
+        )
+    limit = max_rows(weight.layout, dtype, device_of(weight.tensors.W_q))
+    if limit is None:
+        return common.Kernel(
+            common.DENSE, "exact", f"no CUDA kernel multiplies x of {dtype_name(dtype)}"
+        )
+    if rows > limit:
+        reason = f"a dense product is faster for more than {limit} rows of x"
+        return common.Kernel(common.DENSE, "exact", reason)
+    return common.Kernel("tiles", "exact", "")
 
 
 # ---- Products of tiles -------------------------------------------------------------------------

@@ -94,6 +94,11 @@ def experts_linear(
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
 
 
+def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mode) -> common.Kernel:
+    """What multiplies so many rows of x."""
+    return common.Kernel(common.DENSE, "exact", "")
+
+
 def _unpack_plane(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """uint8 [..., bytes] -> uint8 [..., count]: 8 / bits codes a byte, the lowest bits first."""
     if bits == 8:

@@ -277,11 +277,15 @@ class QuantizedModule(nn.Module):
             return weight
         if weight.packing == FORMAT_1 and cuda_calls.is_capturing(weight.tensors.W_q):
             self._is_recorded = True
-        # Tiles of another device come past the module, which owns them in no case.
-        if weight.packing != FORMAT_1 or (self._ready is not None and not self._is_recorded):
+        if self.may_repack(weight):
             self._repack(wanted)
             return self.packed_weight()
         return weight
+
+    def may_repack(self, weight: PackedWeight) -> bool:
+        """Whether a product may reorder what checked() gave."""
+        # Tiles of another device come past the module, which owns them in no case.
+        return weight.packing != FORMAT_1 or (self._ready is not None and not self._is_recorded)
 
     def is_ready(self, tensors: Tensors) -> bool:
         """Whether packed() has given these tensors to checked() before, and the module owns them."""

@@ -250,7 +250,8 @@ TEST(TiledTensorTest, ValidateNamesTheTensorThatDoesNotFit) {
   refused([](TiledTensor& t) { t.col_scale.shape = {79}; }, "the tiled col_scale is");
   refused([](TiledTensor& t) { t.config.balance = Balance::kNone; },
           "the tiled col_scale is present");
-  refused([](TiledTensor& t) { t.W_q.buffer.size -= 1; }, "the tiled W_q is");
+  refused([](TiledTensor& t) { t.W_q.buffer.size -= 1; },
+          "the tiled W_q has 1535 bytes; its shape [2, 3, 256] needs 1536");
   refused([](TiledTensor& t) { t.out_features = 33; }, "it must be uint8 [3, 3, 256]");
   refused([](TiledTensor& t) { t.out_features = -1; }, "no tiles have this shape: W is [-1, 80]");
   refused([](TiledTensor& t) { t.in_features = 0; }, "no tiles have this shape: W is [17, 0]");

@@ -277,10 +277,10 @@ TEST(TensorSpecs, MatchWhatTheQuantizerMakes) {
       config.balance = (variant & 8) != 0 ? Balance::kSinkhorn : Balance::kNone;
       config.group_size = 24;
       const Tensor W = random_tensor(DType::kF32, {40, 100}, 3);
-      const QuantizedTensor q = Quantizer().quantize(TensorView(W), config, "a", {});
+      QuantizedTensor q = Quantizer().quantize(TensorView(W), config, "a", {});
       const TensorSpecs specs = tensor_specs(config, 40, 100);
       std::size_t i = 0;
-      for (const auto& [name, tensor] : QuantizedTensor(q).fields()) {
+      for (const auto& [name, tensor] : q.fields()) {
         const TensorSpec& spec = specs[i++];
         EXPECT_EQ(spec.name, name);
         EXPECT_EQ(spec.present, bool(*tensor)) << name;
@@ -298,6 +298,15 @@ TEST(TensorSpecs, RefuseABalanceThatIsNotResolved) {
   EXPECT_THAT([] { tensor_specs(LayerConfig{}, 40, 100); },
               ThrowsMessage<std::invalid_argument>(
                   HasSubstr("balance is 'auto'; a stored layer has 'none' or 'sinkhorn'")));
+}
+
+TEST(TensorSpecs, RefuseAShapeThatIsNoMatrix) {
+  LayerConfig config;
+  config.balance = Balance::kNone;
+  config.axis = 0;
+  EXPECT_THAT(
+      [&] { tensor_specs(config, 40, 0); },
+      ThrowsMessage<std::invalid_argument>(HasSubstr("the shape [40, 0] is not that of a matrix")));
 }
 
 }  // namespace
