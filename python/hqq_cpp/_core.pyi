@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'verify_checkpoint']
+__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -410,6 +410,38 @@ class HqqConfig:
     @skip_modules.setter
     def skip_modules(self, arg1: collections.abc.Sequence | None) -> None:
         ...
+class BitWidth:
+    """
+    A bit width and how its codes are packed into rows.
+
+    A code is split into two planes, low bits first. A row is a sequence of blocks, and a block stores
+    one plane after the other; a ternary block stores five codes a byte.
+    """
+    @property
+    def block(self) -> int:
+        """
+        Codes of a block; the last one of a row may be shorter.
+        """
+    @property
+    def high_bits(self) -> int:
+        """
+        Bits of the second plane; 0: there is none.
+        """
+    @property
+    def low_bits(self) -> int:
+        """
+        Bits of the first plane; 0: ternary.
+        """
+    @property
+    def max_code(self) -> int:
+        """
+        Largest code.
+        """
+    @property
+    def nbits(self) -> int | float:
+        """
+        8, 6, 5, 4, 3, 2, 1.58 or 1.
+        """
 class QuantizedTensor:
     """
     A quantized matrix [out_features, in_features].
@@ -772,7 +804,7 @@ class Roles:
         """
 class NativeLayer:
     """
-    For hqq_cpp.nn: a layer by the addresses of its tensors.
+    For hqq_cpp.backends: a layer by the addresses of its tensors.
     """
     def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
@@ -782,17 +814,19 @@ class NativeLayer:
         ...
     def experts_linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], parts: typing.SupportsInt | typing.SupportsIndex, counts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    def kernel(self, rows: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex) -> tuple[str, str, str]:
+        ...
     def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class CudaPlace:
     """
-    For hqq_cpp.nn: a device and a stream.
+    For hqq_cpp.backends: a device and a stream.
     """
     def __init__(self, device: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class CudaLayer:
     """
-    For hqq_cpp.nn: a layer in device memory, by the addresses of its tensors.
+    For hqq_cpp.backends: a layer in device memory, by the addresses of its tensors.
     """
     def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
@@ -814,7 +848,7 @@ class CudaLayer:
         ...
 class CudaSolver:
     """
-    For hqq_cpp.nn: quantizes a matrix in device memory.
+    For hqq_cpp.backends: quantizes a matrix in device memory.
     """
     def __init__(self, config: typing.Any, name: str, dtype: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, importance: typing.Any) -> None:
         ...
@@ -1303,6 +1337,21 @@ def load_safetensors(path: os.PathLike | str | bytes) -> dict[str, Tensor]:
     """
     See hqq_cpp.load_safetensors.
     """
+def packed_row_bytes(nbits: typing.SupportsFloat | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Bytes that a packed row takes.
+
+    Args:
+        nbits: 8, 6, 5, 4, 3, 2, 1.58 or 1.
+        cols: Codes of the row.
+
+    Raises:
+        ValueError: For another number of bits.
+
+    Example:
+        >>> hqq_cpp._core.packed_row_bytes(3, 64)
+        24
+    """
 def parse_json(text: str, where: str) -> typing.Any:
     """
     Reads a JSON text, with the limits of docs/cli.md.
@@ -1377,11 +1426,35 @@ def settings_of(config: HqqConfig, layer: str, role: str) -> LayerConfig | None:
         layer: Its name, without ".weight".
         role: As Roles.role() gives it.
     """
+def tensor_specs(config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[str, tuple[int, ...], str]]:
+    """
+    The tensors that a layer has in format 1, in the order of files.
+
+    Args:
+        config: Settings of the layer; balance 'auto' is not allowed here.
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+
+    Returns:
+        Name, shape and dtype of every tensor.
+
+    Raises:
+        ValueError: For balance 'auto' and for an empty shape.
+
+    Example:
+        >>> config = hqq_cpp.LayerConfig(nbits=4, balance="none")
+        >>> hqq_cpp._core.tensor_specs(config, 8, 128)
+        [('W_q', (8, 64), 'uint8'), ('scale', (8, 2), 'float16'), ('zero', (8, 2), 'float16')]
+    """
 def verify_checkpoint(path: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> VerifyReport:
     """
     See hqq_cpp.verify_checkpoint.
     """
+BIT_WIDTHS: tuple
 FORMAT_VERSION: int = 1
+METADATA_BLOCK: int = 128
+TENSOR_NAMES: tuple = ('W_q', 'scale', 'zero', 'scale_step', 'scale_offset', 'zero_step', 'zero_offset', 'col_scale')
+TERNARY_DIGITS: int = 5
 UPSTREAM_KEYS: list = ['W_q', 'nbits', 'group_size', 'shape', 'scale', 'zero', 'axis', 'packing', 'unpack_view_dtype', 'view_as_float', 'quant_scale', 'quant_zero', 'compute_dtype', 'bias', 'offload_meta', 'encoded_state_dict', 'stores_quant_config', 'channel_wise', 'optimize', 'round_zero']
 __version__: str = '0.1.0'
 _pybind11_version: str = '3.1'

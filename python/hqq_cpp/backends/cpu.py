@@ -132,11 +132,12 @@ def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mod
             "exact",
             f"the kernels sum in float32, which is less than x of {dtype_name(dtype)} asks for",
         )
-    name, mode, target = _layer(weight.layout.matrix, weight.packing).kernel(rows, _mode_code(mode))
+    layer = _layer(weight.layout.matrix, weight.packing)
+    name, resolved, target = layer.kernel(rows, _mode_code(mode))
     reason = ""
     if name == "row by row":
         reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
-    return common.Kernel(f"{name}, {mode}, {target}", mode, reason)
+    return common.Kernel(f"{name}, {resolved}, {target}", resolved, reason)
 
 
 def _grouped(
