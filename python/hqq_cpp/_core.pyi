@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'verify_checkpoint']
+__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'can_tile', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -1223,6 +1223,10 @@ class TensorDiff:
         """
         sqrt(mean (A - B)^2).
         """
+def can_tile(config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> bool:
+    """
+    Whether there is a TiledTensor of such a matrix.
+    """
 def cli_main(argv: collections.abc.Sequence[str]) -> int:
     """
     Runs the command hqq-cpp with argv (argv[0] is its name); returns the exit code.

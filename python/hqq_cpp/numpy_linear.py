@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import api
-from ._core import QuantizedTensor, Tensor
+from ._core import QuantizedTensor, Tensor, TiledTensor, can_tile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 class QuantizedLinear:
     """A quantized linear layer for NumPy: y = x W_r^T + bias.
+
+    The first call puts the codes into the order that the kernels read (QuantizedTensor.tile()), and
+    the layer keeps only that. So the codes are in memory once, unless the caller keeps `weight`
+    too.
 
     Args:
         weight: Quantized matrix [out_features, in_features].
@@ -32,7 +36,8 @@ class QuantizedLinear:
     """
 
     def __init__(self, weight: QuantizedTensor, bias: Any = None):
-        self.weight = weight
+        # Tiles after the first call, where the settings have them.
+        self._weight: QuantizedTensor | TiledTensor = weight
         self.bias = None
         if bias is not None:
             import numpy as np
@@ -45,14 +50,20 @@ class QuantizedLinear:
                 )
 
     @property
+    def weight(self) -> QuantizedTensor:
+        """The quantized matrix; made from the tiles after the first call, bit for bit."""
+        weight = self._weight
+        return weight.untile() if isinstance(weight, TiledTensor) else weight
+
+    @property
     def in_features(self) -> int:
         """Columns of the weight."""
-        return self.weight.in_features
+        return self._weight.in_features
 
     @property
     def out_features(self) -> int:
         """Rows of the weight."""
-        return self.weight.out_features
+        return self._weight.out_features
 
     def dequantize(self) -> np.ndarray:
         """W_r as float32 [out_features, in_features]."""
@@ -60,10 +71,20 @@ class QuantizedLinear:
 
     def __call__(self, x: Any) -> np.ndarray:
         """float32 [..., in_features] -> float32 [..., out_features]."""
-        return api.linear(x, self.weight, self.bias)
+        weight = self._weight
+        if isinstance(weight, QuantizedTensor) and can_tile(weight.config, *weight.shape):
+            self._weight = weight = weight.tile()
+        return api.linear(x, weight, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_weight": self.weight, "bias": self.bias}
 
     def __repr__(self) -> str:
-        return f"QuantizedLinear({self.weight!r}, bias={self.bias is not None})"
+        config = self._weight.config
+        return (
+            f"QuantizedLinear([{self.out_features}, {self.in_features}], nbits={config.nbits}, "
+            f"group_size={config.group_size}, axis={config.axis}, bias={self.bias is not None})"
+        )
 
 
 def quantize_linear(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -33,6 +34,28 @@ def test_numpy_layer(rng):
     assert "bias=True" in repr(layer)
     without = hqq_cpp.quantize_linear(W, {"nbits": 4})
     assert without.bias is None and not np.array_equal(without(x), y)
+
+
+@pytest.mark.parametrize("settings, has_tiles", [({}, True), ({"axis": 0, "group_size": 8}, False)])
+def test_numpy_layer_keeps_its_tiles(rng, settings, has_tiles, monkeypatch):
+    tiled = []
+    tile = hqq_cpp.QuantizedTensor.tile
+    monkeypatch.setattr(
+        hqq_cpp.QuantizedTensor, "tile", lambda q, *a: (tiled.append(1), tile(q, *a))[1]
+    )
+    q = hqq_cpp.quantize(rng.standard_normal((24, 80), dtype=np.float32), settings)
+    layer = hqq_cpp.QuantizedLinear(q)
+    assert layer.weight is q and tiled == []
+    x = rng.standard_normal((3, 80), dtype=np.float32)
+    text, y = repr(layer), layer(x)
+    assert np.array_equal(layer(x), y) and len(tiled) == has_tiles
+    assert np.array_equal(y, hqq_cpp.linear(x, q))
+    # The layer holds one of the two, and gives format 1 bit for bit.
+    assert isinstance(layer._weight, hqq_cpp.TiledTensor) == has_tiles
+    for other in (layer, pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        assert np.array_equal(other(x), y) and repr(other) == text
+        for name, tensor in q.tensors().items():
+            assert bytes(other.weight.tensors()[name].numpy()) == bytes(tensor.numpy()), name
 
 
 def test_numpy_layer_refuses(rng):
