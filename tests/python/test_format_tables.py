@@ -30,7 +30,7 @@ def test_bit_widths_cannot_be_changed():
 @pytest.mark.parametrize("cols", [1, 31, 32, 64, 100])
 def test_row_bytes_are_those_of_a_packed_row(nbits, cols):
     codes = np.zeros(cols, np.uint8)
-    assert _core.packed_row_bytes(nbits, cols) == len(reference.pack_row(nbits, codes))
+    assert _core.packed_row_bytes(nbits, cols) == len(reference.pack_row(codes, nbits))
 
 
 def test_row_bytes_of_an_unknown_width_are_refused():
