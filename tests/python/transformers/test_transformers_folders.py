@@ -1,8 +1,4 @@
-"""Quantized folders in models that cannot hold all of their layers packed, or that lack some, and
-folders in which something is missing or wrong."""
-
-import json
-import logging
+"""Quantized folders in models that cannot hold all of their layers packed, or that lack some."""
 
 import pytest
 
@@ -21,27 +17,17 @@ from transformers import (
 
 import hqq_cpp
 import hqq_cpp.transformers
-from folder_maker import change, pack
+from folder_maker import change, outputs, pack
 from hqq_cpp.find.layers import quantized_layers
+
+pytestmark = pytest.mark.usefixtures("log")
+
 
 IDS = torch.arange(3, 15)[None]
 TEXT = dict(
     vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def log(caplog, monkeypatch):
-    transformers.logging.disable_progress_bar()
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    return caplog
-
-
-def outputs(model, *inputs):
-    with torch.no_grad():
-        result = model(*inputs)
-    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 def warnings_of_dense(log):
@@ -366,12 +352,12 @@ def test_key_mapping(moe, tmp_path):
         MixtralForCausalLM.from_pretrained(folder)
 
 
-def test_renamings_of_parts_of_a_layer(moe, quantized):
+def test_renamings_of_parts_of_a_layer(moe, quantized_llama):
     """They know nothing of packed tensors, some of whose names they may hit."""
     mapping = {r"\.zero$": ".offset"}
     auto = transformers.AutoModelForCausalLM
-    loaded = auto.from_pretrained(quantized, key_mapping=mapping)
-    assert torch.equal(outputs(loaded, IDS), outputs(auto.from_pretrained(quantized), IDS))
+    loaded = auto.from_pretrained(quantized_llama, key_mapping=mapping)
+    assert torch.equal(outputs(loaded, IDS), outputs(auto.from_pretrained(quantized_llama), IDS))
 
 
 def test_tensors_that_nothing_reads_are_named(moe, tmp_path):
@@ -415,121 +401,3 @@ def test_the_only_one_of_two_tied_weights(tmp_path, name):
     assert not any(info.values()), info
     exact, ours = outputs(model, IDS), outputs(loaded, IDS)
     assert (ours - exact).norm() < 0.02 * exact.norm()
-
-
-# What is missing or wrong.
-
-
-@pytest.fixture(scope="module")
-def quantized(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantized") / "q"
-    hqq_cpp.quantize_checkpoint(model, folder, {"nbits": 4, "quant_scale": True})
-    return folder
-
-
-NAME = "model.layers.1.mlp.up_proj"
-KEYS = ("W_q", "scale", "zero", "scale_step", "scale_offset", "col_scale")
-
-
-@pytest.mark.parametrize("described", [True, False], ids=["described", "bare"])
-@pytest.mark.parametrize("key", KEYS)
-def test_a_missing_tensor_is_named(quantized, tmp_path, key, described):
-    if key == "col_scale" and not described:
-        pytest.skip("nothing says then that there was one")
-    layers = (lambda layers: None) if described else None
-    folder = change(quantized, tmp_path / "q", lambda t: t.pop(f"{NAME}.{key}"), layers)
-    for kwargs in ({}, {"ignore_mismatched_sizes": True}):
-        with pytest.raises(hqq_cpp.FormatError, match=f"{NAME}.{key} is missing: .* 5 of the 6"):
-            transformers.AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-
-
-def test_a_missing_layer_is_named(quantized, tmp_path):
-    def pop(tensors):
-        for key in KEYS:
-            del tensors[f"{NAME}.{key}"]
-
-    folder = change(quantized, tmp_path / "q", pop)
-    with pytest.raises(hqq_cpp.FormatError, match=f"describe are not in them: {NAME}; a shard"):
-        transformers.AutoModelForCausalLM.from_pretrained(folder)
-
-
-def test_a_layer_that_was_made_dense_again(quantized, tmp_path):
-    weight = torch.from_numpy(hqq_cpp.dequantize(hqq_cpp.Checkpoint(quantized).load(NAME)))
-
-    def dequantize(tensors):
-        for key in KEYS:
-            del tensors[f"{NAME}.{key}"]
-        tensors[f"{NAME}.weight"] = weight
-
-    folder = change(quantized, tmp_path / "q", dequantize)
-    auto = transformers.AutoModelForCausalLM
-    dense = auto.from_pretrained(folder, dtype=torch.float32)
-    assert type(dense.get_submodule(NAME)) is nn.Linear
-    exact = outputs(auto.from_pretrained(quantized, dtype=torch.float32), IDS)
-    assert (outputs(dense, IDS) - exact).norm() < 1e-5 * exact.norm()
-
-
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        (lambda t: t[f"{NAME}.W_q"][:-1], r"W_q is U8 \[639, 128\]; it must be uint8 \[640, 128\]"),
-        (lambda t: t[f"{NAME}.W_q"].to(torch.int32), r"W_q is I32 .* must be uint8"),
-        (lambda t: t[f"{NAME}.zero"][:, :2], r"zero is F16 \[640, 2\]; it must be float16 \[640"),
-        (lambda t: t[f"{NAME}.zero"].float(), r"zero is F32 .* must be float16"),
-    ],
-    ids=["rows", "codes' type", "groups", "metadata's type"],
-)
-def test_wrong_tensors_are_named(quantized, tmp_path, edit, message):
-    def set_tensor(tensors):
-        key = message.split(" ")[0]
-        tensors[f"{NAME}.{key}"] = edit(tensors).contiguous()
-
-    folder = change(quantized, tmp_path / "q", set_tensor)
-    for kwargs in ({}, {"ignore_mismatched_sizes": True}):
-        with pytest.raises(hqq_cpp.FormatError, match=f"{NAME}.{message}"):
-            transformers.AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-
-
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        (lambda layer: layer.update(balance="none"), "col_scale is left over.*balance=none"),
-        (lambda layer: layer.update(nbits=7), "description that cannot be read: .*nbits is 7"),
-        (lambda layer: layer.update(balance="auto"), "cannot be read: .*balance is 'auto'"),
-        (lambda layer: layer.update(shape=[512]), r"cannot be read: shape is \[512\]"),
-        (lambda layer: layer.update(unknown=1), "cannot be read: .*unknown"),
-        (lambda layer: layer.pop("tensor"), "no description of layers"),
-        (lambda layer: layer.update(shape="x"), "no description of layers"),
-    ],
-    ids=["left over", "nbits", "auto", "shape", "unknown", "no tensor", "text"],
-)
-def test_wrong_descriptions_are_refused(quantized, tmp_path, edit, message):
-    folder = change(quantized, tmp_path / "q", layers=lambda layers: edit(layers[NAME]))
-    with pytest.raises(hqq_cpp.FormatError, match=message):
-        transformers.AutoModelForCausalLM.from_pretrained(folder)
-
-
-def test_a_missing_shard_is_refused(model, tmp_path):
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        model, quantization_config=hqq_cpp.HqqConfig()
-    )
-    loaded.save_pretrained(tmp_path, max_shard_size="1MB")
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    last = sorted(set(index["weight_map"].values()))[-1]
-    (tmp_path / last).unlink()
-    with pytest.raises((OSError, hqq_cpp.FormatError), match=last):
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    # Also when the index does not name it.
-    index["weight_map"] = {k: v for k, v in index["weight_map"].items() if v != last}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(hqq_cpp.FormatError, match="a shard is missing"):
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-def test_a_state_dict_alone_is_refused(quantized):
-    from safetensors.torch import load_file
-
-    config = transformers.AutoConfig.from_pretrained(quantized)
-    state = load_file(quantized / "model.safetensors")
-    with pytest.raises(ValueError, match="is read from its files"):
-        LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state)

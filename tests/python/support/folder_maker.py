@@ -73,3 +73,9 @@ def change(
     config(settings)
     (folder / "config.json").write_text(json.dumps(settings))
     return folder
+
+
+def outputs(model, *inputs):
+    with torch.no_grad():
+        result = model(*inputs)
+    return result if isinstance(result, torch.Tensor) else result[0]

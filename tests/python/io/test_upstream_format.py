@@ -18,7 +18,7 @@ COMPUTE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "upstream"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "upstream"
 
 
 def write_folder(folder, tensors, config=None):

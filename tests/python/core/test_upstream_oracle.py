@@ -11,7 +11,7 @@ import reference
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
 upstream = pytest.importorskip("hqq.core.quantize", reason="the oracle is the package hqq 0.2.8")
 
-MODEL = Path(__file__).resolve().parents[2] / "examples" / "tiny-llama" / "model.safetensors"
+MODEL = Path(__file__).resolve().parents[3] / "examples" / "tiny-llama" / "model.safetensors"
 LAYERS = ("model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.down_proj.weight")
 
 

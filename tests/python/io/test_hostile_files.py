@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import safetensors
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 HOSTILE = GOLDEN / "hostile"
 CASES = json.loads((HOSTILE / "expected.json").read_text())
 FILES = sorted(name for name in CASES if name.endswith(".safetensors"))

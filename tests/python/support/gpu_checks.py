@@ -9,7 +9,7 @@ import torch
 import hqq_cpp
 from hqq_cpp.backends import cuda
 from hqq_cpp.format import CUDA_TILES
-from test_linear import metadata
+from weight_metadata import metadata
 
 
 def why_not():

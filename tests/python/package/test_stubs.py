@@ -24,7 +24,7 @@ def normalize(text):
 
 
 @pytest.fixture(scope="module")
-def committed(repository=Path(__file__).resolve().parents[2]):
+def committed(repository=Path(__file__).resolve().parents[3]):
     return repository / PACKAGE / "_core.pyi"
 
 

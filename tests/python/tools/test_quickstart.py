@@ -9,7 +9,7 @@ import pytest
 
 import hqq_cpp
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 MODEL = EXAMPLES / "tiny-llama"
 sys.path.insert(0, str(EXAMPLES))
 import tiny_llama

@@ -1,8 +1,6 @@
 """Layers whose weight does not come from the checkpoint: they are initialized, dense and
 trainable, as without quantization."""
 
-import logging
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="Transformers needs torch")
@@ -34,12 +32,7 @@ TEXT = dict(
     vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4
 )
 
-
-@pytest.fixture(autouse=True)
-def log(caplog, monkeypatch):
-    transformers.logging.disable_progress_bar()
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    return caplog
+pytestmark = pytest.mark.usefixtures("log")
 
 
 @pytest.fixture(scope="module")

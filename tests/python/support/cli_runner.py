@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).resolve().parents[2] / "examples" / "tiny-llama"
+MODEL = Path(__file__).resolve().parents[3] / "examples" / "tiny-llama"
 BINARY = os.environ.get("HQQ_CPP_BIN") or shutil.which("hqq-cpp")
 needs_binary = pytest.mark.skipif(
     not BINARY, reason="no hqq-cpp: it is not on the PATH and HQQ_CPP_BIN does not name it"
