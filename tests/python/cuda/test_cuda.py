@@ -51,7 +51,7 @@ def test_everything_on_the_shim(shim):
         "HQQ_CUDA_LIBRARY": str(shim),
         "HQQ_SIMT_HOST_MEMORY": "1",
         # Device memory of torch is ordinary memory there: the library must see the same.
-        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
     files = sorted(map(str, Path(__file__).parent.glob("cuda_*_on_shim.py")))
     done = subprocess.run(
