@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "hqq/eigen.hpp"
 #include "hqq/error.hpp"
 #include "hqq/linear.hpp"
 #include "tests/cpp/support/linear_test_util.hpp"
@@ -123,6 +124,15 @@ TEST(LinearLayer, TakesOptionsOfTheCall) {
   linear(x.view, tile(q), {}, expected.data(), {LinearMode::kExact});
   EXPECT_EQ(exact, expected);
   EXPECT_NE(exact, fast);
+}
+
+TEST(LinearLayer, MultipliesEigenMatrices) {
+  Rng rng(6);
+  const QuantizedTensor q = random_layer(kSpec, rng);
+  const std::vector<float> bias = some_bias(48);
+  const RowMajorMatrix x = RowMajorMatrix::Random(3, 96);
+  const RowMajorMatrix y = linear(x, Linear(q, {bias}), {LinearMode::kExact});
+  EXPECT_EQ(y, linear(x, tile(q), bias, {LinearMode::kExact}));
 }
 
 TEST(LinearLayer, Refuses) {

@@ -1,4 +1,4 @@
-"""Codes in the order of the CUDA kernels, on the SIMT shim: see cuda_on_shim.py."""
+"""Codes in the order of the CUDA kernels, on the SIMT shim: see cuda_linear_on_shim.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 import hqq_cpp
-from cuda_on_shim import (  # noqa: F401
+from hqq_cpp import backends
+from hqq_cpp.backends import chooser, cuda_calls
+from hqq_cpp.format import CPU_TILES, CUDA_TILES, FORMAT_1
+from shim import (  # noqa: F401
     ALL_NBITS,
     is_right,
     is_right_product,
@@ -19,9 +22,6 @@ from cuda_on_shim import (  # noqa: F401
     random_matrix,
     rng,
 )
-from hqq_cpp import backends
-from hqq_cpp.backends import chooser, cuda_calls
-from hqq_cpp.format import CPU_TILES, CUDA_TILES, FORMAT_1
 
 
 @pytest.fixture

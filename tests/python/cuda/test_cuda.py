@@ -45,7 +45,7 @@ def shim():
 
 
 def test_everything_on_the_shim(shim):
-    """cuda*_on_shim.py in a process of its own: a process loads one library."""
+    """cuda_*_on_shim.py in a process of its own: a process loads one library."""
     pytest.importorskip("torch", reason="the tests of the shim need torch")
     environment = {
         "HQQ_CUDA_LIBRARY": str(shim),
@@ -53,8 +53,7 @@ def test_everything_on_the_shim(shim):
         # Device memory of torch is ordinary memory there: the library must see the same.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
-    names = ("cuda_on_shim.py", "cuda_tiles_on_shim.py")
-    files = [str(Path(__file__).with_name(name)) for name in names]
+    files = sorted(map(str, Path(__file__).parent.glob("cuda_*_on_shim.py")))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, **environment},

@@ -61,7 +61,7 @@ def test_a_loader_without_our_parts_is_one_sentence(monkeypatch):
 def test_parts_of_the_loader_are_imported_in_one_place(repository):
     folder = repository / "python" / "hqq_cpp" / "transformers"
     private = re.compile(r"from transformers\.(core_model_loading|conversion_mapping|integrations)")
-    users = {path.name for path in folder.glob("*.py") if private.search(path.read_text())}
+    users = {path.name for path in folder.rglob("*.py") if private.search(path.read_text())}
     assert users == {"_versions.py"}
 
 
