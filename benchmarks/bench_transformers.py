@@ -49,7 +49,7 @@ def interleaved(works: dict, repeat: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def upstream_seconds(model, threads: int) -> float | None:
+def upstream_seconds(model) -> float | None:
     """Upstream's time for all decoder layers, from one."""
     try:
         from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
@@ -63,6 +63,67 @@ def upstream_seconds(model, threads: int) -> float | None:
         copy.weight.data = layer.weight.data.float()
         HQQLinear(copy, config, compute_dtype=torch.float32, device="cpu")
     return (time.perf_counter() - start) * len(model.model.layers)
+
+
+def load(path: Path, **kwargs):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **kwargs)
+
+
+def measure_loads(dense: Path, quantized: Path, repeat: int) -> dict[str, float]:
+    """Median seconds of every way to load. The folder `quantized` is made here."""
+    settings = hqq_cpp.HqqConfig(nbits=4, group_size=64)
+    plain = transformers.HqqConfig(nbits=4, group_size=64)
+    load(dense, quantization_config=settings).save_pretrained(quantized)
+    return interleaved(
+        {
+            "bfloat16, mapped: nothing is read yet": lambda: load(dense),
+            "bfloat16, read": lambda: load(dense, disable_mmap=True),
+            "quantize on load, transformers.HqqConfig": lambda: load(
+                dense, quantization_config=plain
+            ),
+            "quantize on load, hqq_cpp.HqqConfig (balanced)": lambda: load(
+                dense, quantization_config=settings
+            ),
+            "quantized folder, mapped": lambda: load(quantized),
+            "quantized folder, read": lambda: load(quantized, disable_mmap=True),
+        },
+        repeat,
+    )
+
+
+def print_loads(loads: dict[str, float], upstream: float | None) -> None:
+    print("| from_pretrained | seconds | against bfloat16, read |\n|--|--:|--:|")
+    read = loads["bfloat16, read"]
+    for name, value in loads.items():
+        print(f"| {name} | {value:.3f} | {value / read:.2f} |")
+    if upstream is not None:
+        ours = loads["quantize on load, transformers.HqqConfig"]
+        print(
+            f"| upstream hqq, solving alone | {upstream:.1f} | {upstream / read:.0f} "
+            f"({upstream / ours:.0f}x ours) |"
+        )
+
+
+def print_forwards(model, repeat: int) -> None:
+    """Times of the eager and the compiled model, for one token and for 64."""
+    compiled = torch.compile(model, fullgraph=True)
+
+    def forward(run, ids):
+        with torch.no_grad():
+            return run(ids, use_cache=False).logits
+
+    print("\n| forward | eager, ms | compiled, ms | compiled / eager |\n|--|--:|--:|--:|")
+    for tokens in (1, 64):
+        ids = torch.randint(0, 16000, (1, tokens))
+        times = interleaved(
+            {
+                "eager": lambda: forward(model, ids),
+                "compiled": lambda: forward(compiled, ids),
+            },
+            repeat,
+        )
+        eager, fast = 1e3 * times["eager"], 1e3 * times["compiled"]
+        print(f"| {tokens} tokens | {eager:.1f} | {fast:.1f} | {fast / eager:.2f} |")
 
 
 def main() -> None:
@@ -84,65 +145,16 @@ def main() -> None:
         model = LlamaForCausalLM(config).to(torch.bfloat16)
         model.save_pretrained(dense)
         count = sum(p.numel() for p in model.parameters())
-        upstream = upstream_seconds(model, torch.get_num_threads())
+        upstream = upstream_seconds(model)
         del model
-        settings = hqq_cpp.HqqConfig(nbits=4, group_size=64)
-        plain = transformers.HqqConfig(nbits=4, group_size=64)
-
-        def load(path, **kwargs):
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **kwargs)
-
-        load(dense, quantization_config=settings).save_pretrained(quantized)
-        loads = interleaved(
-            {
-                "bfloat16, mapped: nothing is read yet": lambda: load(dense),
-                "bfloat16, read": lambda: load(dense, disable_mmap=True),
-                "quantize on load, transformers.HqqConfig": lambda: load(
-                    dense, quantization_config=plain
-                ),
-                "quantize on load, hqq_cpp.HqqConfig (balanced)": lambda: load(
-                    dense, quantization_config=settings
-                ),
-                "quantized folder, mapped": lambda: load(quantized),
-                "quantized folder, read": lambda: load(quantized, disable_mmap=True),
-            },
-            arguments.repeat,
-        )
+        loads = measure_loads(dense, quantized, arguments.repeat)
         print(
             f"{count / 1e6:.0f} M parameters, {torch.get_num_threads()} threads, "
             f"{hqq_cpp.cpu_target()}, torch {torch.__version__}, transformers "
             f"{transformers.__version__}, {platform.machine()}\n"
         )
-        print("| from_pretrained | seconds | against bfloat16, read |\n|--|--:|--:|")
-        read = loads["bfloat16, read"]
-        for name, value in loads.items():
-            print(f"| {name} | {value:.3f} | {value / read:.2f} |")
-        if upstream is not None:
-            ours = loads["quantize on load, transformers.HqqConfig"]
-            print(
-                f"| upstream hqq, solving alone | {upstream:.1f} | {upstream / read:.0f} "
-                f"({upstream / ours:.0f}x ours) |"
-            )
-
-        model = load(quantized)
-        compiled = torch.compile(model, fullgraph=True)
-        ids = {tokens: torch.randint(0, 16000, (1, tokens)) for tokens in (1, 64)}
-
-        def forward(run, tokens):
-            with torch.no_grad():
-                return run(ids[tokens], use_cache=False).logits
-
-        print("\n| forward | eager, ms | compiled, ms | compiled / eager |\n|--|--:|--:|--:|")
-        for tokens in ids:
-            times = interleaved(
-                {
-                    "eager": lambda: forward(model, tokens),
-                    "compiled": lambda: forward(compiled, tokens),
-                },
-                3 * arguments.repeat,
-            )
-            eager, fast = 1e3 * times["eager"], 1e3 * times["compiled"]
-            print(f"| {tokens} tokens | {eager:.1f} | {fast:.1f} | {fast / eager:.2f} |")
+        print_loads(loads, upstream)
+        print_forwards(load(quantized), 3 * arguments.repeat)
 
 
 if __name__ == "__main__":
