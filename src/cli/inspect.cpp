@@ -43,7 +43,8 @@ Contents contents_of(const Checkpoint& checkpoint) {
   Contents contents;
   TensorSet used;
   for (const Format& format : checkpoint_formats()) {
-    for (const SourceLayer& found : format.open(checkpoint, used)->layers()) {
+    const auto source = format.open(checkpoint, used);
+    for (const SourceLayer& found : source->layers()) {
       Layer layer{found.description.name, format.name, found.description.config,
                   found.description.shape};
       layer.weights = static_cast<std::uint64_t>(found.description.numel());
