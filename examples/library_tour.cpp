@@ -49,7 +49,7 @@ void multiply(hqq::QuantizedTensor q) {
 
   const std::vector<std::int64_t> tokens = {17, 4};
   std::vector<float> rows(2 * 1024);  // of W_r, as an embedding needs them
-  layer.rows(tokens, hqq::DType::kF32, rows.data());
+  layer.rows(tokens, rows.data());
   std::cout << "y[0, 0] is " << y[0] << "\n";
 }
 

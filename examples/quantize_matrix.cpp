@@ -1,4 +1,5 @@
 #include <hqq/eigen.hpp>
+#include <hqq/hqq.hpp>
 #include <iostream>
 
 int main() {
@@ -6,7 +7,6 @@ int main() {
   const hqq::Linear layer(hqq::Quantizer().quantize(W));
 
   const hqq::RowMajorMatrix x = hqq::RowMajorMatrix::Random(2, 1024);
-  hqq::RowMajorMatrix y(2, 512);
-  layer(x, y.data());  // x W_r^T
+  const hqq::RowMajorMatrix y = hqq::linear(x, layer);  // x W_r^T
   std::cout << "relative error of y: " << (y - x * W.transpose()).norm() / y.norm() << "\n";
 }

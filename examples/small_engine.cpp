@@ -57,7 +57,7 @@ int main(int argc, char** argv) try {
   const hqq::Linear embedding = load(checkpoint, "model.embed_tokens");
   const std::vector<std::int64_t> tokens = {17, 4, 1999};
   std::vector<float> x(tokens.size() * embedding.in_features());
-  embedding.rows(tokens, hqq::DType::kF32, x.data());
+  embedding.rows(tokens, x.data());
   for (const Mlp& block : blocks) {
     const std::vector<float> y = block(x);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];

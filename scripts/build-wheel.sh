@@ -85,7 +85,7 @@ test_wheel() {
   commands_without_compilers "$work/commands"
   local packages=(-r "$root/scripts/requirements-test.txt") tests=tests/python environment
   if $quick; then
-    tests=tests/python/test_wheel.py
+    tests=tests/python/package/test_wheel.py
     mapfile -t packages < <(grep -E '^(pytest|hypothesis)==' "$root/scripts/requirements-test.txt")
   fi
   venv=$work/$tag-empty

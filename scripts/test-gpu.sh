@@ -58,7 +58,7 @@ export HF_HUB_OFFLINE=1
 "$python" -m hqq_cpp._cli doctor
 
 step "Tests"
-tests=("$root"/tests/python/test_gpu*.py)
+tests=("$root"/tests/python/cuda/test_gpu*.py)
 # Where there is a GPU, a suite that skips has failed.
 "$python" -c 'import hqq_cpp, sys; sys.exit(not hqq_cpp.cuda_is_available())' ||
   die "hqq_cpp cannot use the GPU; see above"

@@ -28,6 +28,7 @@ for pin in "${pins[@]}"; do
     bash "$root/scripts/build-wheel.sh" --quick --python "$python"
   fi
   pip_install -q --force-reinstall --no-deps "$root"/build/dist/hqq_cpp-*.whl
-  (cd "$root" && "$python" -m pytest -q tests/python/test_{after_import,versions,transformers_*,peft}.py \
-    tests/python/test_{saved_folder_tools,kv_cache,embedding,importance_folder,upstream_folders}.py)
+  (cd "$root" && "$python" -m pytest -q tests/python/package/test_{after_import,versions}.py tests/python/peft \
+    tests/python/transformers/test_{transformers_*,embedding_models,kv_cache,upstream_folders}.py \
+    tests/python/{io/test_saved_folder_tools,nn/test_embedding,importance/test_importance_folder}.py)
 done

@@ -40,6 +40,6 @@ done
 if $python_too; then
   # Without threads of numpy, which was not compiled for the sanitizer.
   LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libtsan.so) OPENBLAS_NUM_THREADS=1 \
-    PYTHONPATH=$build/python "$python" "$root/tests/python/threads_under_tsan.py"
+    PYTHONPATH=$build/python "$python" "$root/tests/python/support/threads_under_tsan.py"
 fi
 echo "no data race"

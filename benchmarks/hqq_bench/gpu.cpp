@@ -45,7 +45,7 @@ void dequantize(benchmark::State& state, const Device& device, const LayerConfig
   const cuda::CurrentDevice current(device.index);
   cuda::DeviceMemory out;
   out.reserve(static_cast<std::size_t>(size * size) * kHalfBytes, "hqq-bench");
-  measure(state, layers, [&](const Linear& layer) { layer.dequantize(DType::kF16, out.data()); });
+  measure(state, layers, [&](const Linear& layer) { layer.dequantize(out.data(), {DType::kF16}); });
 }
 
 }  // namespace

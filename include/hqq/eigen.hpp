@@ -29,5 +29,12 @@ RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const Weight& q
   linear(TensorView(x), q, bias, y.data(), options);
   return y;
 }
+// By a layer on the CPU, with its bias.
+inline RowMajorMatrix linear(const Eigen::Ref<const RowMajorMatrix>& x, const Linear& layer,
+                             const LinearOptions& options = {}) {
+  RowMajorMatrix y(x.rows(), layer.out_features());
+  layer(TensorView(x), y.data(), options);
+  return y;
+}
 
 }  // namespace hqq

@@ -58,17 +58,17 @@ class Linear {
   // CudaError.
   void operator()(const TensorView& x, void* y, const LinearOptions& options = {}) const;
 
-  // W_r [out_features, in_features] to `out`, in a type of weights.
-  void dequantize(DType dtype, void* out, const LinearOptions& options = {}) const;
+  // W_r [out_features, in_features] to `out`.
+  void dequantize(void* out, const DequantizeOptions& options = {}) const;
   // Rows `ids` of W_r to `out` [ids.size(), in_features]: an embedding. On a GPU the ids are memory
   // of the device and must exist; on the CPU one that does not is std::invalid_argument.
-  void rows(std::span<const std::int64_t> ids, DType dtype, void* out,
-            const LinearOptions& options = {}) const;
+  void rows(std::span<const std::int64_t> ids, void* out,
+            const DequantizeOptions& options = {}) const;
 
   // Format 1 again, in host memory, bit for bit what the layer was made of.
   QuantizedTensor quantized_tensor() const;
   // Moves the layer to another device. If it throws, the layer is as it was.
-  void to(const Device& device, int threads = 0);
+  void to(const Device& device, const TileOptions& options = {});
 
   const LayerConfig& config() const;
   std::int64_t out_features() const;

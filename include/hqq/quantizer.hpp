@@ -59,6 +59,7 @@ class Quantizer {
 struct DequantizeOptions {
   DType dtype = DType::kF32;  // of the result: float32, bfloat16, float16 or float64
   int threads = 0;            // 0: default_threads()
+  void* stream = nullptr;     // of a layer on a GPU, see LinearOptions
 };
 
 // W_r [out_features, in_features].

@@ -99,21 +99,22 @@ void Linear::operator()(const TensorView& x, void* y, const LinearOptions& optio
                });
 }
 
-void Linear::dequantize(DType dtype, void* out, const LinearOptions& options) const {
-  check_dtype(dtype);
-  impl_->visit([&](const auto& q) { hqq::dequantize(q, out, {dtype, options.threads}); },
+void Linear::dequantize(void* out, const DequantizeOptions& options) const {
+  check_dtype(options.dtype);
+  impl_->visit([&](const auto& q) { hqq::dequantize(q, out, options); },
                [&](const cuda::DeviceWeight& weight) {
-                 cuda::dequantize(weight.matrix(), out, dtype, {weight.device(), options.stream});
+                 cuda::dequantize(weight.matrix(), out, options.dtype,
+                                  {weight.device(), options.stream});
                });
 }
 
-void Linear::rows(std::span<const std::int64_t> ids, DType dtype, void* out,
-                  const LinearOptions& options) const {
-  check_dtype(dtype);
-  impl_->visit([&](const auto& q) { dequantize_rows(q, ids, out, {dtype}); },
+void Linear::rows(std::span<const std::int64_t> ids, void* out,
+                  const DequantizeOptions& options) const {
+  check_dtype(options.dtype);
+  impl_->visit([&](const auto& q) { dequantize_rows(q, ids, out, options); },
                [&](const cuda::DeviceWeight& weight) {
                  cuda::dequantize_rows(weight.matrix(), ids.data(),
-                                       static_cast<std::int64_t>(ids.size()), out, dtype,
+                                       static_cast<std::int64_t>(ids.size()), out, options.dtype,
                                        {weight.device(), options.stream});
                });
 }
@@ -124,10 +125,10 @@ QuantizedTensor Linear::quantized_tensor() const {
   return std::get<cuda::DeviceWeight>(impl_->weight).download();
 }
 
-void Linear::to(const Device& device, int threads) {
+void Linear::to(const Device& device, const TileOptions& options) {
   if (device == impl_->device) return;
   // The other device is tried first: nothing changes if it throws.
-  AnyWeight moved = make_weight(quantized_tensor(), impl_->bias, device, threads);
+  AnyWeight moved = make_weight(quantized_tensor(), impl_->bias, device, options.threads);
   impl_->weight = std::move(moved);
   impl_->device = device;
 }

@@ -23,9 +23,10 @@ def packing_for(weight: PackedWeight) -> Packing:
 
 @functools.lru_cache(maxsize=4096)
 def _packing_of(layout: Layout) -> Packing:
-    rows, rest = divmod(layout.out_features, layout.parts)
-    has_tiles = rest == 0 and _core.can_tile(layout.config, rows, layout.in_features)
-    return CPU_TILES if has_tiles else FORMAT_1
+    numbers, rows = layout.numbers, layout.out_features // layout.parts
+    group = numbers.group_size or rows
+    has_tiles = numbers.axis == 1 or (group % 16 == 0 and rows % group == 0)
+    return CPU_TILES if has_tiles and layout.out_features % layout.parts == 0 else FORMAT_1
 
 
 def is_available() -> bool:
@@ -92,7 +93,7 @@ def linear(
         rows, stride = rows.contiguous(), in_features
     bias_address = 0
     if bias is not None:
-        bias = (bias if bias.dtype is torch.float32 else bias.float()).contiguous()
+        bias = bias.float().contiguous()
         bias_address = bias.data_ptr()
     _layer(layout, weight.packing).linear(
         _addresses(weight), rows.data_ptr(), count, stride, _dtype_code(x.dtype), bias_address,

@@ -1,5 +1,5 @@
 // How the CUDA library is looked for and judged; what happens in a whole process is in
-// tests/python/test_cuda.py.
+// tests/python/cuda/test_cuda.py.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

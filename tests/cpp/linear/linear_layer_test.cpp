@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "hqq/eigen.hpp"
 #include "hqq/error.hpp"
 #include "hqq/linear.hpp"
 #include "tests/cpp/support/linear_test_util.hpp"
@@ -62,10 +63,10 @@ TEST_P(EveryWidth, IsTheProductOfTheTiles) {
   expect_same(layer.quantized_tensor(), q);
 
   std::vector<float> dense(48 * 96), rows(2 * 96);
-  layer.dequantize(DType::kF32, dense.data());
+  layer.dequantize(dense.data());
   const Tensor W_r = dequantize(q);
   EXPECT_EQ(std::memcmp(dense.data(), W_r.buffer.data, W_r.nbytes()), 0);
-  layer.rows(std::vector<std::int64_t>{47, 0}, DType::kF32, rows.data());
+  layer.rows(std::vector<std::int64_t>{47, 0}, rows.data());
   EXPECT_TRUE(std::equal(rows.begin(), rows.begin() + 96, dense.begin() + 47 * 96));
   EXPECT_TRUE(std::equal(rows.begin() + 96, rows.end(), dense.begin()));
 }
@@ -125,6 +126,15 @@ TEST(LinearLayer, TakesOptionsOfTheCall) {
   EXPECT_NE(exact, fast);
 }
 
+TEST(LinearLayer, MultipliesEigenMatrices) {
+  Rng rng(6);
+  const QuantizedTensor q = random_layer(kSpec, rng);
+  const std::vector<float> bias = some_bias(48);
+  const RowMajorMatrix x = RowMajorMatrix::Random(3, 96);
+  const RowMajorMatrix y = linear(x, Linear(q, {bias}), {LinearMode::kExact});
+  EXPECT_EQ(y, linear(x, tile(q), bias, {LinearMode::kExact}));
+}
+
 TEST(LinearLayer, Refuses) {
   Rng rng(5);
   QuantizedTensor q = random_layer(kSpec, rng);
@@ -135,10 +145,11 @@ TEST(LinearLayer, Refuses) {
   Matrix x(DType::kF32, 2, 95);
   EXPECT_THAT(message_of<std::invalid_argument>([&] { layer(x.view, out.data()); }),
               HasSubstr("x has 95 columns; the layer takes 96"));
-  EXPECT_THAT(message_of<std::invalid_argument>([&] { layer.dequantize(DType::kU8, out.data()); }),
-              HasSubstr("is not float32, float16, bfloat16 or float64"));
+  EXPECT_THAT(
+      message_of<std::invalid_argument>([&] { layer.dequantize(out.data(), {DType::kU8}); }),
+      HasSubstr("is not float32, float16, bfloat16 or float64"));
   EXPECT_THAT(message_of<std::invalid_argument>(
-                  [&] { layer.rows(std::vector<std::int64_t>{48}, DType::kF32, out.data()); }),
+                  [&] { layer.rows(std::vector<std::int64_t>{48}, out.data()); }),
               HasSubstr("row 48 does not exist; W has 48 rows"));
   // Without CUDA, without a GPU, and on every machine with fewer.
   EXPECT_THAT(message_of<CudaError>([&] { Linear(q, {{}, Device::cuda(99)}); }),

@@ -131,11 +131,11 @@ TEST_P(EveryWidth, MultipliesAndGivesFormat1Back) {
 
   const Tensor W_r = dequantize(q);
   const OnDevice dense(W_r.nbytes());
-  layer.dequantize(DType::kF32, dense.data());
+  layer.dequantize(dense.data());
   EXPECT_EQ(std::memcmp(dense.bytes().data(), W_r.buffer.data, W_r.nbytes()), 0);
   const std::vector<std::int64_t> ids = {63, 2};
   const OnDevice ids_on_device(ids.data(), 2 * sizeof(ids[0])), rows(2 * 136 * sizeof(float));
-  layer.rows({static_cast<const std::int64_t*>(ids_on_device.data()), 2}, DType::kF32, rows.data());
+  layer.rows({static_cast<const std::int64_t*>(ids_on_device.data()), 2}, rows.data());
   EXPECT_EQ(std::memcmp(rows.bytes().data(), W_r.data<float>() + 63 * 136, 136 * sizeof(float)), 0);
 }
 
@@ -177,7 +177,7 @@ TEST(LinearOnGpu, WithoutAKernelStillDequantizes) {
   const Linear layer(q, on_gpu());
   const Tensor W_r = dequantize(q);
   const OnDevice dense(W_r.nbytes());
-  layer.dequantize(DType::kF32, dense.data());
+  layer.dequantize(dense.data());
   EXPECT_EQ(std::memcmp(dense.bytes().data(), W_r.buffer.data, W_r.nbytes()), 0);
   expect_same(layer.quantized_tensor(), q);
   const Matrix x = random_x(rng, DType::kF16, 1, 64);

@@ -1,4 +1,4 @@
-// How an interrupted run goes on. Kills at random moments: tests/python/test_resume.py.
+// How an interrupted run goes on. Kills at random moments: tests/python/io/test_resume.py.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
