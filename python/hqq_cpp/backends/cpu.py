@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -137,7 +137,8 @@ def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mod
     reason = ""
     if name == "row by row":
         reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
-    return common.Kernel(f"{name}, {resolved}, {target}", cast(common.Mode, resolved), reason)
+    is_fast = resolved == "fast"
+    return common.Kernel(f"{name}, {resolved}, {target}", "fast" if is_fast else "exact", reason)
 
 
 def _grouped(
