@@ -2,7 +2,7 @@
 # without a driver runs the same files.
 #   AUTO  builds libhqq_cuda where there is an nvcc
 #   ON    demands it
-#   OFF   neither builds nor loads it: hqq::cuda is src/cuda/stub.cpp, whose functions throw
+#   OFF   neither builds nor loads it: src/cuda/stub.cpp takes the place of library.cpp, and throws
 if(NOT HQQ_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "HQQ_CUDA is \"${HQQ_CUDA}\"; it must be AUTO, ON or OFF")
 endif()

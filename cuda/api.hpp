@@ -169,7 +169,8 @@ struct Api {
   // beyond, dequantize() and a dense product are. kUnsupported as for linear(). Pointers of q are
   // not read.
   Status (*max_rows)(const DeviceMatrix& q, DType x_type, std::int64_t* out);
-  // Addresses are not read, but row_begin says whether there are experts.
+  // Addresses are not read, but row_begin says whether there are experts. kUnsupported as for
+  // linear().
   Status (*linear_workspace_bytes)(const LinearArgs& args, std::size_t* out);
   // kUnsupported where no kernel of the current device has this layout or x_type.
   Status (*linear)(const LinearArgs& args, StreamHandle stream);

@@ -36,20 +36,20 @@ void own_tensors(const hqq::QuantizedTensor& q) {
 }
 
 void multiply(hqq::QuantizedTensor q) {
-  const hqq::TiledTensor layer = hqq::tile(std::move(q));
+  const hqq::Linear layer(std::move(q));
 
   const std::vector<float> values(2 * 1024, 1.0F);
   const hqq::TensorView x(values.data(), hqq::DType::kF32, 2, 1024);
   std::vector<float> y(2 * 512);
-  hqq::linear(x, layer, /*bias=*/{}, y.data());
+  layer(x, y.data());
 
   hqq::LinearOptions options;
   options.mode = hqq::LinearMode::kExact;  // the default, kFast, rounds x to int8
-  hqq::linear(x, layer, /*bias=*/{}, y.data(), options);
+  layer(x, y.data(), options);
 
   const std::vector<std::int64_t> tokens = {17, 4};
   std::vector<float> rows(2 * 1024);  // of W_r, as an embedding needs them
-  hqq::dequantize_rows(layer, tokens, rows.data());
+  layer.rows(tokens, hqq::DType::kF32, rows.data());
   std::cout << "y[0, 0] is " << y[0] << "\n";
 }
 

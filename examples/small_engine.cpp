@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-hqq::TiledTensor load(const hqq::Checkpoint& checkpoint, const std::string& name) {
-  return hqq::tile(hqq::load_quantized(checkpoint, name));
+hqq::Linear load(const hqq::Checkpoint& checkpoint, const std::string& name) {
+  return hqq::Linear(hqq::load_quantized(checkpoint, name));
 }
 
 hqq::TensorView view(const std::vector<float>& x, std::int64_t cols) {
@@ -19,17 +19,16 @@ hqq::TensorView view(const std::vector<float>& x, std::int64_t cols) {
 }
 
 struct Mlp {
-  hqq::TiledTensor gate, up, down;
+  hqq::Linear gate, up, down;
 
   // down(silu(gate(x)) * up(x)); x and the result are float32 [tokens, hidden size].
   std::vector<float> operator()(const std::vector<float>& x) const {
-    const hqq::TensorView rows = view(x, gate.in_features);
-    std::vector<float> g(rows.rows * gate.out_features), u(g.size()), y(x.size());
-    // Products that do not depend on each other share the threads in one call.
-    hqq::linear(
-        std::vector<hqq::LinearCall>{{rows, &gate, {}, g.data()}, {rows, &up, {}, u.data()}});
+    const hqq::TensorView rows = view(x, gate.in_features());
+    std::vector<float> g(rows.rows * gate.out_features()), u(g.size()), y(x.size());
+    gate(rows, g.data());
+    up(rows, u.data());
     for (std::size_t i = 0; i < g.size(); ++i) g[i] *= u[i] / (1 + std::exp(-g[i]));
-    hqq::linear(view(g, down.in_features), down, {}, y.data());
+    down(view(g, down.in_features()), y.data());
     return y;
   }
 };
@@ -55,10 +54,10 @@ int main(int argc, char** argv) try {
                       load(checkpoint, mlp + ".down_proj")});
   }
 
-  const hqq::TiledTensor embedding = load(checkpoint, "model.embed_tokens");
+  const hqq::Linear embedding = load(checkpoint, "model.embed_tokens");
   const std::vector<std::int64_t> tokens = {17, 4, 1999};
-  std::vector<float> x(tokens.size() * embedding.in_features);
-  hqq::dequantize_rows(embedding, tokens, x.data());
+  std::vector<float> x(tokens.size() * embedding.in_features());
+  embedding.rows(tokens, hqq::DType::kF32, x.data());
   for (const Mlp& block : blocks) {
     const std::vector<float> y = block(x);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];

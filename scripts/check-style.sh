@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Format and lint of C++, CUDA and Python: the part of scripts/test.sh that needs no build.
+# Format, lint and types of C++, CUDA and Python, links and widths of the docs: the part of
+# scripts/test.sh that needs no build.
 #
 #   scripts/check-style.sh          says what differs, and fails if anything does
 #   scripts/check-style.sh --fix    formats
@@ -41,5 +42,7 @@ fi
 check "clang-format" "$STYLE_BIN/clang-format" --dry-run --Werror "${sources[@]}"
 check "ruff format" "$STYLE_BIN/ruff" format --check .
 check "ruff check" "$STYLE_BIN/ruff" check .
+check "docs" python3 scripts/check_docs.py
+check "mypy" "$STYLE_BIN/mypy"
 
 [ ${#failed[@]} -eq 0 ] || die "style: ${failed[*]} (scripts/check-style.sh --fix formats)"

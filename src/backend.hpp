@@ -1,5 +1,5 @@
-// What backends implement: hqq::cpu (src/cpu), and of it hqq::cuda the solver (src/cuda, or
-// src/cuda/stub.cpp in a library without CUDA). Callers validate; backends trust their arguments.
+// What backends implement: hqq::cpu (src/cpu), and of it hqq::cuda the solver (src/cuda; without
+// CUDA every call throws CudaError). Callers validate; backends trust their arguments.
 #pragma once
 
 #include <memory>
@@ -40,6 +40,8 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out);
 void dequantize(const QuantizedTensor& q, Tensor& out, int threads);
 // Products that do not depend on each other, as one.
 void linear(std::span<const LinearTask> tasks, int threads);
+// What that does; `mode` is not kAuto.
+LinearKernel linear_kernel(const PackedMatrix& q, std::int64_t rows, LinearMode mode);
 }  // namespace cpu
 
 namespace cuda {

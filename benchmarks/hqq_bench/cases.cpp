@@ -42,13 +42,17 @@ void for_each_layout(const std::function<void(const LayerConfig&)>& visit) {
   }
 }
 
-void set_rates(benchmark::State& state, const PackedMatrix& q) {
+void set_rates(benchmark::State& state, std::int64_t weights, std::int64_t packed_bytes) {
   const auto rate = [](std::int64_t amount) {
     return benchmark::Counter(static_cast<double>(amount),
                               benchmark::Counter::kIsIterationInvariantRate);
   };
-  state.counters["weights/s"] = rate(q.out_features * q.in_features);
-  state.counters["packed_bytes/s"] = rate(q.nbytes());
+  state.counters["weights/s"] = rate(weights);
+  state.counters["packed_bytes/s"] = rate(packed_bytes);
+}
+
+void set_rates(benchmark::State& state, const PackedMatrix& q) {
+  set_rates(state, q.out_features * q.in_features, q.nbytes());
 }
 
 }  // namespace hqq::bench

@@ -31,12 +31,14 @@ void add_case(const std::string& name, std::function<void(benchmark::State&)> ru
 // Calls `visit` with every bit width and axis, in groups of 64 without balance, solved by min/max.
 void for_each_layout(const std::function<void(const LayerConfig&)>& visit);
 
-// Weights and packed bytes (codes, scales and zeros of `q`) that an iteration goes through, as
-// rates.
+// Weights and packed bytes (codes, scales and zeros) that an iteration goes through, as rates.
+void set_rates(benchmark::State& state, std::int64_t weights, std::int64_t packed_bytes);
+// Those of `q`, once.
 void set_rates(benchmark::State& state, const PackedMatrix& q);
 
 void add_quantize_cases();
 void add_dequantize_cases();
 void add_linear_cases();
+void add_gpu_cases();  // where there is a GPU
 
 }  // namespace hqq::bench

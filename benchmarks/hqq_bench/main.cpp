@@ -27,6 +27,7 @@ int run(int argc, char** argv) {
   hqq::bench::add_quantize_cases();
   hqq::bench::add_dequantize_cases();
   hqq::bench::add_linear_cases();
+  hqq::bench::add_gpu_cases();
   // A filter that fits nothing has been reported by the time this returns 0.
   return benchmark::RunSpecifiedBenchmarks() > 0 ? 0 : kUsageError;
 }

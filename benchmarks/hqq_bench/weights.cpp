@@ -3,6 +3,7 @@
 #include <cstring>
 #include <optional>
 #include <random>
+#include <tuple>
 #include <utility>
 
 #include "hqq/quantizer.hpp"
@@ -22,7 +23,7 @@ class LastResult {
     if (key_ != key) {
       // Two of the largest matrices need not be in memory.
       key_.reset();
-      value_ = {};
+      value_ = Value();
       value_ = make();
       key_ = key;
     }
@@ -61,6 +62,18 @@ std::vector<TiledTensor> make_tiled_copies(const LayerConfig& config, std::int64
   return copies;
 }
 
+std::vector<Linear> make_layer_copies(const LayerConfig& config, std::int64_t size,
+                                      const Device& device) {
+  const QuantizedTensor& q = quantized_weights(config, size);
+  LinearLayerOptions options;
+  options.device = device;
+  std::vector<Linear> copies;
+  for (std::int64_t bytes = 0; bytes <= kUncachedBytes; bytes += q.nbytes()) {
+    copies.emplace_back(q, options);
+  }
+  return copies;
+}
+
 }  // namespace
 
 const Tensor& dense_weights(std::int64_t size) {
@@ -78,6 +91,12 @@ const QuantizedTensor& quantized_weights(const LayerConfig& config, std::int64_t
 const std::vector<TiledTensor>& tiled_copies(const LayerConfig& config, std::int64_t size) {
   static LastResult<WeightKey, std::vector<TiledTensor>> last;
   return last.get({config, size}, [&] { return make_tiled_copies(config, size); });
+}
+
+const std::vector<Linear>& layer_copies(const LayerConfig& config, std::int64_t size,
+                                        const Device& device) {
+  static LastResult<std::tuple<LayerConfig, std::int64_t, Device>, std::vector<Linear>> last;
+  return last.get({config, size, device}, [&] { return make_layer_copies(config, size, device); });
 }
 
 }  // namespace hqq::bench

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "hqq/linear.hpp"
 #include "hqq/quantized_tensor.hpp"
 #include "hqq/tiled_tensor.hpp"
 
@@ -18,5 +19,8 @@ const QuantizedTensor& quantized_weights(const LayerConfig& config, std::int64_t
 // So many copies that they fill no cache. Products walk through them, as through the layers of a
 // model.
 const std::vector<TiledTensor>& tiled_copies(const LayerConfig& config, std::int64_t size);
+// The same as layers on a GPU.
+const std::vector<Linear>& layer_copies(const LayerConfig& config, std::int64_t size,
+                                        const Device& device);
 
 }  // namespace hqq::bench

@@ -111,7 +111,10 @@ LinearParams params_of(const LinearArgs& args, const LinearPlan& plan) {
   p.splits = plan.splits;
   p.tiles_per_split = plan.tiles_per_split;
   const SharedBytes shared = shared_bytes(args, plan);
-  p.ring_groups = static_cast<int>(ring_groups(args.weight.layout, stage_tiles(args.weight, plan)));
+  if (args.weight.layout.axis == 1) {
+    p.ring_groups =
+        static_cast<int>(ring_groups(args.weight.layout, stage_tiles(args.weight, plan)));
+  }
   p.warps_offset = device::kCounterShared + static_cast<int>(shared.x);
   p.warp_bytes = static_cast<int>(shared.warp);
   return p;
@@ -151,6 +154,7 @@ std::size_t linear_workspace_bytes(const LinearArgs& args, const LinearPlan& pla
   return workspace_of(args, plan).bytes;
 }
 std::size_t linear_workspace_bytes(const LinearArgs& args) {
+  require_product(args.weight.layout, args.x_type);
   return linear_workspace_bytes(args, remembered_plan(args));
 }
 

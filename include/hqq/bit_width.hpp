@@ -32,7 +32,7 @@ struct BitWidthInfo {
 };
 
 // A new width is an enumerator above, a row here and the kernels that the compiler then asks for
-// (docs/architecture.md, "Where to put the next ...").
+// (docs/architecture.md, "A bit width").
 inline constexpr BitWidthInfo kBitWidths[] = {
     {BitWidth::k8, 8, {8, 0, 8, 255}},         {BitWidth::k6, 6, {4, 2, 32, 63}},
     {BitWidth::k5, 5, {4, 1, 32, 31}},         {BitWidth::k4, 4, {4, 0, 8, 15}},

@@ -90,6 +90,20 @@ class Linear {
 void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options = {});
 
+// What multiplies on a CPU.
+struct LinearKernel {
+  // "decode": codes are used as they are unpacked, for few rows of x. "panels": some columns are
+  // unpacked for many rows. "row by row": the weight has no tiles (can_tile()).
+  std::string name;
+  LinearMode mode = LinearMode::kExact;  // never kAuto
+  std::string target;                    // instruction set, e.g. "AVX2"
+};
+
+// What linear() does with a weight (a QuantizedTensor or TiledTensor) and so many rows of x.
+// Throws std::invalid_argument when HQQ_CPU_MODE is neither fast nor exact.
+LinearKernel linear_kernel(const PackedMatrix& q, std::int64_t rows,
+                           LinearMode mode = LinearMode::kAuto);
+
 // One of several products that do not depend on each other.
 struct LinearCall {
   TensorView x;

@@ -1,5 +1,5 @@
-// For hqq_cpp/nn/cuda.py: matrices in device memory, by the addresses of their tensors. Addresses
-// are as trusted as the code that passes them.
+// For hqq_cpp/backends/cuda.py: matrices in device memory, by the addresses of their tensors.
+// Addresses are as trusted as the code that passes them.
 #include <optional>
 
 #include "hqq/quantizer.hpp"
@@ -185,11 +185,12 @@ class CudaSolver {
 }  // namespace
 
 void bind_cuda(py::module_& m) {
-  py::class_<CudaPlace>(m, "CudaPlace", "For hqq_cpp.nn: a device and a stream.")
+  py::class_<CudaPlace>(m, "CudaPlace", "For hqq_cpp.backends: a device and a stream.")
       .def(py::init<int, Address>(), py::arg("device"), py::arg("stream"));
 
   py::class_<CudaLayer>(
-      m, "CudaLayer", "For hqq_cpp.nn: a layer in device memory, by the addresses of its tensors.")
+      m, "CudaLayer",
+      "For hqq_cpp.backends: a layer in device memory, by the addresses of its tensors.")
       .def(py::init<const py::object&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
            py::arg("out_features"), py::arg("in_features"), py::arg("tiled"))
       .def("tiles_bytes", &CudaLayer::tiles_bytes, py::arg("device"))
@@ -207,7 +208,8 @@ void bind_cuda(py::module_& m) {
            py::arg("x"), py::arg("rows"), py::arg("x_stride"), py::arg("dtype"), py::arg("bias"),
            py::arg("y"), py::arg("y_stride"), py::arg("place"));
 
-  py::class_<CudaSolver>(m, "CudaSolver", "For hqq_cpp.nn: quantizes a matrix in device memory.")
+  py::class_<CudaSolver>(m, "CudaSolver",
+                         "For hqq_cpp.backends: quantizes a matrix in device memory.")
       .def(py::init<const py::object&, const Text&, int, std::int64_t, std::int64_t,
                     const py::object&>(),
            py::arg("config"), py::arg("name"), py::arg("dtype"), py::arg("rows"), py::arg("cols"),

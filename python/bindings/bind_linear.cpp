@@ -30,7 +30,7 @@ py::array linear_of(const py::object& x, const Weight& q, const py::object& bias
 
 // The weight of a layer whose tensors someone else owns, by address: what a call from torch costs
 // must not grow with the number of its tensors. Addresses are as trusted as the code that passes
-// them, which is hqq_cpp/nn/backend.py alone.
+// them, which is hqq_cpp/backends/cpu.py alone.
 class NativeLayer {
  public:
   NativeLayer(const py::object& config, std::int64_t out_features, std::int64_t in_features,
@@ -82,6 +82,14 @@ class NativeLayer {
                              q.in_features, stride),
                   q, biases, reinterpret_cast<void*>(y), {static_cast<LinearMode>(mode), threads});
     });
+  }
+
+  // Name, mode and instruction set of the kernel for so many rows of x.
+  std::tuple<std::string, std::string, std::string> kernel(std::int64_t rows, int mode) const {
+    const LinearKernel kernel = std::visit(
+        [&](const auto& q) { return linear_kernel(q, rows, static_cast<LinearMode>(mode)); },
+        prototype_);
+    return {kernel.name, to_string(kernel.mode), kernel.target};
   }
 
   // Every row of x [rows, in_features] times the matrix of its expert, tiled. Matrix i of every
@@ -160,7 +168,7 @@ int dtype_code(const py::object& dtype) {
 
 void bind_linear(py::module_& m) {
   py::class_<NativeLayer> native(m, "NativeLayer",
-                                 "For hqq_cpp.nn: a layer by the addresses of its tensors.");
+                                 "For hqq_cpp.backends: a layer by the addresses of its tensors.");
   native
       .def(py::init<const py::object&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
            py::arg("out_features"), py::arg("in_features"), py::arg("tiled"))
@@ -171,6 +179,7 @@ void bind_linear(py::module_& m) {
       .def("linear", &NativeLayer::linear, py::arg("addresses"), py::arg("x"), py::arg("rows"),
            py::arg("stride"), py::arg("dtype"), py::arg("bias"), py::arg("y"), py::arg("mode"),
            py::arg("threads"));
+  native.def("kernel", &NativeLayer::kernel, py::arg("rows"), py::arg("mode"));
   native.def("experts_linear", &NativeLayer::experts_linear, py::arg("addresses"), py::arg("steps"),
              py::arg("parts"), py::arg("counts"), py::arg("x"), py::arg("stride"), py::arg("dtype"),
              py::arg("y"), py::arg("mode"), py::arg("threads"));

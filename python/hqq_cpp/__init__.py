@@ -60,6 +60,7 @@ __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
     "CudaError",
+    "Explanation",
     "FormatError",
     "HqqConfig",
     "HqqEmbedding",
@@ -89,6 +90,7 @@ __all__ = [
     "dequantize_checkpoint",
     "dequantize_model_",
     "diff_checkpoints",
+    "explain",
     "from_upstream",
     "get_backend",
     "hqq_report",
@@ -118,16 +120,26 @@ if TYPE_CHECKING:
     from .models.report import hqq_report
     from .models.saving import save_model
     from .models.take_over import from_upstream, take_over_
-    from .nn import HqqEmbedding, HqqExperts, HqqLinear, get_backend, set_backend
+    from .nn import (
+        Explanation,
+        HqqEmbedding,
+        HqqExperts,
+        HqqLinear,
+        explain,
+        get_backend,
+        set_backend,
+    )
 else:
     # The names that need torch, and their modules.
     _TORCH_NAMES = {
+        "Explanation": "nn.explanation",
         "HqqEmbedding": "nn.embedding",
         "HqqExperts": "nn.experts",
         "HqqLinear": "nn.linear",
         "collect_importance": "importance.collect",
         "collect_importance_folder": "importance.folder",
         "dequantize_model_": "models.dequantize",
+        "explain": "nn.explanation",
         "from_upstream": "models.take_over",
         "get_backend": "backends",
         "hqq_report": "models.report",

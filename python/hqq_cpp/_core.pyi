@@ -804,7 +804,7 @@ class Roles:
         """
 class NativeLayer:
     """
-    For hqq_cpp.nn: a layer by the addresses of its tensors.
+    For hqq_cpp.backends: a layer by the addresses of its tensors.
     """
     def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
@@ -814,17 +814,19 @@ class NativeLayer:
         ...
     def experts_linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], parts: typing.SupportsInt | typing.SupportsIndex, counts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    def kernel(self, rows: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex) -> tuple[str, str, str]:
+        ...
     def linear(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], x: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex, mode: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class CudaPlace:
     """
-    For hqq_cpp.nn: a device and a stream.
+    For hqq_cpp.backends: a device and a stream.
     """
     def __init__(self, device: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class CudaLayer:
     """
-    For hqq_cpp.nn: a layer in device memory, by the addresses of its tensors.
+    For hqq_cpp.backends: a layer in device memory, by the addresses of its tensors.
     """
     def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
@@ -846,7 +848,7 @@ class CudaLayer:
         ...
 class CudaSolver:
     """
-    For hqq_cpp.nn: quantizes a matrix in device memory.
+    For hqq_cpp.backends: quantizes a matrix in device memory.
     """
     def __init__(self, config: typing.Any, name: str, dtype: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, importance: typing.Any) -> None:
         ...

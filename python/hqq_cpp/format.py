@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from . import _torch_version  # noqa: F401  before all others: refuses a torch that is too old
-from ._core import BIT_WIDTHS, TENSOR_NAMES, LayerConfig, QuantizedTensor
+from ._core import BIT_WIDTHS, TENSOR_NAMES, LayerConfig, QuantizedTensor, TiledTensor
 from ._core import tensor_specs as specs_of
 
 # The order of the codes in memory: that of the files, that of the C++ kernels (docs/kernels.md) and that
@@ -186,20 +186,17 @@ class PackedWeight(NamedTuple):
 
 
 def packed_weight(layout: Layout, tensors: Tensors) -> PackedWeight:
-    """The weight that these tensors are."""
-    return PackedWeight(layout, packing_of(layout, tensors.W_q), tensors)
-
-
-def packing_of(layout: Layout, W_q: torch.Tensor) -> Packing:
-    """The order of the codes, which their shape tells.
+    """The weight that these tensors are; the shape of the codes tells their packing.
 
     Format 1 is [..., rows, bytes]. Tiles have one dimension more; the last is the bytes of a tile: 256
     for each bit of a code on a GPU, 64 on a CPU.
     """
     # Code that sets tensors of format 1 again need not say so.
-    if W_q.dim() == (3 if layout.experts else 2):
-        return FORMAT_1
-    return CUDA_TILES if W_q.size(-1) == layout.cuda_tile_bytes else CPU_TILES
+    shape = tensors.W_q.shape
+    if len(shape) == (3 if layout.experts else 2):
+        return PackedWeight(layout, FORMAT_1, tensors)
+    packing = CUDA_TILES if shape[-1] == layout.cuda_tile_bytes else CPU_TILES
+    return PackedWeight(layout, packing, tensors)
 
 
 def weight_of_numbers(
@@ -244,8 +241,8 @@ def _layout_of_numbers(
     return layout_of(config, (experts, *shape) if experts else shape, parts)
 
 
-def tensors_of(q: QuantizedTensor) -> Tensors:
-    """The tensors of a QuantizedTensor as torch tensors that share its memory."""
+def tensors_of(q: QuantizedTensor | TiledTensor) -> Tensors:
+    """The tensors of a quantized matrix as torch tensors that share its memory."""
     tensors = q.tensors()
     return Tensors(*(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES))
 

@@ -85,6 +85,10 @@ LinearMode linear_mode_from_string(const std::string& name) {
   throw_invalid("linear", "mode is " + quote_name(name) + "; it must be auto, fast or exact");
 }
 
+LinearKernel linear_kernel(const PackedMatrix& q, std::int64_t rows, LinearMode mode) {
+  return cpu::linear_kernel(q, rows, resolve(mode));
+}
+
 void linear(const TensorView& x, const TiledTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options) {
   multiply(x, q, bias, y, options);

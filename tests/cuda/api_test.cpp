@@ -66,6 +66,10 @@ TEST(Api, LinearTakesTilesAlone) {
   args.weight.packing = Packing::kCudaTiles;
   args.x_type = DType::kF32;
   EXPECT_EQ(api().linear(args, nullptr), Status::kUnsupported);
+  args.x_type = DType::kF16;
+  args.weight.layout.group_size = 8;
+  EXPECT_EQ(api().linear(args, nullptr), Status::kUnsupported);
+  EXPECT_EQ(api().linear_workspace_bytes(args, &bytes), Status::kUnsupported);
 }
 
 TEST(Api, QuantizeWritesFormat1Alone) {

@@ -107,17 +107,6 @@ void expect_product(const Product& p, unsigned seed = 1) {
   EXPECT_EQ(run(args, y, p), bits);
 }
 
-LayerSpec shape(BitWidth width, int axis, std::optional<std::int64_t> group_size, std::int64_t N,
-                std::int64_t K) {
-  LayerSpec spec;
-  spec.nbits = width;
-  spec.axis = axis;
-  spec.group_size = group_size;
-  spec.out_features = N;
-  spec.in_features = K;
-  return spec;
-}
-
 class LinearWidths : public ::testing::TestWithParam<std::tuple<BitWidth, DType>> {};
 
 TEST_P(LinearWidths, DecodesAxis1) {

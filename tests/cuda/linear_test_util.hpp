@@ -20,6 +20,17 @@ using hqq::testing::LayerSpec;
 using hqq::testing::random_layer;
 using hqq::testing::Rng;
 
+inline LayerSpec shape(BitWidth width, int axis, std::optional<std::int64_t> group_size,
+                       std::int64_t N, std::int64_t K) {
+  LayerSpec spec;
+  spec.nbits = width;
+  spec.axis = axis;
+  spec.group_size = group_size;
+  spec.out_features = N;
+  spec.in_features = K;
+  return spec;
+}
+
 // Unit roundoff and half the smallest subnormal number.
 inline double unit_of(DType type) { return type == DType::kF16 ? 0x1p-11 : 0x1p-8; }
 inline double tiny_of(DType type) { return type == DType::kF16 ? 0x1p-25 : 0x1p-134; }

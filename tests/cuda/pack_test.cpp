@@ -10,17 +10,6 @@
 namespace hqq::cuda {
 namespace {
 
-LayerSpec shape(BitWidth width, int axis, std::optional<std::int64_t> group_size, std::int64_t N,
-                std::int64_t K) {
-  LayerSpec spec;
-  spec.nbits = width;
-  spec.axis = axis;
-  spec.group_size = group_size;
-  spec.out_features = N;
-  spec.in_features = K;
-  return spec;
-}
-
 // A matrix with its codes in tiles.
 class Tiles {
  public:

@@ -1,153 +1,21 @@
 // Quantizing on the GPU gives the bytes of the CPU, whatever the settings; on the SIMT shim.
-#include "cuda/quantize.hpp"
-
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <ranges>
 #include <span>
-#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "cuda/runtime.hpp"
-#include "hqq/quantizer.hpp"
 #include "src/config/config_json.hpp"
-#include "src/format/float_values.hpp"
-#include "src/quantize/small_scales.hpp"
-#include "src/quantize/solve_params.hpp"
-#include "tests/cuda/device_memory.hpp"
+#include "tests/cuda/quantize_test_util.hpp"
 
-namespace hqq {
+namespace hqq::cuda_testing {
 namespace {
-
-using cuda::DeviceArray;
-using cuda::DeviceCopy;
-using testing::HasSubstr;
-using testing::ThrowsMessage;
-
-struct Case {
-  LayerConfig config;
-  DType dtype = DType::kF32;
-  std::int64_t rows = 0, cols = 0;
-  std::int64_t padding = 0;  // row_stride - cols
-  std::vector<float> importance = {};
-};
-
-struct Result {
-  QuantizedTensor q;
-  cuda::QuantizeProblems problems;
-  core::ErrorSums errors;
-};
-
-std::vector<float> gaussian(std::int64_t count, unsigned seed = 1) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(0.0f, 1.0f);
-  std::vector<float> values(static_cast<std::size_t>(count));
-  for (float& v : values) v = normal(rng);
-  return values;
-}
-
-// Columns and rows of unlike size, so that balancing has work to do.
-std::vector<float> uneven(std::int64_t rows, std::int64_t cols) {
-  std::vector<float> W = gaussian(rows * cols);
-  for (std::int64_t i = 0; i < rows * cols; ++i) {
-    W[static_cast<std::size_t>(i)] *=
-        static_cast<float>(1 + i % cols % 5) * 0.1f + static_cast<float>(i / cols % 3) * 0.2f;
-  }
-  return W;
-}
-
-std::vector<std::byte> stored(const std::vector<float>& W, const Case& c) {
-  const std::int64_t stride = c.cols + c.padding;
-  std::vector<float> padded(static_cast<std::size_t>(c.rows * stride), 1e30f);
-  for (std::int64_t r = 0; r < c.rows; ++r) {
-    std::copy_n(W.begin() + r * c.cols, c.cols, padded.begin() + r * stride);
-  }
-  std::vector<std::byte> bytes(padded.size() * dtype_size(c.dtype));
-  write_values(padded, c.dtype, bytes.data());
-  return bytes;
-}
-
-std::vector<std::pair<std::string, Tensor*>> present(QuantizedTensor& q) {
-  std::vector<std::pair<std::string, Tensor*>> tensors;
-  for (auto& [name, tensor] : q.fields()) {
-    if (*tensor) tensors.emplace_back(name, tensor);
-  }
-  return tensors;
-}
-
-cuda::SolverKind kind_of(Solver solver) {
-  if (solver == Solver::kMinMax) return cuda::SolverKind::kMinMax;
-  return solver == Solver::kJoint ? cuda::SolverKind::kJoint : cuda::SolverKind::kHqq;
-}
-
-Result on_gpu(const std::vector<std::byte>& bytes, const Case& c) {
-  Result result;
-  QuantizedTensor& q = result.q;
-  q.config = c.config;
-  q.out_features = c.rows;
-  q.in_features = c.cols;
-  q.allocate();
-  // What a kernel leaves out shows.
-  for (auto& [name, tensor] : present(q))
-    std::memset(tensor->buffer.data, 0xA5, tensor->buffer.size);
-
-  const DeviceArray<std::byte> W(bytes);
-  const DeviceArray<float> importance(c.importance.empty() ? std::vector<float>()
-                                                           : relative_importance(c.importance));
-  const DeviceArray<cuda::QuantizeProblems> problems(std::vector{cuda::kNoProblem});
-  const DeviceArray<core::ErrorSums> errors(1);
-  const DeviceCopy out(q);
-  cuda::QuantizeArgs args;
-  args.W = W.data();
-  args.W_type = c.dtype;
-  args.row_stride = c.cols + c.padding;
-  args.importance = c.importance.empty() ? nullptr : importance.data();
-  args.solver = kind_of(c.config.solver);
-  args.params = solver_params(c.config);
-  const std::vector<core::Shrinkage> shrinkages = hqq_shrinkages(c.config);
-  args.shrinkages = shrinkages.data();
-  args.small_scale = small_scale(c.config);
-  args.balance = c.config.balance == Balance::kSinkhorn;
-  args.out = out.matrix();
-  args.problems = problems.data();
-  args.errors = errors.data();
-  const DeviceArray<std::byte> workspace(cuda::quantize_workspace_bytes(args));
-  args.workspace = workspace.data();
-  args.workspace_bytes = workspace.size();
-  cuda::quantize(args, nullptr);
-
-  const auto copy_back = [](const void* from, Tensor& to) {
-    if (to) std::memcpy(to.buffer.data, from, to.buffer.size);
-  };
-  copy_back(args.out.W_q, q.W_q);
-  copy_back(args.out.scale, q.scale);
-  copy_back(args.out.zero, q.zero);
-  copy_back(args.out.scale_step, q.scale_step);
-  copy_back(args.out.scale_offset, q.scale_offset);
-  copy_back(args.out.zero_step, q.zero_step);
-  copy_back(args.out.zero_offset, q.zero_offset);
-  copy_back(args.out.col_scale, q.col_scale);
-  result.problems = problems[0];
-  result.errors = errors[0];
-  return result;
-}
-
-QuantizedTensor on_cpu(const std::vector<std::byte>& bytes, const Case& c, QuantizeStats* stats) {
-  const TensorView W(bytes.data(), c.dtype, c.rows, c.cols, c.cols + c.padding);
-  QuantizeOptions options;
-  options.importance = c.importance;
-  options.threads = 1;
-  options.stats = stats;
-  return Quantizer().quantize(W, c.config, "", options);
-}
 
 void expect_same(const std::vector<float>& W, const Case& c) {
   SCOPED_TRACE(layer_config_to_json(c.config).dump() + " [" + std::to_string(c.rows) + ", " +
@@ -180,25 +48,6 @@ void expect_same(const std::vector<float>& W, const Case& c) {
   EXPECT_NEAR(ours.rms_error, stats.rms_error, relative * stats.rms_error);
   EXPECT_NEAR(ours.relative_error, stats.relative_error, relative * stats.relative_error);
   EXPECT_NEAR(ours.max_abs_error, stats.max_abs_error, 0x1p-23 * stats.max_abs_error);
-}
-
-LayerConfig config_of(BitWidth nbits, Solver solver, std::optional<std::int64_t> group_size,
-                      int axis) {
-  LayerConfig config;
-  config.nbits = nbits;
-  config.solver = solver;
-  config.group_size = group_size;
-  config.axis = axis;
-  config.balance = Balance::kNone;
-  return config;
-}
-
-std::vector<float> column_importance(std::int64_t cols) {
-  std::vector<float> importance(static_cast<std::size_t>(cols));
-  for (std::int64_t c = 0; c < cols; ++c) {
-    importance[static_cast<std::size_t>(c)] = static_cast<float>(c * c % 17);
-  }
-  return importance;
 }
 
 constexpr Solver kSolvers[] = {Solver::kMinMax, Solver::kJoint, Solver::kHqq};
@@ -396,80 +245,5 @@ TEST(CudaQuantizeTest, RandomSettings) {
   }
 }
 
-TEST(CudaQuantizeTest, NonfiniteWeightsAreCounted) {
-  std::vector<float> W = gaussian(7 * 40);
-  W[2 * 40 + 9] = std::numeric_limits<float>::quiet_NaN();
-  W[2 * 40 + 10] = std::numeric_limits<float>::infinity();
-  W[6 * 40 + 39] = -std::numeric_limits<float>::infinity();
-  // Solved and encoded by one kernel or by several, in shared memory or not, balanced or not.
-  for (const auto& [group_size, solver, balance] :
-       {std::tuple(8, Solver::kJoint, Balance::kNone), std::tuple(24, Solver::kHqq, Balance::kNone),
-        std::tuple(8, Solver::kMinMax, Balance::kSinkhorn)}) {
-    for (BitWidth nbits : {BitWidth::k4, BitWidth::k3}) {
-      Case c{config_of(nbits, solver, group_size, 1), DType::kF32, 7, 40, 2};
-      c.config.balance = balance;
-      const Result result = on_gpu(stored(W, c), c);
-      EXPECT_EQ(result.problems.nonfinite, 3u);
-      EXPECT_EQ(result.problems.first_nonfinite, 2u * 40 + 9);
-      EXPECT_THAT([&] { on_cpu(stored(W, c), c, nullptr); },
-                  ThrowsMessage<std::invalid_argument>(HasSubstr("W holds 3 values")));
-    }
-  }
-}
-
-TEST(CudaQuantizeTest, WeightsThatOverflowFloatAreCounted) {
-  const std::vector<double> W = {1.0, -2.0, 3e38, 1e39, 4.0, 0.5, 0.25, 1.0};
-  std::vector<std::byte> bytes(W.size() * sizeof(double));
-  std::memcpy(bytes.data(), W.data(), bytes.size());
-  const Case c{config_of(BitWidth::k4, Solver::kMinMax, 8, 1), DType::kF64, 1, 8};
-  const Result result = on_gpu(bytes, c);
-  EXPECT_EQ(result.problems.nonfinite, 1u);
-  EXPECT_EQ(result.problems.first_nonfinite, 3u);
-}
-
-TEST(CudaQuantizeTest, MetadataThatOverflowsIsReported) {
-  std::vector<float> W = gaussian(4 * 32);
-  W[2 * 32 + 20] = 3e7f;  // a scale of 2e6: beyond float16
-  for (int group_size : {16, 32}) {
-    for (bool quant_zero : {false, true}) {
-      Case c{config_of(BitWidth::k4, Solver::kJoint, group_size, 1), DType::kF32, 4, 32};
-      c.config.quant_zero = quant_zero;
-      const Result result = on_gpu(stored(W, c), c);
-      EXPECT_EQ(result.problems.nonfinite, 0u);
-      EXPECT_EQ(result.problems.first_overflow, group_size == 16 ? 5u : 2u);
-      EXPECT_THROW(on_cpu(stored(W, c), c, nullptr), std::invalid_argument);
-    }
-  }
-}
-
-TEST(CudaQuantizeTest, SmallScalesAreReported) {
-  std::vector<float> W = gaussian(4 * 32);
-  for (std::size_t i = 2 * 32 + 16; i < 3 * 32; ++i) W[i] *= 1e-9f;
-  // Solved and stored by one kernel or by several.
-  for (const bool quant_zero : {false, true}) {
-    Case c{config_of(BitWidth::k4, Solver::kJoint, 16, 1), DType::kF32, 4, 32};
-    c.config.quant_zero = quant_zero;
-    EXPECT_EQ(on_gpu(stored(W, c), c).problems.first_small, 5u);
-    EXPECT_NO_THROW(on_cpu(stored(W, c), c, nullptr));
-    for (const auto& [meta_dtype, quant_scale] :
-         {std::pair(DType::kBF16, false), std::pair(DType::kF32, false),
-          std::pair(DType::kF16, true)}) {
-      Case other = c;
-      other.config.meta_dtype = meta_dtype;
-      other.config.quant_scale = quant_scale;
-      EXPECT_EQ(on_gpu(stored(W, other), other).problems.first_small, cuda::kNoProblem.first_small);
-    }
-  }
-}
-
-TEST(CudaQuantizeTest, SmallWorkspaceIsRefused) {
-  cuda::QuantizeArgs args;
-  args.out.layout = {8, 64, 64, 1};
-  args.out.scale_type = DType::kU8;
-  EXPECT_GT(cuda::quantize_workspace_bytes(args), 0u);
-  EXPECT_THAT([&] { cuda::quantize(args, nullptr); },
-              ThrowsMessage<cuda::Failure>(HasSubstr("the workspace has 0 bytes")));
-}
-
 }  // namespace
-}  // namespace hqq
+}  // namespace hqq::cuda_testing

@@ -1,6 +1,8 @@
 """Writes tests/golden/hostile: small files and folders that must be refused, and expected.json.
 
-Run it without arguments to rewrite the folder; it writes the same bytes every time.
+    python make_hostile.py [FOLDER]
+
+It rewrites FOLDER (tests/golden/hostile), with the same bytes every time.
 
 Each case has a fragment of the message that it is refused with, different from every other case's,
 and what the Python package `safetensors` says about the same file: "accepts" or "refuses", or null
@@ -10,10 +12,11 @@ for folders, which that package does not open. Where the verdicts differ, `reaso
 import json
 import shutil
 import struct
+import sys
 from pathlib import Path
 
-OUT = Path(__file__).parent / "hostile"
-CASES = {}
+import hostile_writer
+from hostile_writer import CASES, dump, entry, file, folder, raw, st, without
 
 # Why a file that `safetensors` reads is refused here.
 DUPLICATE = "JSON does not say which of two equal keys counts, so two readers could see two models"
@@ -22,49 +25,6 @@ BRACE = "the format says that a header begins with '{'"
 NO_DTYPE = "no tensor type of this library: hqq::DType has the types that models are made of"
 SIGNED = "sizes are int64 in every library that would use the tensor"
 OBJECT = "the format says that a tensor is described by an object and __metadata__ is one"
-
-
-def dump(obj) -> bytes:
-    return json.dumps(obj, separators=(",", ":")).encode()
-
-
-def raw(header: bytes, data: bytes = b"", length=None) -> bytes:
-    return struct.pack("<Q", len(header) if length is None else length) + header + data
-
-
-def st(tensors: dict, data: bytes = bytes(8)) -> bytes:
-    return raw(dump(tensors), data)
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more) -> dict:
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
-
-
-def without(field) -> dict:
-    return {key: value for key, value in entry().items() if key != field}
-
-
-def add(name, message, peer, reason=None):
-    assert name not in CASES and (reason is None) == (peer != "accepts"), name
-    for other, case in CASES.items():
-        assert message not in case["message"] and case["message"] not in message, (name, other)
-    CASES[name] = {"message": message, "safetensors": peer}
-    if reason is not None:
-        CASES[name]["reason"] = reason
-
-
-def file(name, content: bytes, message, accepted_because=None):
-    peer = "refuses" if accepted_because is None else "accepts"
-    add(f"{name}.safetensors", message, peer, accepted_because)
-    (OUT / f"{name}.safetensors").write_bytes(content)
-
-
-def folder(name, files: dict, message):
-    add(name, message, None)
-    for path, content in files.items():
-        target = OUT / name / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content if isinstance(content, bytes) else dump(content))
 
 
 def lengths():
@@ -460,8 +420,11 @@ def folders():
 
 
 def main():
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
+    if len(sys.argv) > 1:
+        hostile_writer.OUT = Path(sys.argv[1])
+    out = hostile_writer.OUT
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
     for group in (
         lengths,
         syntax,
@@ -475,7 +438,7 @@ def main():
     ):
         group()
     text = json.dumps(CASES, indent=1, sort_keys=True) + "\n"
-    (OUT / "expected.json").write_text(text)
+    (out / "expected.json").write_text(text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import nn
 
 import hqq_cpp
 from hqq_cpp import _core, backends
-from hqq_cpp.backends import cuda, cuda_calls
+from hqq_cpp.backends import chooser, cuda, cuda_calls
 from hqq_cpp.format import tensors_of
 from hqq_cpp.models.quantize import quantize_model_
 from hqq_cpp.nn.linear import quantized_on_device
@@ -42,6 +42,7 @@ def on_gpu(monkeypatch):
     for name in ("linear", "experts_linear"):
         monkeypatch.setattr(cuda, f"_tiles_{name}", counting(name))
     monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
     return ran
 
 

@@ -20,7 +20,7 @@ from cuda_on_shim import (  # noqa: F401
     rng,
 )
 from hqq_cpp import backends
-from hqq_cpp.backends import cuda_calls
+from hqq_cpp.backends import chooser, cuda_calls
 from hqq_cpp.format import CPU_TILES, CUDA_TILES, FORMAT_1
 
 
@@ -113,6 +113,7 @@ def test_shapes_tell_the_packing(rng, monkeypatch, nbits):
         assert packing(module.tile_()) == CPU_TILES
         module.untile_()
     monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
     for module in (layer, stack):
         assert packing(module.tile_()) == CUDA_TILES
 
@@ -257,9 +258,13 @@ def test_a_graph_that_is_recorded_packs_nothing(rng, on_gpu, record):
     # The graph reads this memory for good.
     assert is_right(layer, x, layer(x))
     assert packing(layer) == FORMAT_1 and addresses(layer) == before
-    # Unless somebody asks for tiles.
+    # Unless somebody asks for tiles, or the memory is another.
     layer.tile_()
     assert packing(layer) == CUDA_TILES and is_right(layer, x, layer(x))
+    layer.untile_()
+    record(lambda: layer(x))
+    layer.quantize_(random_matrix(rng, (16, 64)))
+    assert is_right(layer, x, layer(x)) and packing(layer) == CUDA_TILES
 
 
 def test_a_packed_layer_is_recorded(rng, on_gpu, record):
@@ -296,6 +301,7 @@ def test_tiles_of_a_cpu_are_put_in_order(rng, monkeypatch):
     table._parameters.update({k: v for k, v in layer._parameters.items() if k != "bias"})
     weights = [copied(module.packed().present()) for module in (layer, experts)]
     monkeypatch.setattr(cuda_calls, "DEVICE_TYPE", "cpu")
+    monkeypatch.setitem(chooser._KERNELS, "cpu", chooser._KERNELS["cuda"])
 
     def put_tiles():
         for module, weight in zip((layer, experts), weights):

@@ -33,7 +33,7 @@ def pack(source: Path, folder: Path, layers: Mapping[str, Mapping[str, Any]]) ->
         layer = name.removesuffix(".weight")
         for key, tensor in q.tensors().items():
             tensors[f"{layer}.{key}"] = torch.from_dlpack(tensor).clone()
-        described[layer] = dict(q.config) | {
+        described[layer] = q.config.to_dict() | {
             "tensor": name,
             "shape": list(weight.shape),
             "dtype": str(weight.dtype).removeprefix("torch."),

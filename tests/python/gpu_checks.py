@@ -64,7 +64,7 @@ def only_native_kernels():
 
 def max_rows(layer, dtype):
     """Rows of x (for one expert, on average) up to which tiles are multiplied; None: they never are."""
-    tiles = cuda.packing_for(layer._layout, torch.device(DEVICE, 0)) == CUDA_TILES
+    tiles = cuda.packing_for(layer.packed_weight()) == CUDA_TILES
     return cuda.max_rows(layer._layout, dtype, 0) if tiles else None
 
 

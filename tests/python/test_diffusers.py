@@ -125,7 +125,7 @@ def test_pipelines(tmp_path):
     pipeline.save_pretrained(tmp_path / "small")
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path / "small")
     same(again.unet, pipeline.unet)
-    mapping = {"unet": hqq_cpp.diffusers.HqqConfig(CONFIG)}
+    mapping = {"unet": hqq_cpp.diffusers.HqqQuantizationConfig(CONFIG)}
     on_load = diffusers.DDPMPipeline.from_pretrained(
         tmp_path / "dense",
         quantization_config=diffusers.PipelineQuantizationConfig(quant_mapping=mapping),

@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hqq_cpp.nn.module import DTYPE_MARKER
 from torch import nn
 
 import hqq_cpp
+from hqq_cpp.nn.base import DTYPE_MARKER
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EMBEDDING = {"nbits": 8, "group_size": 32, "dynamic_config": {"0": {"nbits": 8, "group_size": 32}}}

@@ -14,7 +14,8 @@ from transformers import QuantizedCache, cache_utils
 
 import hqq_cpp
 from hqq_cpp.transformers import cache as kv_cache
-from hqq_cpp.transformers.cache import HqqCacheLayer, states
+from hqq_cpp.transformers.cache import HqqCacheLayer
+from hqq_cpp.transformers.cache import states as kv_states
 
 NBITS = [8, 6, 5, 4, 3, 2, 1.58, 1]
 # What `register` replaces, with its own quantizer.
@@ -102,7 +103,7 @@ def test_other_types_lose_little(backend, dtype, axis):
 def test_bits_per_value():
     x = states(1, 2, 128, 64, dtype=torch.bfloat16)
     for nbits in NBITS:
-        packed = states.quantize(x, nbits, 64, 0)
+        packed = kv_states.quantize(x, nbits, 64, 0)
         # Ternary codes take two bits here; scale and shift are two bfloat16 for 64 values.
         assert 8 * packed.nbytes / x.numel() == {1.58: 2}.get(nbits, nbits) + 32 / 64
 

@@ -410,16 +410,16 @@ def test_importance_is_checked_first(vector, message):
 
 
 def test_a_refusal_half_way_says_how_far_it_came(monkeypatch):
-    from hqq_cpp.models import solve
+    from hqq_cpp import backends
 
-    original = solve.quantize_tensor
+    original = backends.quantize
 
     def refuse(W, config, name, *args):
         if name == "2":
             raise ValueError("[2] W is odd")
         return original(W, config, name, *args)
 
-    monkeypatch.setattr(solve, "quantize_tensor", refuse)
+    monkeypatch.setattr(backends, "quantize", refuse)
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     message = r"\[2\] W is odd \(2 layers are quantized already: 0, 1\)"
     with pytest.raises(ValueError, match=message):

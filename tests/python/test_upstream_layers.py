@@ -13,7 +13,7 @@ from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
 
 import hqq_cpp
 import hqq_cpp.transformers
-from hqq_cpp.nn import upstream
+from hqq_cpp.models import upstream
 from upstream_maker import (
     BASE,
     assert_saves_in_our_format,

@@ -42,10 +42,12 @@ class ColumnScaleStream {
     __syncwarp();
   }
 
+  // Whether both fragments have the same scales: those of fragment 0.
+  __device__ __forceinline__ bool is_shared() const { return fragments_ == 1; }
+
   // Of the tile that advance() has made readable.
   __device__ __forceinline__ const unsigned char* values(int fragment, int step) const {
-    const unsigned char* slot = slot_of(tile_ - 1) + step * kColumnStepBytes;
-    return fragment < fragments_ ? slot + fragment * kColumnFragmentBytes : slot;
+    return slot_of(tile_ - 1) + fragment * kColumnFragmentBytes + step * kColumnStepBytes;
   }
 
  private:
@@ -82,10 +84,13 @@ class ColumnScaleStream {
       }
     } else {
       const Metadata scales = metadata_of(p_.scale, expert_), zeros = metadata_of(p_.zero, expert_);
+      // One copy of this code is enough: the first column moves on when the second is read.
+#pragma unroll 1
       for (int i = 0; i < kColumns; ++i) {
-        if (col() + i >= p_.K) break;
-        scale[i] = scales(index(f) + i);
-        zero[i] = zeros(index(f) + i);
+        const bool exists = col() + i < p_.K;
+        scale[0] = scale[1], zero[0] = zero[1];
+        scale[1] = exists ? scales(index(f) + i) : 0.0f;
+        zero[1] = exists ? zeros(index(f) + i) : 0.0f;
       }
     }
     const float part[kColumns] = {integer_part(zero[0], kMaxCode), integer_part(zero[1], kMaxCode)};

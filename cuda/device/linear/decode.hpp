@@ -146,7 +146,7 @@ class DecodeSums {
     of_lane.load(scales.values(0, kStep), lane_ % 4);
     codes.template centered<0, kStep>(a[0], of_lane.minus_part);
     of_lane.template apply<T>(a[0]);
-    of_lane.load(scales.values(1, kStep), lane_ % 4);
+    if (!scales.is_shared()) of_lane.load(scales.values(1, kStep), lane_ % 4);
     codes.template centered<1, kStep>(a[1], of_lane.minus_part);
     of_lane.template apply<T>(a[1]);
 #pragma unroll

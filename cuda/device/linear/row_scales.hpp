@@ -13,6 +13,7 @@ namespace hqq::cuda::device {
 struct RowPair {
   float scale[2], zero[2];
 };
+
 // A ring in shared memory that belongs to one warp. A window of four groups is put there at a time,
 // while the next one is on its way to registers. An entry is a group: fragment by fragment, g by g,
 // (scale, zero) of row g and (scale, zero) of row g + 8, in float16 if both are stored so, else in
@@ -24,12 +25,11 @@ class RowScaleStream {
                             unsigned char* ring)
       : p_(p),
         expert_(expert),
+        row_(strip * kTileRows + static_cast<int>(threadIdx.x % 32)),
         next_(p.group_steps(tile * kSteps) / kWindowGroups * kWindowGroups),
-        ring_(ring),
-        entry_(place_of_lane() * row_entry_bytes(p.float_metadata) / kTileRows) {
-    const int row = strip * kTileRows + static_cast<int>(threadIdx.x % 32);
+        ring_(ring) {
     // Rows of padding are not written: any scales will do.
-    first_ = static_cast<std::int64_t>(row < p.N ? row : p.N - 1) * p.groups;
+    if (row_ >= p.N) row_ = p.N - 1;
     load();
   }
 
@@ -61,10 +61,15 @@ class RowScaleStream {
   }
 
  private:
-  // Of the row that a lane loads, in an entry.
-  static __device__ int place_of_lane() {
+  // Bytes from the start of an entry to those of the row that a lane loads.
+  __device__ int lane_offset() const {
     const auto row = static_cast<int>(threadIdx.x % 32);
-    return row / kFragmentRows * kFragmentRows + row % 8 * 2 + row % kFragmentRows / 8;
+    const int place = row / kFragmentRows * kFragmentRows + row % 8 * 2 + row % kFragmentRows / 8;
+    return place * row_entry_bytes(p_.float_metadata) / kTileRows;
+  }
+  // In the tensor, of a group of that row.
+  __device__ std::int64_t index(int group) const {
+    return static_cast<std::int64_t>(row_) * p_.groups + group;
   }
   __device__ unsigned char* entry_of(int group) const {
     return ring_ + (group & (p_.ring_groups - 1)) * row_entry_bytes(p_.float_metadata);
@@ -74,14 +79,14 @@ class RowScaleStream {
   __device__ __forceinline__ void load() {
     if (!p_.half_scales) return;
     const int count = p_.groups - next_;
-    scale_.load(p_.scale, expert_, first_ + next_, count, p_.scales_aligned);
-    zero_.load(p_.zero, expert_, first_ + next_, count, p_.scales_aligned);
+    scale_.load(p_.scale, expert_, index(next_), count, p_.scales_aligned);
+    zero_.load(p_.zero, expert_, index(next_), count, p_.scales_aligned);
   }
 
   // And from there to the ring; other types straight from memory, where neighbours of the last
   // window are in the cache.
   __device__ __forceinline__ void store() {
-    unsigned char* out = entry_of(next_) + entry_;
+    unsigned char* out = entry_of(next_) + lane_offset();
     if (!p_.half_scales) {
       store_converted(out);
       return;
@@ -103,7 +108,7 @@ class RowScaleStream {
     for (int group = next_; group < next_ + kWindowGroups; ++group) {
       float2 v = make_float2(0.0f, 0.0f);
       // Columns of padding may be in groups that do not exist.
-      if (group < p_.groups) v = make_float2(scale(first_ + group), zero(first_ + group));
+      if (group < p_.groups) v = make_float2(scale(index(group)), zero(index(group)));
       st_shared(reinterpret_cast<float2*>(out), v);
       out += row_entry_bytes(true);
     }
@@ -111,10 +116,9 @@ class RowScaleStream {
 
   const LinearParams& p_;
   int expert_;
+  int row_;   // whose values the lane loads
   int next_;  // first group that is not in the ring
   unsigned char* ring_;
-  int entry_;           // bytes from the start of an entry to those of the lane's row
-  std::int64_t first_;  // number of group 0 of the lane's row
   HalfValues<kWindowGroups> scale_, zero_;
 };
 

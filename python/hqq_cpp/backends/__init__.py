@@ -6,7 +6,7 @@ choose a backend and call it.
 """
 
 from . import cpu, cuda, torch
-from .choose import (
+from .chooser import (
     Backend,
     Choice,
     choose,
@@ -14,7 +14,7 @@ from .choose import (
     experts_linear,
     experts_linear_backward,
     get_backend,
-    kernels_on,
+    kernels_for,
     linear,
     linear_backward,
     mode_of,
@@ -34,7 +34,7 @@ __all__ = [
     "experts_linear",
     "experts_linear_backward",
     "get_backend",
-    "kernels_on",
+    "kernels_for",
     "linear",
     "linear_backward",
     "mode_of",

@@ -15,6 +15,18 @@ from ..format import Layout, PackedWeight
 Mode = Literal["auto", "fast", "exact"]
 
 
+class Kernel(NamedTuple):
+    """What multiplies, for explain()."""
+
+    name: str
+    mode: Mode  # never "auto"
+    reason: str  # why nothing faster does; empty: there is nothing faster
+
+
+# A product with the dense weight.
+DENSE = "dequantize + torch.mm"
+
+
 class Solved(NamedTuple):
     """What quantize() gives: tensors of format 1, the settings with balance decided, and errors."""
 

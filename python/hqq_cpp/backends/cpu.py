@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import _core, api
-from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing
+from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing, dtype_name
 from . import common
 from .packing import format_1
 
@@ -16,13 +16,22 @@ from .packing import format_1
 _MULTIPLIED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@functools.lru_cache(maxsize=4096)
-def packing_for(layout: Layout, device: torch.device) -> Packing:
+def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes that the kernels read fastest."""
-    matrix = layout.matrix
-    group = matrix.numbers.group_size or matrix.out_features
-    has_tiles = matrix.numbers.axis == 1 or (group % 16 == 0 and matrix.out_features % group == 0)
+    return _packing_of(weight.layout)
+
+
+@functools.lru_cache(maxsize=4096)
+def _packing_of(layout: Layout) -> Packing:
+    numbers, rows = layout.numbers, layout.out_features // layout.parts
+    group = numbers.group_size or rows
+    has_tiles = numbers.axis == 1 or (group % 16 == 0 and rows % group == 0)
     return CPU_TILES if has_tiles and layout.out_features % layout.parts == 0 else FORMAT_1
+
+
+def is_available() -> bool:
+    """The C++ kernels are part of hqq_cpp."""
+    return True
 
 
 def quantize(
@@ -70,15 +79,18 @@ def linear(
     if x.dtype not in _MULTIPLIED:
         return common.dense_linear(x, dequantize(weight, x.dtype), bias)
     layout = weight.layout
-    if weight.packing != CPU_TILES:
+    if weight.packing != CPU_TILES:  # tiles are contiguous
         weight = _readable(weight)
     _, _, _, out_features, in_features = layout.numbers
-    rows = x if x.dim() == 2 else x.reshape(-1, in_features)
-    count, stride = rows.shape[0], rows.stride(0)
-    if rows.stride(1) != 1 or stride < in_features:
-        rows = rows.contiguous()
-        stride = in_features
-    y = x.new_empty((*x.shape[:-1], out_features))
+    if x.dim() == 2:
+        rows, count = x, x.shape[0]
+        y = x.new_empty(count, out_features)
+    else:
+        rows, count = x.reshape(-1, in_features), x.numel() // in_features
+        y = x.new_empty(*x.shape[:-1], out_features)
+    stride, step = rows.stride()
+    if step != 1 or stride < in_features:
+        rows, stride = rows.contiguous(), in_features
     bias_address = 0
     if bias is not None:
         bias = bias.float().contiguous()
@@ -110,6 +122,22 @@ def experts_linear(
         return linear(x, matrix, None, mode)
 
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
+
+
+def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mode) -> common.Kernel:
+    """What multiplies so many rows of x."""
+    if dtype not in _MULTIPLIED:
+        return common.Kernel(
+            common.DENSE,
+            "exact",
+            f"the kernels sum in float32, which is less than x of {dtype_name(dtype)} asks for",
+        )
+    layer = _layer(weight.layout.matrix, weight.packing)
+    name, resolved, target = layer.kernel(rows, _mode_code(mode))
+    reason = ""
+    if name == "row by row":
+        reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
+    return common.Kernel(f"{name}, {resolved}, {target}", resolved, reason)
 
 
 def _grouped(

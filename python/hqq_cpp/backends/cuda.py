@@ -1,8 +1,8 @@
 """The kernels of libhqq_cuda for weights in GPU memory: torch tensors by address, on torch's current
 stream.
 
-Nothing here waits for the GPU but quantize(), and nothing asks torch.cuda for anything before a tensor
-is on a GPU.
+Nothing here waits for the GPU but quantize(), nor does anything ask torch.cuda before a tensor is on a
+GPU. What brings codes into another order (cuda_calls.py) waits, since every stream may read them next.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..format import (
     PackedWeight,
     Packing,
     Tensors,
+    dtype_name,
     tensor_specs,
 )
 from . import common
@@ -45,9 +46,10 @@ def is_available() -> bool:
 is_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def packing_for(layout: Layout, device: torch.device) -> Packing:
+def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes that the kernels read fastest; format 1 where none of them multiplies."""
-    return FORMAT_1 if tiles_shape(layout, device.index or 0) is None else CUDA_TILES
+    shape = tiles_shape(weight.layout, device_of(weight.tensors.W_q))
+    return FORMAT_1 if shape is None else CUDA_TILES
 
 
 def quantize(
@@ -58,11 +60,12 @@ def quantize(
     W = W if W.stride(-1) == 1 and W.stride(0) >= W.shape[1] else W.contiguous()
     if isinstance(importance, torch.Tensor):
         importance = importance.detach().float().cpu()
-    solver = _core.CudaSolver(config, name, dtype_code(W.dtype), *W.shape, importance)
+    rows, columns = W.shape
+    solver = _core.CudaSolver(config, name, dtype_code(W.dtype), rows, columns, importance)
     settings = solver.config
     tensors = {
         key: torch.empty(shape, dtype=dtype, device=W.device)
-        for key, (shape, dtype) in tensor_specs(settings, *W.shape).items()
+        for key, (shape, dtype) in tensor_specs(settings, rows, columns).items()
     }
     out = addresses(Tensors(*map(tensors.get, TENSOR_NAMES)))
     size = solver.workspace_bytes(device_of(W))
@@ -129,6 +132,23 @@ def experts_linear(
         return common.dense_linear(x, dequantize(matrix, x.dtype), None)
 
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
+
+
+def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mode) -> common.Kernel:
+    """What multiplies so many rows of x (of one expert, on average)."""
+    if weight.packing != CUDA_TILES:
+        return common.Kernel(
+            common.DENSE, "exact", "the codes are not in tiles of the CUDA kernels"
+        )
+    limit = max_rows(weight.layout, dtype, device_of(weight.tensors.W_q))
+    if limit is None:
+        return common.Kernel(
+            common.DENSE, "exact", f"no CUDA kernel multiplies x of {dtype_name(dtype)}"
+        )
+    if rows > limit:
+        reason = f"a dense product is faster for more than {limit} rows of x"
+        return common.Kernel(common.DENSE, "exact", reason)
+    return common.Kernel("tiles", "exact", "")
 
 
 # ---- Products of tiles -------------------------------------------------------------------------

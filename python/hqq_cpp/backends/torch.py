@@ -11,7 +11,6 @@ from .._core import METADATA_BLOCK, TERNARY_DIGITS
 from ..format import (
     FORMAT_1,
     ROW_FORMATS,
-    Layout,
     Numbers,
     PackedWeight,
     Packing,
@@ -22,9 +21,14 @@ from . import common, cpu
 from .packing import format_1
 
 
-def packing_for(layout: Layout, device: torch.device) -> Packing:
+def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes that is read fastest."""
     return FORMAT_1
+
+
+def is_available() -> bool:
+    """torch is imported."""
+    return True
 
 
 def quantize(
@@ -88,6 +92,11 @@ def experts_linear(
         return linear(x, matrix, None, mode)
 
     return common.experts_one_by_one(x, counts, weight, bias, transposed, multiply, dequantize)
+
+
+def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mode) -> common.Kernel:
+    """What multiplies so many rows of x."""
+    return common.Kernel(common.DENSE, "exact", "")
 
 
 def _unpack_plane(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:

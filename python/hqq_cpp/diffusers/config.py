@@ -38,7 +38,7 @@ class HqqQuantizationConfig(QuantizationConfigMixin):
         return (read, kwargs) if return_unused_kwargs else read
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json gets. Without us, diffusers refuses a method that it does not know."""
+        """The dict that config.json gets. Without us, diffusers refuses a method that it does not know."""
         settings = described.quantization_config(self.config, self.not_quantized)
         return {"quant_method": METHOD, **settings}
 

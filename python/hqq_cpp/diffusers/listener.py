@@ -1,4 +1,4 @@
-"""What diffusers knows of models whose layers were quantized, or became dense again, in place."""
+"""Keeps diffusers informed of models that were quantized, or made dense again, in place."""
 
 from __future__ import annotations
 

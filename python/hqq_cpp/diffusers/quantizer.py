@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -26,6 +27,14 @@ from ..nn.base import QuantizedModule
 from .config import HqqQuantizationConfig
 
 
+class _Plan(NamedTuple):
+    """The layer, settings and importance of a weight that is to be quantized."""
+
+    layer: Layer
+    settings: LayerConfig
+    importance: ImportanceSource
+
+
 class HqqQuantizer(DiffusersQuantizer):
     """Quantizes on load, and loads what was quantized.
 
@@ -34,18 +43,17 @@ class HqqQuantizer(DiffusersQuantizer):
         pre_quantized: Whether the checkpoint is quantized already.
     """
 
-    # What a dense model keeps in float32 stays so.
+    # Modules that a dense model keeps in float32 stay in float32.
     use_keep_in_fp32_modules = True
 
     def __init__(self, quantization_config: Any, **kwargs: Any):
         if not isinstance(quantization_config, HqqQuantizationConfig):
             quantization_config = HqqQuantizationConfig(quantization_config)
         super().__init__(quantization_config, **kwargs)
-        # Of the weights that are to be quantized: parameter -> layer and settings.
-        self._plans: dict[str, tuple[Layer, LayerConfig]] = {}
+        # Parameter -> plan, of the weights that are to be quantized.
+        self._plans: dict[str, _Plan] = {}
         # Other names of such weights.
         self._tied: set[str] = set()
-        self._importance: ImportanceSource | None = None
         self._files: list[Path] | None = None
         # Set once the layers are in place: what save_pretrained describes.
         self.model: nn.Module | None = None
@@ -67,11 +75,11 @@ class HqqQuantizer(DiffusersQuantizer):
 
     @property
     def supports_parallel_loading(self) -> bool:
-        """Not while solving: the solver uses all cores, and modules are replaced."""
+        """False while solving: the solver uses all cores, and modules are replaced."""
         return self.pre_quantized
 
     def preprocess_model(self, model, **kwargs):
-        """As for other quantizers, but that the model may still be cast: packed tensors keep their
+        """Does what other quantizers do, but the model may still be cast: packed tensors keep their
         types."""
         model.quantization_method = self.quantization_config.quant_method
         return self._process_model_before_weight_loading(model, **kwargs)
@@ -82,14 +90,15 @@ class HqqQuantizer(DiffusersQuantizer):
 
         # A single file is passed as if it were quantized, without its name.
         if self.pre_quantized and self._files is not None:
-            self._put_empty(model, is_kept)
+            self._put_empty(model, self._files, is_kept)
             return
         settings = self.quantization_config.config
-        self._importance = ImportanceSource(settings)
+        importance = ImportanceSource(settings)
         for layer in find_layers(model):
             chosen = settings_of(layer, settings)
             if chosen is not None and not is_kept(layer.name):
-                self._plans[layer.parameter] = layer, self._importance.resolve(layer, chosen)
+                resolved = importance.resolve(layer, chosen)
+                self._plans[layer.parameter] = _Plan(layer, resolved, importance)
                 self._tied.update(f"{name}.weight" for name in (*layer.tied, *layer.aliases))
         if not self._plans:
             names = [layer.name for layer in find_layers(model)]
@@ -99,21 +108,23 @@ class HqqQuantizer(DiffusersQuantizer):
                 f"{listed(names) or '(it has none)'}"
             )
 
-    def _put_empty(self, model: nn.Module, is_kept) -> None:
+    def _put_empty(
+        self, model: nn.Module, files: list[Path], is_kept: Callable[[str], bool]
+    ) -> None:
         """Puts empty modules where the files have quantized layers."""
-        wrong = [file.name for file in self._files if file.suffix != ".safetensors"]
+        wrong = [file.name for file in files if file.suffix != ".safetensors"]
         if wrong:
             raise FormatError(
                 f"[diffusers] {listed(wrong)}: quantized layers are stored in safetensors files"
             )
-        layers, transposed = described.read_descriptions(self._files)
-        where = self._files[0].parent
+        layers, transposed = described.read_descriptions(files)
+        where = files[0].parent
         if not layers:
             raise FormatError(
                 f"[diffusers] config.json says that {where} is quantized, but its files describe no "
                 "quantized layer: remove quantization_config from config.json, or quantize again"
             )
-        tensors = {name: t for file in self._files for name, t in load_safetensors(file).items()}
+        tensors = {name: t for file in files for name, t in load_safetensors(file).items()}
         plan = plan_loading(model, layers, transposed, tensors)
         ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
         plan.unexpected = [n for n in plan.unexpected if not any(p.search(n) for p in ignored)]
@@ -156,9 +167,9 @@ class HqqQuantizer(DiffusersQuantizer):
             stored = state_dict[param_name].to(target_device)
             owner._parameters[last] = nn.Parameter(stored, requires_grad=False)
             return
-        layer, settings = plan
+        layer, settings, importance = plan
         weight = param_value.to(target_device)
-        quantized = quantize_layer(layer, weight, settings, self._importance.get(layer))
+        quantized = quantize_layer(layer, weight, settings, importance.get(layer))
         module = store_quantized(model, layer, quantized, weight.device)
         module.compute_dtype = weight.dtype
 
@@ -170,7 +181,7 @@ class HqqQuantizer(DiffusersQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, state_dict, safe_serialization=False):
-        """What save_pretrained writes."""
+        """The tensors and metadata that save_pretrained writes."""
         if not safe_serialization:
             raise ValueError(
                 "[save_pretrained] quantized layers are stored in safetensors files: leave "
@@ -192,17 +203,17 @@ class HqqQuantizer(DiffusersQuantizer):
 
     @property
     def is_serializable(self) -> bool:
-        """Always."""
+        """True in every case."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """With adapters."""
+        """True: adapters can be trained."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """Always."""
+        """True in every case."""
         return True
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 from torch import nn
 
 from .. import _core
+from .._cached import cached
 
 # A module of peft's has the model, or the layer that it adapts, under one of these names. All else
 # below it is its own; so is the original of modules_to_save, of which it makes more copies.
@@ -27,6 +26,6 @@ def is_merged(parent: nn.Module) -> bool:
     return _is_of_peft(type(parent)) and bool(getattr(parent, "merged_adapters", None))
 
 
-@functools.cache
+@cached
 def _is_of_peft(cls: type[nn.Module]) -> bool:
     return any(part.__module__.partition(".")[0] == "peft" for part in cls.__mro__)

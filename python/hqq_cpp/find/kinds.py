@@ -1,4 +1,4 @@
-"""What a module is to quantization, and what keeps it dense."""
+"""The kinds of layers that can be quantized, and what keeps a layer dense."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .subclasses import class_obstacle
 
 
 class Kind(NamedTuple):
-    """What a module is, or would be but for an obstacle."""
+    """The kind of a layer, also of one that an obstacle keeps dense."""
 
     # "linear", "conv1d", "conv2d" (1x1), "embedding", or "convolution": of another sort.
     name: str
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """What sort of layer a module is, or None if it is none or quantized.
+    """The kind of a module, or None if it is no layer or is quantized.
 
     Linear layers and 1x1 convolutions have an obstacle where a subclass or an object does
     something else than torch's class; embeddings keep what subclasses do around the lookup.
@@ -83,7 +83,7 @@ def check_single(module: nn.Module) -> None:
 # The layer of the package hqq.
 UPSTREAM_LAYER = "hqq.core.quantize.HQQLinear"
 
-# Sorts that no module of is quantized.
+# Kinds of which no module is quantized.
 _NEVER = {
     "convolution": "convolution other than 1x1",
     "attention": "nn.MultiheadAttention multiplies with the weight itself",
@@ -101,7 +101,7 @@ def _sort_of(module: nn.Module) -> tuple[str | None, type[nn.Module] | None]:
         return "embedding", nn.Embedding
     if isinstance(module, nn.modules.conv._ConvNd):
         return ("conv2d", nn.Conv2d) if _is_pointwise(module) else ("convolution", None)
-    # By their names, so that no package is imported for a model that is none of its.
+    # Classes are compared by name, so that no package is imported.
     for cls in type(module).__mro__:
         name = f"{cls.__module__}.{cls.__qualname__}"
         if name == "transformers.pytorch_utils.Conv1D":

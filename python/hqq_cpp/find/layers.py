@@ -24,9 +24,9 @@ _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj", "gate_proj", "up_proj")
 class Layer(NamedTuple):
     """A weight that can be quantized, or that something keeps dense."""
 
-    # Of the layer, as rules of an HqqConfig see it: "model.layers.0.mlp.experts.down_proj".
+    # The name of the layer, as the rules of an HqqConfig see it: "model.layers.0.mlp.experts.down_proj".
     name: str
-    # Of its parameter: name + ".weight", or the name itself for fused experts.
+    # The name of its parameter: name + ".weight", or the name itself for fused experts.
     parameter: str
     module: nn.Module
     # "linear", "conv1d", "conv2d", "embedding" or "experts"; see Kind for those that stay dense.
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
     # All names by which rules know the layer: `name` first. Not those of linear layers that are
     # tied to an embedding, which alone decides.
     names: tuple[str, ...] = ()
-    # What settings depend on: "linear", "head", "embedding" or "experts" (_core.Roles).
+    # The role on which settings depend: "linear", "head", "embedding" or "experts" (_core.Roles).
     role: str = "linear"
     # Why it has to stay dense; empty if it can be quantized.
     obstacle: str = ""
@@ -65,7 +65,7 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
 
 
 def survey(model: nn.Module) -> Iterator[Layer]:
-    """As find_layers(), with the layers that cannot be quantized: they have an obstacle."""
+    """Like find_layers(), and also the layers that cannot be quantized: they have an obstacle."""
     places = places_of(model)
     roles = find_roles(places)
     found: dict[_Slot, Layer] = {}
@@ -81,8 +81,9 @@ def survey(model: nn.Module) -> Iterator[Layer]:
         if len(group) == 1:
             yield layer
             continue
-        members = [found.get(other) for other in sorted(group, key=lambda s: order.get(s, -1))]
-        if _can_share(members):
+        slots = sorted((other for other in group if other in found), key=order.__getitem__)
+        members = [found[other] for other in slots]
+        if len(members) == len(group) and _can_share(members):
             first = next((m for m in members if m.kind == "embedding"), members[0])
             if layer is first:
                 yield _joined(first, members)
@@ -94,8 +95,8 @@ def survey(model: nn.Module) -> Iterator[Layer]:
 
 
 def find_roles(places: dict[int, Place]) -> _core.Roles:
-    """What the names, shapes and types of a model's parameters say that they are: the rule of
-    hqq-cpp quantize."""
+    """The roles of a model's parameters by their names, shapes and types: the rule of
+    `hqq-cpp quantize`."""
     return _core.Roles(
         (f"{path}.{last}" if path else last, tuple(parameter.shape), str(parameter.dtype))
         for place in places.values()
@@ -163,19 +164,22 @@ def _groups(model: nn.Module, places: dict[int, Place]) -> dict[_Slot, list[_Slo
     groups = {slot: slots for slots in sharers.values() for slot in slots}
     # Transformers ties at the end of from_pretrained.
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        slots, others = (groups.get(_slot_of(model, name)) for name in (source, target))
+        slots, others = (_slots_of(model, name, groups) for name in (source, target))
         if slots is not None and others is not None and slots is not others:
             slots += others
             groups |= dict.fromkeys(others, slots)
     return groups
 
 
-def _slot_of(model: nn.Module, parameter: str) -> _Slot | None:
+def _slots_of(
+    model: nn.Module, parameter: str, groups: dict[_Slot, list[_Slot]]
+) -> list[_Slot] | None:
+    """The group of a parameter; None if the model has no such parameter."""
     try:
         owner, last = parent_of(model, parameter)
     except AttributeError:
         return None
-    return id(owner), last
+    return groups.get((id(owner), last))
 
 
 def _name_of(places: dict[int, Place], slot: _Slot) -> str:
@@ -184,9 +188,9 @@ def _name_of(places: dict[int, Place], slot: _Slot) -> str:
     return path if last == "weight" else f"{path}.{last}"
 
 
-def _can_share(members: list[Layer | None]) -> bool:
+def _can_share(members: list[Layer]) -> bool:
     """Whether one packed weight serves all."""
-    if any(layer is None or layer.obstacle for layer in members):
+    if any(layer.obstacle for layer in members):
         return False
     kinds = {layer.kind for layer in members}
     alike = kinds <= {"linear", "embedding"} or kinds in ({"conv1d"}, {"conv2d"})

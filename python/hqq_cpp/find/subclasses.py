@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._cached import cached
 from ..nn.base import QuantizedModule
 from ..nn.carry import ACCELERATE, attributes_of
 
-# What a subclass may replace: none of it takes part in a forward pass.
+# A subclass may replace these: they take no part in a forward pass.
 _HARMLESS = {"reset_parameters", "extra_repr"}
-# Of Python's own names, those that do.
+# Python's own names that do take part.
 _TELLING = {"__call__", "__new__", "__getattr__", "__getattribute__", "__setattr__", "__delattr__"}
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
@@ -32,7 +32,7 @@ def class_obstacle(module: nn.Module, base: type[nn.Module]) -> str:
     return ""
 
 
-@functools.cache
+@cached
 def _overridden(cls: type[nn.Module], base: type[nn.Module]) -> tuple[str, ...]:
     """Attributes of `base` that `cls` has of its own, "forward" last."""
     known = set(dir(base)) | {"weight", "bias"}
@@ -71,7 +71,7 @@ def _agrees(
     cls: type[nn.Module], attributes: dict[str, Any], bias: bool, dtype: torch.dtype, training: bool
 ) -> bool:
     given = attributes | {"in_features": 7, "out_features": 5}
-    small = cls.__new__(cls)
+    small: nn.Module = object.__new__(cls)
     nn.Module.__init__(small)
     vars(small).update(given)
     small.train(training)
@@ -90,7 +90,7 @@ def _agrees(
     return attributes_of(small) == given and torch.equal(small._parameters["weight"], weight)
 
 
-@functools.cache
+@cached
 def class_for(quantized: type[QuantizedModule], dense: type[nn.Module]) -> type[QuantizedModule]:
     """`quantized` with the methods that a subclass of nn.Linear adds: models call them, and ask
     isinstance."""

@@ -141,7 +141,7 @@ class Recorder:
         for name in self._names:
             if match := _EXPERT_NAME.match(name):
                 groups.setdefault((match[1], match[3]), []).append(name)
-        means = {}
+        means: dict[str, torch.Tensor] = {}
         for names in groups.values():
             seen = [name for name in names if name in self._sums]
             if not seen or len({self._sums[name].shape for name in seen}) > 1:
@@ -214,17 +214,21 @@ def collect_importance(
             run_random(model, tokens, n, seed)
         else:
             _run_batches(model, batches, recorder)
-    # Weights that are shared with an embedding are never quantized.
+    result = _without_tied(model, recorder.result())
+    if save is not None:
+        save_importance(save, result)
+    return result
+
+
+def _without_tied(model: nn.Module, importance: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that are shared with an embedding are never quantized."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    result = {k: v for k, v in recorder.result().items() if f"{k}.weight" not in tied}
+    result = {name: v for name, v in importance.items() if f"{name}.weight" not in tied}
     if not result:
         raise ValueError(
             f"[importance] no linear layer of {type(model).__name__} saw any input (but zeros); "
-            "give batches "
-            f"that reach its layers"
+            "give batches that reach its layers"
         )
-    if save is not None:
-        save_importance(save, result)
     return result
 
 

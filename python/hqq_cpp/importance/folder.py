@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -289,12 +290,12 @@ def _headers(files: list[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, st
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """What a state_dict has, as it is."""
+    """The tensors of a state_dict, not detached."""
     return dict(module.state_dict(keep_vars=True))
 
 
-def _dropper(module: nn.Module, empty: dict[str, torch.Tensor]):
-    def drop(*_: Any) -> None:
+def _dropper(module: nn.Module, empty: dict[str, torch.Tensor]) -> Callable[..., None]:
+    def drop(*arguments: Any) -> None:
         for name, tensor in empty.items():
             path, _, last = name.rpartition(".")
             setattr(module.get_submodule(path), last, tensor)

@@ -85,7 +85,7 @@ def _run_towers(model: Any, inputs: RandomInputs) -> None:
 
 
 class RandomInputs:
-    """What one model takes."""
+    """The input that one model takes."""
 
     def __init__(self, model: Any, n: int, generator: torch.Generator):
         self.model, self.n, self.generator = model, n, generator
@@ -219,8 +219,8 @@ class RandomInputs:
         if "image_grid_thw" not in inspect.signature(method).parameters:
             return {"pixel_values": self._image().to(self.device)}
         # Qwen-VL: rows are flattened patches, and a grid says how they lie.
-        config = self._vision
-        channels = getattr(config, "in_channels", None) or getattr(config, "in_chans", 3)
+        config: Any = self._vision
+        channels = getattr(config, "in_channels", 0) or getattr(config, "in_chans", 3)
         length = channels * getattr(config, "temporal_patch_size", 1) * config.patch_size**2
         return {
             "pixel_values": self._noise(16 * 16, length).to(self.device),

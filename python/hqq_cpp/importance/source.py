@@ -65,7 +65,7 @@ class ImportanceSource:
 
     def names(self, layers: Iterable[Layer]) -> list[str]:
         """Names of the vectors, but for those that stand for fused experts of these layers."""
-        single = set()
+        single: set[str] = set()
         if self._vectors:
             for layer in layers:
                 if layer.kind == "experts":

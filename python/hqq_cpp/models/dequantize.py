@@ -103,7 +103,7 @@ def dense_module(module: HqqLinear | HqqEmbedding, weight: nn.Parameter) -> nn.M
     if isinstance(module, HqqEmbedding):
         return module.to_dense(weight)
     cls = (module.replaced or _PLAIN).cls
-    dense = cls.__new__(cls)
+    dense: nn.Module = object.__new__(cls)
     nn.Module.__init__(dense)
     if issubclass(cls, nn.Linear):
         dense.in_features, dense.out_features = module.in_features, module.out_features

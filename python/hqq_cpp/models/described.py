@@ -1,4 +1,4 @@
-"""What files say of quantized layers (docs/format.md), read off a model and read back."""
+"""Descriptions of quantized layers in files (docs/format.md): made from a model, and read back."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ..nn.experts import HqqExperts
 
 # Key of a shard's metadata.
 METADATA = "hqq_cpp"
-# What a description has besides the settings.
+# The keys of a description that are no settings.
 NOT_SETTINGS = ("tensor", "shape", "dtype", "parts")
 
 
 class Description(NamedTuple):
     """A quantized layer, as a file describes it."""
 
-    # Of the dense weight.
+    # The name of the dense weight.
     tensor: str
     shape: tuple[int, ...]
     dtype: str
@@ -144,7 +144,9 @@ def config_of_layers(
     if not settings:
         return HqqConfig(skip_modules=skip)
     common, _ = Counter(settings.values()).most_common(1)[0]
-    others = {name: one for name, one in settings.items() if one != common or name in ruled}
+    others: dict[str, Any] = {
+        name: one for name, one in settings.items() if one != common or name in ruled
+    }
     return HqqConfig(**common.to_dict(), dynamic_config=others, skip_modules=skip)
 
 
@@ -153,7 +155,7 @@ def quantization_config(config: HqqConfig, dense: list[str] | None) -> dict[str,
 
     Args:
         config: The settings.
-        dense: Of not_quantized(), if that is known.
+        dense: The result of not_quantized(), if it is known.
     """
     # No quant_method: without us, Transformers is to refuse the folder.
     settings = {"quantizer": METHOD, "format_version": _core.FORMAT_VERSION} | config.to_dict()

@@ -117,7 +117,7 @@ def _files(folder: Path) -> list[Path]:
 
 @dataclass
 class Plan:
-    """What becomes of every tensor, and what does not fit."""
+    """The use of every stored tensor, and a list of what does not fit."""
 
     # Stored name of a quantized layer -> the layer and the module for it.
     modules: dict[str, tuple[Layer, QuantizedModule]] = field(default_factory=dict)
@@ -158,16 +158,17 @@ def plan_loading(
     for name, description in described.items():
         layer, tensor = layers.get(description.tensor), description.tensor
         module = _stored_module(description, name)
-        fits = layer is not None and tuple(layer.shape) == description.shape
-        if fits and layer.kind == "conv1d" and name not in transposed:
-            fits = not as_stored
+        if layer is not None and layer.kind == "conv1d" and name not in transposed and as_stored:
+            layer = None
+        if layer is not None and tuple(layer.shape) != description.shape:
+            layer = None
         _compare_packed(plan, name, module, tensors)
         left -= {f"{name}.{key}" for key in module._specs()}
         if tensor not in state:
             plan.unexpected.append(name)
         elif tensor in replaced:
             plan.wrong.append(f"{name} is tied to another layer in the model, not in the files")
-        elif fits:
+        elif layer is not None:
             plan.modules[name] = layer, _module_for(layer, description)
             replaced.update(_parameters_of(layer))
         else:
@@ -262,7 +263,7 @@ def _compare_packed(
 def _compare(
     plan: Plan, name: str, state: dict[str, object], shape: Iterable[int], is_float: bool
 ) -> None:
-    """Of one dense tensor."""
+    """Notes in the plan where a dense tensor does not fit the model."""
     target, shape = state[name], list(shape)
     if not isinstance(target, torch.Tensor):
         plan.wrong.append(f"{name} is a {type(target).__name__} in the model")

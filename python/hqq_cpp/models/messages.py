@@ -43,7 +43,7 @@ def stays_dense(layers: Sequence[Layer]) -> str:
 
 
 def nothing_to_quantize(model: nn.Module, dense: Sequence[Layer], config: HqqConfig) -> str:
-    """What to say if quantize_model_ finds nothing to do.
+    """The warning for a model in which quantize_model_ finds nothing to do.
 
     Raises:
         ValueError: Unless each of the layers that would be quantized has a reason of its own not to

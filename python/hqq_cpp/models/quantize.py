@@ -43,9 +43,8 @@ def quantize_model_(
         filter: Called with name and module of every layer that the config would quantize; False
             leaves it as it is. For fused experts the name is that of the parameter.
         importance: Layer name -> [in_features] (experts: [experts, in_features]), a safetensors
-            file of such,
-            or 'random': run the model on random input first (collect_importance). None:
-            config.importance.
+            file of such, or 'random': run the model on random input first (collect_importance).
+            None: config.importance.
         progress: Called with the name of a layer, its number from 1, and how many there are.
 
     Returns:
@@ -67,16 +66,13 @@ def quantize_model_(
         )
     """
     config = HqqConfig.from_dict(config)
-    chosen, dense = choose_layers(model, config, filter)
+    chosen, dense = _choose_layers(model, config, filter)
     if not chosen:
         warnings.warn(nothing_to_quantize(model, dense, config), stacklevel=2)
         return model
     if dense:
         warnings.warn(stays_dense(dense), stacklevel=2)
-    importance = config.importance if importance is None else importance
-    if isinstance(importance, str) and importance == "random":
-        importance = collect_importance(model)
-    source = ImportanceSource(config, importance or {})
+    source = _importance_of(model, config, importance)
     if unmatched := unmatched_names(model, config, source.names(find_layers(model))):
         warnings.warn(f"[quantize] {unmatched}", stacklevel=2)
     chosen = [(layer, source.resolve(layer, settings)) for layer, settings in chosen]
@@ -94,7 +90,15 @@ def quantize_model_(
     return model
 
 
-def choose_layers(
+def _importance_of(model: nn.Module, config: HqqConfig, importance: Any) -> ImportanceSource:
+    """The vectors that are given, or else those of the config; 'random' ones are collected now."""
+    importance = config.importance if importance is None else importance
+    if isinstance(importance, str) and importance == "random":
+        importance = collect_importance(model)
+    return ImportanceSource(config, importance or {})
+
+
+def _choose_layers(
     model: nn.Module, config: HqqConfig, filter: Callable[[str, nn.Module], bool] | None = None
 ) -> tuple[list[tuple[Layer, LayerConfig]], list[Layer]]:
     """(layer, settings) of what is to be quantized, and the layers that would be, but cannot."""
@@ -104,9 +108,9 @@ def choose_layers(
         if settings is None:
             continue
         # Filters look at in_features and the like.
-        asked = filter is not None and layer.kind not in ("convolution", "upstream")
-        if asked and not filter(layer.name, layer.module):
-            continue
+        if filter is not None and layer.kind not in ("convolution", "upstream"):
+            if not filter(layer.name, layer.module):
+                continue
         weight = layer.module._parameters.get(layer.parameter.rpartition(".")[2])
         if not layer.obstacle and weight.is_meta:
             layer = layer._replace(obstacle=ON_META)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
 from .._core import LayerConfig
-from ..find.kinds import kind_of
+from ..find.kinds import Kind, kind_of
 from ..find.layers import Layer, parent_of
 from ..find.subclasses import class_for
 from ..format import TENSOR_NAMES
@@ -55,8 +57,8 @@ def put_module(model: nn.Module, layer: Layer, module: nn.Module) -> None:
     for name in layer.tied:
         owner, last = parent_of(model, name)
         old = owner._modules[last]
-        kind, shape, _ = kind_of(old)
-        tied = Layer(name, f"{name}.weight", old, kind, shape, old.weight.dtype)
+        kind = cast(Kind, kind_of(old))  # only layers are tied to layers
+        tied = Layer(name, f"{name}.weight", old, kind.name, kind.shape, old.weight.dtype)
         taken[id(old)] = _take_place(owner, last, old, empty_module(tied, module.layer_config))
     for name in layer.aliases:
         owner, last = parent_of(model, name)

@@ -171,7 +171,7 @@ def _shards(
 def _write_shards(
     folder: Path, shards: list[dict[str, torch.Tensor]], layers: dict[str, QuantizedModule]
 ) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors"
         if len(shards) > 1:
@@ -224,6 +224,6 @@ def _folder_at(target: Path) -> Iterator[Path]:
             os.rename(old, target)
         raise
     finally:
-        # Not what could not be put back.
+        # An old folder that could not be put back stays.
         if target.exists() or not old.exists():
             shutil.rmtree(scratch, ignore_errors=True)

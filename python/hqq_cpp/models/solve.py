@@ -55,7 +55,7 @@ def quantize_layer(
     if layer.kind != "experts":
         solved = backends.quantize(matrix, settings, layer.name, importance)
         return Quantized(solved.tensors, solved.stats.to_dict(), settings)
-    if backends.kernels_on(matrix.device) is None:
+    if backends.kernels_for(matrix) is None:
         matrix = matrix.cpu()
     stacks: dict[str, torch.Tensor] = {}
     all_stats = []

@@ -16,7 +16,7 @@ from ..nn.linear import HqqLinear
 from . import listeners, upstream
 from .described import config_of_layers
 
-# What prepare_for_inference() of hqq makes of a layer: codes in the order of another library.
+# Classes that prepare_for_inference() of hqq makes: their codes are in the order of another library.
 _PREPARED = (
     "hqq.backends.torchao.HQQLinearTorchWeightOnlynt4",
     "hqq.backends.bitblas.HQQLinearBitBlas",

@@ -92,7 +92,7 @@ def decode(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def encode(entry: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
-    """What a safetensors file would hold for a layer of a qmodel.pt.
+    """The tensors that a safetensors file would hold for a layer of a qmodel.pt.
 
     Scales and zeros that hqq 0.1 quantized themselves are dequantized.
 

@@ -213,7 +213,8 @@ class QuantizedModule(nn.Module):
 
     def packed(self) -> Tensors:
         """The stored tensors, tiled or in format 1."""
-        return Tensors(*map(self._parameters.__getitem__, TENSOR_NAMES))
+        parameters = self._parameters
+        return Tensors(*[parameters[name] for name in TENSOR_NAMES])
 
     def packed_weight(self) -> PackedWeight:
         """The same with what they mean."""
@@ -254,9 +255,9 @@ class QuantizedModule(nn.Module):
             ValueError: If the tensors are those of other settings, of two orders, sharded, or have
                 no memory.
         """
-        weight = self.packed_weight()
+        weight = packed_weight(self._layout, self.packed())
         # Nothing of it is for compilers and tracers, which have seen the layer without them.
-        if torch.compiler.is_compiling() or self.is_ready(weight.tensors):
+        if torch.compiler.is_compiling() or tuple(map(id, weight.tensors)) == self._ready:
             return weight
         if not torch.jit.is_tracing():
             check_tensors(weight)
@@ -276,11 +277,15 @@ class QuantizedModule(nn.Module):
             return weight
         if weight.packing == FORMAT_1 and cuda_calls.is_capturing(weight.tensors.W_q):
             self._is_recorded = True
-        # Tiles of another device come past the module, which owns them in no case.
-        if weight.packing != FORMAT_1 or (self._ready is not None and not self._is_recorded):
+        if self.may_repack(weight):
             self._repack(wanted)
             return self.packed_weight()
         return weight
+
+    def may_repack(self, weight: PackedWeight) -> bool:
+        """Whether a product may reorder what checked() gave."""
+        # Tiles of another device come past the module, which owns them in no case.
+        return weight.packing != FORMAT_1 or (self._ready is not None and not self._is_recorded)
 
     def is_ready(self, tensors: Tensors) -> bool:
         """Whether packed() has given these tensors to checked() before, and the module owns them."""
@@ -301,9 +306,9 @@ class QuantizedModule(nn.Module):
         """
         weight = self.checked()
         self._own()
-        kernels = backends.kernels_on(weight.device)
+        kernels = backends.kernels_for(weight.tensors.W_q)
         if kernels is not None:
-            self._repack(kernels.packing_for(self._layout, weight.device))
+            self._repack(kernels.packing_for(weight))
         return self
 
     def untile_(self) -> Self:

@@ -3,13 +3,13 @@ flag."""
 
 from __future__ import annotations
 
-import functools
 import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._cached import cached
 from .._core import HqqConfig
 from .base import QuantizedModule
 
@@ -95,14 +95,14 @@ def _carry_parts(source: nn.Module, target: nn.Module) -> None:
             target._parameters.setdefault(name, parameter)
 
 
-@functools.cache
+@cached
 def _standard(base: type[nn.Module]) -> frozenset[str]:
     """Attributes that a layer of torch sets when it is made."""
     with torch.device("meta"):
         return frozenset(attributes_of(base(*(1, 1, 1) if issubclass(base, nn.Conv2d) else (1, 1))))
 
 
-@functools.cache
+@cached
 def own_names(quantized: type[QuantizedModule]) -> frozenset[str]:
     """Attributes and parameters that a quantized layer has for itself."""
     config = HqqConfig(balance="sinkhorn", quant_zero=True, quant_scale=True).layer("x")

@@ -38,6 +38,8 @@ def check_tensors(weight: PackedWeight) -> None:
                 f"packed weight is not cast (with fully_shard, leave MixedPrecisionPolicy's "
                 f"param_dtype None or give the frozen parameters to ignored_params)"
             )
+        if weight.packing == CPU_TILES and not tensor.is_contiguous():
+            raise ValueError(f"[module] {name} is tiled, but not contiguous: call untile_() before")
         if name not in reordered and tuple(tensor.shape) != tuple(shape):
             raise ValueError(
                 f"[module] {name} has the shape {list(tensor.shape)}; it must be {list(shape)}"

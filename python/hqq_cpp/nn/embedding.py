@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import nn
 
+from .._cached import cached
 from .._core import LayerConfig, QuantizedTensor
 from ..format import tensors_of
 from . import ops
@@ -122,9 +121,11 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
                     f"[embedding] {name} is {value}, but the weight of a quantized embedding does "
                     f"not change; leave this layer dense or set {name} to {getattr(cls, name)}"
                 )
+        rows, columns = module.weight.shape
         return class_for(type(module)).empty(
             config,
-            *module.weight.shape,
+            rows,
+            columns,
             module.padding_idx,
             dtype=module.weight.dtype,
             device="meta",
@@ -146,7 +147,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
 
     def to_dense(self, weight: nn.Parameter) -> nn.Embedding:
         """The layer that this one took the place of, with another weight."""
-        dense = self._dense_class.__new__(self._dense_class)
+        dense: nn.Embedding = object.__new__(self._dense_class)
         nn.Embedding.__init__(dense, *self.dense_shape, self.padding_idx, device="meta")
         dense.weight = weight
         carry_over(self, dense)
@@ -165,7 +166,7 @@ class HqqEmbedding(QuantizedModule, nn.Embedding):
         return _allocate, (self._dense_class,), self.__getstate__()
 
 
-@functools.cache
+@cached
 def class_for(dense_class: type[nn.Embedding]) -> type[HqqEmbedding]:
     """HqqEmbedding with what a subclass of nn.Embedding does around a lookup: models multiply the
     rows, or add an offset to the ids."""

@@ -66,7 +66,7 @@ class HqqExperts(QuantizedModule):
     def empty(
         cls,
         config: LayerConfig,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         parts: int = 1,
         dtype: torch.dtype = torch.float32,

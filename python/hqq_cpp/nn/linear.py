@@ -153,6 +153,7 @@ class HqqLinear(QuantizedModule, nn.Linear):
         tensors = backends.quantize(W, self.layer_config, "", importance).tensors
         for name, tensor in tensors.items():
             self._parameters[name].data = tensor.to(device)
+        self._own()
         return self
 
     def dequantize(self, dtype: torch.dtype | str = torch.float32) -> torch.Tensor:

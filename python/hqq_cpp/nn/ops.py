@@ -122,11 +122,12 @@ register_derivatives(
 )
 
 
-def _autocast(x: torch.Tensor) -> torch.Tensor:
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type in which a product of x is computed: its own, or that of autocast."""
     device = x.device.type
     if device != "meta" and x.is_floating_point() and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def _check_kind(x: torch.Tensor) -> None:
@@ -151,7 +152,7 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> 
         return backends.linear(x, weight, bias)
     if isinstance(x, torch.Tensor):  # and not what torch.fx traces with
         _check_kind(x)
-        x = _autocast(x)
+        x = x.to(compute_dtype(x))
         # Asked before the operator, which computes nothing for tensors on device meta.
         backend = backends.choose(weight, x.dtype, x.device).backend
         if compiling and _is_left_to_compiler(backend, weight) and not wants_gradient(x, bias):
@@ -268,7 +269,7 @@ def experts_linear(
 ) -> torch.Tensor:
     """See HqqExperts.forward()."""
     _check_kind(x)
-    x, layout = _autocast(x), weight.layout
+    x, layout = x.to(compute_dtype(x)), weight.layout
     backends.choose(weight, x.dtype, x.device)
     return _OPS.experts_linear(
         x, counts, *weight.tensors, bias, *layout.numbers, layout.parts, transposed

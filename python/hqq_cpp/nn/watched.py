@@ -14,6 +14,7 @@ _dispatch_keys = torch._C._dispatch_keys
 _function_modes = torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_any_autocast = torch._C._is_any_autocast_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
 
 
@@ -74,10 +75,7 @@ def wants_gradient(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
 
 def is_direct(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether nothing but the values of a product is asked for, so that torch need not see the call: no
-    gradient, no autocast, nothing that watches."""
+    gradient, no autocast of any device, nothing that watches."""
     return (
-        is_ordinary(x)
-        and not is_watched()
-        and not wants_gradient(x, bias)
-        and not torch.is_autocast_enabled(x.device.type)
+        is_ordinary(x) and not is_watched() and not wants_gradient(x, bias) and not _any_autocast()
     )

@@ -29,7 +29,7 @@ class HqqLoraLinear(Linear):
 
     def __init__(self, base_layer: Any, adapter_name: str, config: Any, **kwargs: Any):
         if config.fan_in_fan_out:
-            # As peft does for nn.Linear. A quantized Conv1D has the layout of nn.Linear too.
+            # peft does the same for nn.Linear. A quantized Conv1D has the layout of nn.Linear too.
             warnings.warn(
                 "fan_in_fan_out is True, but HqqLinear is [out, in]: setting it to False",
                 stacklevel=2,

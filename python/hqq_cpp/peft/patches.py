@@ -101,7 +101,7 @@ def _replace_module(original):
 
 def _inject_parameters(original):
     def _inject_parameters(self, peft_config, model, *args, **kwargs):
-        # Not a name of a parameter any more, so that peft would pass over it.
+        # The parameter has another name now, and peft would pass over it.
         for name, module in model.named_modules():
             if not isinstance(module, QuantizedModule):
                 continue

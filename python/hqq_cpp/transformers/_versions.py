@@ -13,6 +13,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger("transformers.hqq_cpp")
 
+_MARK = "_hqq_cpp"
+
 # The oldest and the newest that the tests run with (scripts/test-versions.sh).
 OLDEST = (5, 17)
 NEWEST = (5, 24)
@@ -135,7 +137,7 @@ def compare_shapes(quantizer: type) -> None:
     Before 5.23 it does so without a quantizer only, and puts any shape into the model.
     """
     original = core_model_loading.set_param_for_module
-    if _parse(transformers.__version__) >= (5, 23) or hasattr(original, "_hqq_cpp"):
+    if _parse(transformers.__version__) >= (5, 23) or hasattr(original, _MARK):
         return
 
     @functools.wraps(original)
@@ -145,5 +147,5 @@ def compare_shapes(quantizer: type) -> None:
                 hf_quantizer = None
         return original(model, name, value, loading_info, hf_quantizer)
 
-    set_param_for_module._hqq_cpp = True
+    setattr(set_param_for_module, _MARK, True)
     core_model_loading.set_param_for_module = set_param_for_module

@@ -33,11 +33,11 @@ class HqqQuantizationConfig(QuantizationConfigMixin):
         return (read, kwargs) if return_unused_kwargs else read
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json gets."""
+        """The dict that config.json gets."""
         return described.quantization_config(self.config, self.not_quantized)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As to_dict(): a reader must not depend on our defaults."""
+        """The same as to_dict(): a reader must not depend on our defaults."""
         return self.to_dict()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What Transformers knows of models whose layers were quantized, or became dense again, in place."""
+"""Keeps Transformers informed of models that were quantized, or made dense again, in place."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ def on_dequantized(model: nn.Module) -> None:
             ties.tie_dense(part)
             part.hf_quantizer.remove_quantization_config(part)
             vars(part).pop("hqq_quantized", None)
-    # What the model would have been given when it was made.
+    # The function that the model would have got when it was made.
     function = parts[0].get_correct_experts_implementation(None) if parts else "eager"
     for module in model.modules():
         config = getattr(module, "config", None)
-        if getattr(config, "_experts_implementation", None) == EXPERTS_FUNCTION:
+        if config is not None and (
+            getattr(config, "_experts_implementation", None) == EXPERTS_FUNCTION
+        ):
             config._experts_implementation = function

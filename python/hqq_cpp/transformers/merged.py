@@ -35,7 +35,7 @@ class MergedExperts:
             self.converters.append(converter)
 
     def packed_conversions(self, conversions: Iterable[Any]) -> list[WeightConverter]:
-        """Those of the model's conversions that merge experts, repeated for every packed tensor."""
+        """The conversions among these that merge experts, repeated for every packed tensor."""
         merging = [converter._original_source_patterns for converter in self.converters]
         return [
             _packed_converter(converter, name)
@@ -48,7 +48,7 @@ class MergedExperts:
 
 
 def _packed_converter(converter: WeightConverter, name: str) -> WeightConverter:
-    """What a conversion does with dense weights, for their packed tensors of one name."""
+    """A conversion of dense weights, made one of their packed tensors of this name."""
     sources = converter._original_source_patterns
     operations = [
         MergePacked(op.dim) if type(op) is MergeModulelist else op for op in converter.operations

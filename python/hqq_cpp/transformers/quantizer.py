@@ -120,7 +120,7 @@ def _refuse_tensor_parallel(model) -> None:
 
 
 def finish(model, quantization_config: HqqQuantizationConfig) -> None:
-    """What a model needs once its layers are quantized."""
+    """Completes a model whose layers are quantized."""
     for name, module in quantized_layers(model):
         module.place_marker()
         # Transformers makes parameters of what it loads, with gradients where they are floats.
@@ -135,7 +135,7 @@ def finish(model, quantization_config: HqqQuantizationConfig) -> None:
     saving.drop_conversions(model)
     quantization_config.not_quantized = described.not_quantized(model)
     _attach_inner(model)
-    # What peft's prepare_model_for_kbit_training asks for.
+    # prepare_model_for_kbit_training of peft asks for this.
     model.hqq_quantized = True
 
 
@@ -148,8 +148,8 @@ def _attach_inner(model: torch.nn.Module) -> None:
 
 
 class _InnerQuantizer(HqqQuantizer):
-    """For a model inside of another. Its config gets the settings when it is saved alone: that of
-    the whole has them for all its parts."""
+    """The quantizer of a model inside of another. The config of the whole has the settings of all
+    parts; the config of the part gets its own when it is saved alone."""
 
     def get_state_dict_and_metadata(self, model):
         if getattr(model.config, "quantization_config", None) is None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..nn.base import QuantizedModule
 
 # Models that override the first call the others before it.
+_MARK = "_asks_hqq_cpp"
 _METHODS = ("resize_token_embeddings", "_get_resized_embeddings", "_get_resized_lm_head")
 
 
@@ -22,7 +23,7 @@ def register() -> None:
     """Has Transformers ask first. Doing it again changes nothing."""
     for name in _METHODS:
         method = getattr(PreTrainedModel, name)
-        if not hasattr(method, "_asks_hqq_cpp"):
+        if not hasattr(method, _MARK):
             setattr(PreTrainedModel, name, _asking(method))
 
 
@@ -34,7 +35,7 @@ def _asking(method: Callable) -> Callable:
         _refuse_quantized(self, signature.bind(self, *args, **kwargs).arguments)
         return method(self, *args, **kwargs)
 
-    asking._asks_hqq_cpp = True
+    setattr(asking, _MARK, True)
     return asking
 
 
@@ -59,7 +60,7 @@ def _refuse_quantized(model: nn.Module, given: dict[str, Any]) -> None:
 
 
 def _embeddings(model: nn.Module, given: dict[str, Any]) -> Iterator[tuple[nn.Module, int]]:
-    """What would be resized, with the dimension of its tokens."""
+    """The modules that would be resized, each with the dimension of its tokens."""
     for get in (model.get_input_embeddings, model.get_output_embeddings):
         with contextlib.suppress(NotImplementedError, AttributeError):  # a model without
             yield get(), 0

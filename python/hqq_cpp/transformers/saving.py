@@ -1,4 +1,4 @@
-"""What save_pretrained asks for: the metadata of the files, and conversions that can be undone."""
+"""For save_pretrained: the metadata of the files, and conversions that can be undone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def drop_conversions(model) -> None:
 
 
 def metadata(model) -> dict[str, str]:
-    """What the shards of save_pretrained say about their layers, under the names in the files."""
+    """The descriptions of the layers for the shards of save_pretrained, under the names in the files."""
     layers: dict[str, dict[str, Any]] = {}
     transposed: list[str] = []
     conversions = [

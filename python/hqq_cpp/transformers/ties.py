@@ -57,13 +57,13 @@ def _with_packed(part: nn.Module, ties: dict[str, str]) -> dict[str, str]:
     """{target: source} with the packed tensors in the place of weights that are packed now."""
     packed: dict[str, str] = {}
     for target, source in ties.items():
-        layers = [_quantized_layer(part, name) for name in (target, source)]
-        if None in layers:
+        layer = _quantized_layer(part, target)
+        if layer is None or _quantized_layer(part, source) is None:
             packed[target] = source
             continue
         prefixes = [name.removesuffix("weight") for name in (target, source)]
         for name in TENSOR_NAMES:
-            if layers[0]._parameters[name] is not None:
+            if layer._parameters[name] is not None:
                 packed[prefixes[0] + name] = prefixes[1] + name
     return packed
 

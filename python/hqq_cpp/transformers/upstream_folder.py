@@ -89,7 +89,7 @@ def load_upstream(
 
 def _local_folder(name: str, cache_dir: Any, revision: str | None) -> str:
     """The folder itself, or that of a repository in the hub's cache."""
-    # As the hub names them: "owner/name" or "name", no path.
+    # The hub has names such as "owner/name" or "name", which are no paths.
     if os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return name
     from huggingface_hub import snapshot_download

@@ -4,7 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "src/backend.hpp"
 #include "src/cpu/dispatch.hpp"
+#include "src/cpu/linear/tiles/column_plan.hpp"
+#include "src/cpu/linear/tiles/tile_order.hpp"
 
 namespace hqq::cpu {
 namespace {
@@ -42,6 +45,17 @@ std::map<std::string, const LinearKernels*> kernels_of_targets() {
 const LinearKernels& linear_kernels() {
   static const auto kernels = kernels_of_targets();
   return *kernels.at(current_target());
+}
+
+LinearKernel linear_kernel(const PackedMatrix& q, std::int64_t rows, LinearMode mode) {
+  if (!can_tile(q.config, q.out_features, q.in_features)) {
+    return {"row by row", LinearMode::kExact, current_target()};
+  }
+  const Columns columns(q.layout());
+  const TileKernel decode =
+      decode_kernel(linear_kernels(), mode == LinearMode::kFast,
+                    TileOrder(q.config, q.layout()).bits(), rows, columns.plan(), MetaType::kF32);
+  return {decode == nullptr ? "panels" : "decode", mode, current_target()};
 }
 
 }  // namespace hqq::cpu

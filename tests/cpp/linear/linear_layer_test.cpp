@@ -140,6 +140,9 @@ TEST(LinearLayer, Refuses) {
   EXPECT_THAT(message_of<std::invalid_argument>(
                   [&] { layer.rows(std::vector<std::int64_t>{48}, DType::kF32, out.data()); }),
               HasSubstr("row 48 does not exist; W has 48 rows"));
+  // Without CUDA, without a GPU, and on every machine with fewer.
+  EXPECT_THAT(message_of<CudaError>([&] { Linear(q, {{}, Device::cuda(99)}); }),
+              HasSubstr("[cuda] "));
   q.scale = Tensor();
   EXPECT_THAT(message_of<FormatError>([&] { Linear{q}; }), HasSubstr("scale"));
 }

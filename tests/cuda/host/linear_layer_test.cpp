@@ -199,6 +199,20 @@ TEST(LinearOnGpu, Refuses) {
               HasSubstr("there is no device cuda:1"));
 }
 
+TEST(LinearOnGpu, TooLittleMemoryChangesNothing) {
+  Rng rng(6);
+  const QuantizedTensor q = random_layer({BitWidth::k4, 1, 64, 32, 64}, rng);
+  Linear layer(q);
+  ::setenv("HQQ_SIMT_MEMORY", "1000", 1);
+  const std::string message = message_of<CudaError>([&] { layer.to(Device::cuda(0)); });
+  ::unsetenv("HQQ_SIMT_MEMORY");
+  EXPECT_THAT(message, HasSubstr("linear on cuda:0 needs"));
+  EXPECT_EQ(layer.device(), Device::cpu());
+  expect_same(layer.quantized_tensor(), q);
+  layer.to(Device::cuda(0));
+  expect_same(layer.quantized_tensor(), q);
+}
+
 // ---- Graphs and workspaces ---------------------------------------------------------------------
 
 TEST(LinearOnGpu, RecordsAfterOneProduct) {

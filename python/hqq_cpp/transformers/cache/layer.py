@@ -3,6 +3,8 @@ solver."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import cache_utils
 
@@ -10,7 +12,7 @@ from . import states
 from .states import PackedStates
 
 # Transformers' class, even if register() has run before this file is read again.
-_Original = getattr(cache_utils.HQQQuantizedLayer, "replaces", cache_utils.HQQQuantizedLayer)
+_Original: Any = getattr(cache_utils.HQQQuantizedLayer, "replaces", cache_utils.HQQQuantizedLayer)
 
 
 def register() -> None:
@@ -32,33 +34,36 @@ def register() -> None:
 class HqqCacheLayer(_Original):
     """Keys and values of one decoder layer, quantized once and then only appended to.
 
-    The newest tokens stay in their own type until there are `residual_length` of them; then they
-    are quantized and joined to the packed ones. What is packed is never quantized again, so errors
-    do not add up, and reordering beams moves packed rows without loss.
+        The newest tokens stay in their own type until there are `residual_length` of them; then they
+        are quantized and joined to the packed ones. What is packed is never quantized again, so errors
+        do not add up, and reordering beams moves packed rows without loss.
 
-    Args:
-        nbits: 8, 6, 5, 4, 3, 2, 1.58 or 1.
-        axis_key: 0: a group is `q_group_size` tokens of one channel, which suits keys, whose
-            channels differ in size. 1: a group is `q_group_size` channels of one token and head, or
-            all if it has fewer.
-        axis_value: The same for values.
-        q_group_size: Values that share a scale, a multiple of 8.
-        residual_length: Tokens that are kept unquantized. With axis 0 only whole groups of tokens
-            are quantized, so that up to a group may remain beyond it.
+        Args:
+            nbits: 8, 6, 5, 4, 3, 2, 1.58 or 1.
+            axis_key: 0: a group is `q_group_size` tokens of one channel, which suits keys, whose
+                channels differ in size. 1: a group is `q_group_size` channels of one token and head, or
+                all if it has fewer.
+            axis_value: The same for values.
+            q_group_size: Values that share a scale, a multiple of 8.
+            residual_length: Tokens that are kept unquantized. With axis 0 only whole groups of tokens
+                are quantized, so that up to a group may remain beyond it.
 
-    Raises:
-        ValueError: For any other value.
+        Raises:
+            ValueError: For any other value.
 
-    Example:
-        >>> import torch
-        >>> from hqq_cpp.transformers.cache import HqqCacheLayer
-        >>> layer = HqqCacheLayer(nbits=4)
-        >>> keys, values = layer.update(torch.randn(1, 2, 64, 32), torch.randn(1, 2, 64, 32))
-        >>> layer.get_seq_length(), layer.packed_nbytes
-        (64, 5120)
+        Example:
+            >>> from typing import Any
+
+    import torch
+            >>> from hqq_cpp.transformers.cache import HqqCacheLayer
+            >>> layer = HqqCacheLayer(nbits=4)
+            >>> keys, values = layer.update(torch.randn(1, 2, 64, 32), torch.randn(1, 2, 64, 32))
+            >>> layer.get_seq_length(), layer.packed_nbytes
+            (64, 5120)
     """
 
     replaces = _Original
+    is_initialized: bool
     # Packed tokens are not cut off again; older versions of Transformers would try.
     is_croppable = False
 
@@ -91,7 +96,8 @@ class HqqCacheLayer(_Original):
             )
         # Past the original's __init__, which asks for the package hqq.
         super(_Original, self).__init__(nbits, axis_key, axis_value, q_group_size, residual_length)
-        self._quantized_keys = self._quantized_values = None
+        self._quantized_keys: PackedStates | None = None
+        self._quantized_values: PackedStates | None = None
         # Tokens are packed in multiples of this.
         self._unit = 1 if axis_key == axis_value == 1 else q_group_size
 
@@ -174,7 +180,7 @@ class HqqCacheLayer(_Original):
         if not self.is_initialized:
             return
         self.keys, self.values = function(self.keys), function(self.values)
-        if self._quantized_keys is not None:
+        if self._quantized_keys is not None and self._quantized_values is not None:
             self._quantized_keys = self._quantized_keys.map(function)
             self._quantized_values = self._quantized_values.map(function)
 

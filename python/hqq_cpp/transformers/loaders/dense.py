@@ -33,7 +33,7 @@ class DenseLoader(Loader):
         self._solver = SolverThread()
 
     def prepare(self, model: PreTrainedModel, files: list[str] | None) -> None:
-        """Plans.
+        """Makes the plans.
 
         Raises:
             ValueError: If the files are no dense model, or no layer is to be quantized.
@@ -81,7 +81,7 @@ class DenseLoader(Loader):
         return True
 
     def bits_per_weight(self, parameter: str) -> float | None:
-        """By its plan."""
+        """The size that its plan foresees."""
         plan = self._plans.get(parameter)
         return None if plan is None else plan.bits_per_weight
 

@@ -77,11 +77,11 @@ class FromFormat1(Assemble):
     """Takes the tensors of format 1."""
 
     def matrix(self, stored, tensors, dtype):
-        """W_r in the type of the model."""
+        """The dequantized weight in the type of the model."""
         module = empty_stored(stored.settings, stored.shape, stored.parts)
         module.set_packed(tensors, "cpu")
         return module.dequantize(dtype=dtype)
 
     def packed(self, stored, tensors):
-        """As they are."""
+        """The tensors themselves."""
         return tensors

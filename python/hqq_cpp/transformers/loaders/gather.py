@@ -21,7 +21,7 @@ _Layers = list[list[tuple[Stored, dict[str, torch.Tensor]]]]
 
 
 class Slot(NamedTuple):
-    """What a tensor of a checkpoint is for."""
+    """The place of a stored tensor in a target."""
 
     target: Target
     # Part and last name of the tensor: "0.scale".
@@ -45,8 +45,6 @@ class Gather(WeightConverter):
     Its patterns are no part of names: part and key ("0.scale"), which tell what a tensor is for.
     """
 
-    __slots__ = ("slots",)
-
     def __init__(self, slots: dict[str, Slot], operation: Assemble):
         patterns = sorted({slot.pattern for slot in slots.values()})
         # The conversion is small work on packed bytes; its results go to their devices.
@@ -69,7 +67,7 @@ class Gather(WeightConverter):
         return slot.target.key, slot.pattern
 
     def set_dtype(self, dtype: torch.dtype | None) -> None:
-        """What the loader would cast the dense weight to."""
+        """Tells the type to which Transformers would cast the dense weight."""
         self.operations[0].dtype = dtype
 
 
@@ -77,10 +75,10 @@ class Assemble(ConversionOps):
     """The packed tensors of a target's module, or its dense weight, from the tensors of its layers.
 
     Args:
-        targets: Those that it is asked for.
+        targets: The targets that it may be asked for.
     """
 
-    # What the loader would cast a dense weight to.
+    # The type to which Transformers would cast a dense weight.
     dtype: torch.dtype | None = None
 
     def __init__(self, targets: Collection[Target]):

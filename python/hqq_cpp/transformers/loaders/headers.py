@@ -1,4 +1,4 @@
-"""What the headers of a checkpoint in format 1 say of its layers, checked before a weight is read;
+"""Reads and checks the headers of a checkpoint in format 1 before any weight is read;
 docs/format.md."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TensorHeader(NamedTuple):
 
 
 class Headers(NamedTuple):
-    """Those of all files of a checkpoint."""
+    """The headers of all files of a checkpoint."""
 
     # Names of all tensors.
     keys: set[str]

@@ -1,4 +1,4 @@
-"""What from_pretrained makes of the names in a checkpoint, known before it reads a weight."""
+"""Predicts which parameter from_pretrained makes of each name in a checkpoint."""
 
 from __future__ import annotations
 
@@ -79,8 +79,6 @@ class KeyMap:
 class PackedNames(WeightRenaming):
     """Names that packed tensors have in the model, where a renaming goes by "weight"; the last
     of the renamings."""
-
-    __slots__ = ("names",)
 
     def __init__(self, names: dict[str, str]):
         super().__init__([".W_q"], [".W_q"])

@@ -1,4 +1,4 @@
-"""What the quantizer asks of a loader: how from_pretrained reads one kind of checkpoint."""
+"""The interface of a loader, which reads one kind of checkpoint for from_pretrained."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Loader(ABC):
         return False
 
     def bits_per_weight(self, parameter: str) -> float | None:
-        """Of a weight that is going to be quantized; None: it stays as it is."""
+        """The size of a weight once it is quantized; None if it stays as it is."""
         return None
 
     def operation(self, is_offloaded: Callable[[str], bool]) -> ConversionOps:
-        """What quantizes dense weights.
+        """The conversion that quantizes dense weights.
 
         Args:
             is_offloaded: Whether the layer of this name goes to disk.
@@ -64,7 +64,7 @@ class Loader(ABC):
 
         Args:
             converter: The conversion.
-            dtype: What the loader of Transformers would cast them to.
+            dtype: The type to which Transformers would cast them.
         """
         return False
 

@@ -22,7 +22,7 @@ from .marks import leave_bias_to_model, mark_read
 
 
 class Plan:
-    """What is to become of one weight."""
+    """The layer, settings and importance of a weight that is to be quantized."""
 
     def __init__(self, layer: Layer, settings: LayerConfig, importance: ImportanceSource):
         self.layer = layer
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the packed tensors, before they exist."""
+        """The size of the packed tensors, before they exist."""
         rows, cols = self.layer.shape[-2:]
         specs = tensor_specs(self.settings, rows, cols).values()
         return (
@@ -63,7 +63,7 @@ class SolverThread:
     # Bytes of dense weights that may wait; of larger ones none does while another is solved.
     MAX_WAITING = 64 << 20
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[tuple[Future, int]] = deque()
         self._error: Exception | None = None
@@ -137,8 +137,8 @@ class QuantizeOnLoad(ConversionOps):
         return dense
 
     def _leave_dense(self, plan: Plan | None) -> None:
-        """Of a weight of another shape, which Transformers refuses, or initializes when it is to
-        ignore_mismatched_sizes."""
+        """Drops the plan for a weight of another shape. Transformers refuses such a weight, or
+        initializes it with ignore_mismatched_sizes."""
         for name in [name for name, other in self._plans.items() if other is plan]:
             del self._plans[name]
 

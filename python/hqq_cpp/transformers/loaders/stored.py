@@ -1,5 +1,5 @@
-"""What the loaders of quantized checkpoints share: the files say which layers are quantized, and
-empty modules are in their places before a weight is read."""
+"""The common part of loaders of quantized checkpoints. The files say which layers are quantized,
+and empty modules are put in their places before a weight is read."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -31,7 +30,7 @@ _NAMES_IN_WARNINGS = 3
 class Stored:
     """A layer as the files have it."""
 
-    # What the names of its tensors begin with.
+    # The names of its tensors begin with this.
     name: str
     # Name of its dense weight.
     tensor: str = ""
@@ -63,7 +62,7 @@ class Target:
 
     @property
     def key(self) -> str:
-        """What the loader calls the result."""
+        """The name by which Transformers knows the result."""
         return self.parameter if self.module is None else f"{self.module}.W_q"
 
     @property
@@ -127,25 +126,17 @@ def put_modules(
     merged = any(target.converter is not None for target in targets.values())
     tied = any(layers[name].tied for name in targets if name in layers)
     dense = _add_dense(targets, others, key_map) if merged or tied else set()
+    stored = dense | targets.keys()
     as_stored = _has_conv1d_as_stored(targets, layers)
     put, reasons = [], {}
     for target in targets.values():
         layer = layers.get(target.parameter)
         _check_parameter(target, model)
-        settings, reason = _settings_of(target, layer, model)
         if layer is not None and layer.kind == "conv1d" and as_stored:
-            settings, reason = None, "it was packed as a Conv1D keeps it, [in, out]"
-        if settings is not None and any(
-            f"{tied}.weight" in targets or f"{tied}.weight" in dense for tied in layer.tied
-        ):
-            settings, reason = None, f"{layer.tied[0]}, which is tied to it, is stored as well"
-        module = None
-        if settings is not None:
-            try:
-                module = _empty(layer, settings, target)
-            except ValueError as error:  # an embedding that does more than look up
-                reason = str(error)
-        if module is None:
+            module, reason = None, "it was packed as a Conv1D keeps it, [in, out]"
+        else:
+            module, reason = _module_for(target, layer, model, stored)
+        if module is None or layer is None:
             target.transposed = not as_stored and _is_conv1d(model, target.parameter)
             if reason:
                 reasons[target.parameter] = reason
@@ -156,6 +147,28 @@ def put_modules(
     tie_packed(model)
     _warn_of_dense(reasons, len(targets))
     return put
+
+
+def _module_for(
+    target: Target, layer: nn_layers.Layer | None, model: nn.Module, stored: set[str]
+) -> tuple[nn.Module | None, str]:
+    """(the quantized module for a target, ""), or None with the reason why there is none.
+
+    Args:
+        target: The target.
+        layer: Its layer; None if it is none that can be quantized.
+        model: The model.
+        stored: Names of all parameters that the checkpoint has.
+    """
+    settings, reason = _settings_of(target, layer, model)
+    if layer is None or settings is None:
+        return None, reason
+    if any(f"{tied}.weight" in stored for tied in layer.tied):
+        return None, f"{layer.tied[0]}, which is tied to it, is stored as well"
+    try:
+        return _empty(layer, settings, target), ""
+    except ValueError as error:  # an embedding that does more than look up
+        return None, str(error)
 
 
 def _empty(layer: nn_layers.Layer, settings: LayerConfig, target: Target) -> nn.Module:
@@ -212,30 +225,30 @@ def _check_parameter(target: Target, model: nn.Module) -> None:
 
 def _settings_of(
     target: Target, layer: nn_layers.Layer | None, model: nn.Module
-) -> tuple[dict[str, Any] | None, str]:
+) -> tuple[LayerConfig | None, str]:
     """(settings of the quantized module, ""), or None with the reason why there is none; without
     one where Transformers reports that the shape is another."""
     everyone = target.layers
-    first = everyone[0]
-    for stored in everyone:
-        if stored.settings is None:
-            return None, stored.reason
+    first, settings = everyone[0], everyone[0].settings
+    reasons = [stored.reason for stored in everyone if stored.settings is None]
+    if settings is None or reasons:
+        return None, reasons[0]
     if layer is None:
         owner, _ = nn_layers.parent_of(model, target.parameter)
         return None, f"{type(owner).__name__} computes with a dense weight"
-    if any(stored.settings != first.settings for stored in everyone):
+    if any(stored.settings != settings for stored in everyone):
         return None, "the layers that Transformers merges into it have different settings"
     if target.converter is None:
         shape = first.shape
     elif not _merges_rows(target.converter, layer.kind):
         return None, "Transformers changes it while it reads"
-    elif layer.kind == "linear" and not _has_own_groups(first.settings):
+    elif layer.kind == "linear" and not _has_own_groups(settings):
         return None, "its rows do not have all factors to themselves and cannot be merged"
     else:
         rows = sum(part[0].shape[0] for part in target.parts)
         shape = (len(target.parts[0]), rows, first.shape[1])[-len(layer.shape) :]
     same = all(stored.shape == part[0].shape for part in target.parts for stored in part)
-    return (first.settings, "") if tuple(shape) == layer.shape and same else (None, "")
+    return (settings, "") if tuple(shape) == layer.shape and same else (None, "")
 
 
 def _has_own_groups(settings: LayerConfig) -> bool:

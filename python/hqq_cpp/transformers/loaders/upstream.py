@@ -172,7 +172,11 @@ class _Source:
 
 def _config_of(targets: Iterable[Target], skip_modules: list[str]) -> HqqConfig:
     """A config that gives every quantized layer its settings."""
-    found = {t.module: t.parts[0][0].settings for t in targets if t.module is not None}
+    found = {
+        target.module: settings
+        for target in targets
+        if target.module is not None and (settings := target.layers[0].settings) is not None
+    }
     return config_of_layers(found, skip_modules)
 
 
@@ -180,12 +184,12 @@ class FromUpstream(Assemble):
     """Takes the tensors of upstream's layers."""
 
     def matrix(self, stored, tensors, dtype):
-        """In the type of the model."""
+        """The dequantized weight in the type of the model."""
         decoded = upstream.decode(tensors)
         return upstream.dequantize(decoded, torch.float32, stored.name).to(dtype)
 
     def packed(self, stored, tensors):
-        """W_q, scale and zero of format 1."""
+        """The tensors W_q, scale and zero of format 1."""
         aligned = {}
         for key, tensor in tensors.items():
             tensor = tensor.detach().cpu().contiguous()

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from ..config import importance_of
-from ..format import Layout, PackedWeight, Packing
-from . import common, cpu, cuda, cuda_calls
+from ..format import PackedWeight, Packing
+from . import common, cpu, cuda
 from . import torch as torch_backend
-from .common import Mode, Solved
+from .common import Kernel, Mode, Solved
 
 _SETTINGS = ("auto", "torch", "native")
 _setting = "auto"
@@ -23,7 +23,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Backend(Protocol):
     """What a backend does with a PackedWeight in any packing, on a device that it works on."""
 
-    def packing_for(self, layout: Layout, device: torch.device) -> Packing:
+    def is_available(self) -> bool:
+        """Whether it can run on this machine."""
+
+    def packing_for(self, weight: PackedWeight) -> Packing:
         """The order of codes that is read fastest."""
 
     def quantize(
@@ -53,10 +56,14 @@ class Backend(Protocol):
     ) -> torch.Tensor:
         """Every row of x [rows, in] times the matrix of its expert; see experts_linear()."""
 
+    def kernel(self, weight: PackedWeight, rows: int, dtype: torch.dtype, mode: Mode) -> Kernel:
+        """What linear() and experts_linear() do with so many rows of x (of one expert, on average)."""
+
 
 class Choice(NamedTuple):
     """Who computes, and why nobody faster does."""
 
+    name: str
     backend: Backend
     reason: str  # empty: this is the fastest there is
 
@@ -109,11 +116,23 @@ def get_backend() -> str:
 # ---- The choice --------------------------------------------------------------------------------
 
 
-def kernels_on(device: torch.device) -> Backend | None:
-    """The backend with kernels for a device; None: there is none."""
-    if device.type == cuda_calls.DEVICE_TYPE:
-        return cuda if cuda.is_available() else None
-    return cpu if device.type == "cpu" else None
+# Type of a device -> the backend that has kernels for it. Every call of a layer chooses: nothing is made.
+_KERNELS: dict[str, Choice] = {
+    "cpu": Choice("cpu", cpu, ""),
+    "cuda": Choice("cuda", cuda, ""),
+}
+
+
+def _kernels_for(tensor: torch.Tensor) -> Choice | None:
+    # Asking a device for its type takes longer than all other questions.
+    found = _KERNELS.get("cpu" if tensor.is_cpu else tensor.device.type)
+    return found if found is not None and found.backend.is_available() else None
+
+
+def kernels_for(tensor: torch.Tensor) -> Backend | None:
+    """The backend with kernels for the device of a tensor; None: there is none."""
+    found = _kernels_for(tensor)
+    return None if found is None else found.backend
 
 
 def choose(weight: PackedWeight, dtype: torch.dtype, device: torch.device | None = None) -> Choice:
@@ -128,24 +147,23 @@ def choose(weight: PackedWeight, dtype: torch.dtype, device: torch.device | None
         ValueError: If kernels were asked for (set_backend("native")) and none can do it.
     """
     if _setting == "torch":
-        return Choice(torch_backend, "set_backend('torch') was called")
-    home = weight.tensors.W_q.device
-    kernels = kernels_on(home)
-    if kernels is None:
+        return Choice("torch", torch_backend, "set_backend('torch') was called")
+    found, home = _kernels_for(weight.tensors.W_q), weight.tensors.W_q.device
+    if found is None:
         reason = "there are no kernels for the device of the weight"
     elif device is not None and device != home:
         reason = "x and the weight are on different devices"
     elif dtype not in DTYPES:
         reason = "no kernel takes this dtype"
     else:
-        return Choice(kernels, "")
+        return found
     if _setting == "native":
         raise ValueError(
             "[backend] the native kernels take float32, bfloat16, float16 or float64 in CPU memory, "
             "or on a GPU that libhqq_cuda can use ('hqq-cpp doctor' says more); the layer is on "
             f"{home}, x is {dtype} on {home if device is None else device}: use set_backend('auto')"
         )
-    return Choice(torch_backend, reason)
+    return Choice("torch", torch_backend, reason)
 
 
 def mode_of(x: torch.Tensor, exact: bool = False) -> Mode:
@@ -156,8 +174,8 @@ def mode_of(x: torch.Tensor, exact: bool = False) -> Mode:
 
 def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes in which a weight is read fastest where it is."""
-    kernels = None if _setting == "torch" else kernels_on(weight.tensors.W_q.device)
-    return weight.packing if kernels is None else kernels.packing_for(weight.layout, weight.device)
+    found = None if _setting == "torch" else _kernels_for(weight.tensors.W_q)
+    return weight.packing if found is None else found.backend.packing_for(weight)
 
 
 # ---- The five functions ------------------------------------------------------------------------
@@ -184,7 +202,7 @@ def quantize(
     W = W.detach()
     # The CPU's solver says what is wrong with other tensors.
     is_matrix = W.dim() == 2 and W.dtype in DTYPES
-    backend = (kernels_on(W.device) if is_matrix else None) or torch_backend
+    backend = (kernels_for(W) if is_matrix else None) or torch_backend
     return backend.quantize(W, config, name, importance, threads)
 
 
