@@ -42,6 +42,7 @@ fi
 check "clang-format" "$STYLE_BIN/clang-format" --dry-run --Werror "${sources[@]}"
 check "ruff format" "$STYLE_BIN/ruff" format --check .
 check "ruff check" "$STYLE_BIN/ruff" check .
+check "sizes" python3 scripts/check_sizes.py
 check "docs" python3 scripts/check_docs.py
 check "mypy" "$STYLE_BIN/mypy"
 

@@ -1,5 +1,5 @@
 // quantize_checkpoint and its kin: include/hqq/checkpoint.hpp. Their docstrings are in
-// hqq_cpp/api.py.
+// hqq_cpp/checkpoints.py.
 #include "hqq/checkpoint.hpp"
 #include "python/bindings/file_path.hpp"
 #include "python/bindings/plain.hpp"

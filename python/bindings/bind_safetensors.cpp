@@ -1,4 +1,5 @@
-// load_safetensors and save_safetensors: include/hqq/safetensors.hpp. Docstrings in hqq_cpp/api.py.
+// load_safetensors and save_safetensors: include/hqq/safetensors.hpp. Docstrings in
+// hqq_cpp/checkpoints.py.
 #include "hqq/safetensors.hpp"
 #include "python/bindings/array.hpp"
 #include "python/bindings/file_path.hpp"

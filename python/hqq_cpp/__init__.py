@@ -39,14 +39,12 @@ from ._core import (
     default_threads,
     layer_tag,
 )
-from .api import (
+from .api import dequantize, linear, quantize
+from .checkpoints import (
     convert_checkpoint,
-    dequantize,
     dequantize_checkpoint,
     diff_checkpoints,
-    linear,
     load_safetensors,
-    quantize,
     quantize_checkpoint,
     safetensors_metadata,
     save_safetensors,

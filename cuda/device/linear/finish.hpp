@@ -77,56 +77,46 @@ __device__ inline bool is_last_block(const LinearParams& p, unsigned* counter) {
   return ld_shared(last) != 0;
 }
 
-// Adds up the sums of all parts and, with splits, of all blocks, in a fixed order. Writes y.
+// Where the sums of four rows, which a thread adds up at a time, are in a block and in y.
+struct QuadPlaces {
+  __device__ QuadPlaces(const LinearParams& p, const BlockSums& s)
+      : shift(p.row_shift - 2),
+        padded_rows(p.strips * kTileRows),
+        count(s.tokens << shift),
+        first_row(s.first_row),
+        split_floats(p.rows * padded_rows),
+        partials(p.partials + s.first_token * padded_rows + first_row) {}
+
+  __device__ int token(int quad) const { return quad >> shift; }
+  __device__ int row(int quad) const { return 4 * (quad & ((1 << shift) - 1)); }
+  __device__ bool is_inside(int quad) const {
+    return quad < count && first_row + row(quad) < padded_rows;
+  }
+  // Of split 0; the next split is split_floats further.
+  __device__ float* partial(int quad) const {
+    return partials + static_cast<std::int64_t>(token(quad)) * padded_rows + row(quad);
+  }
+
+  int shift, padded_rows, count, first_row;
+  std::int64_t split_floats;
+  float* partials;
+};
+
+// Adds up the sums of all splits, in a fixed order. Writes y.
 template <class T>
-__device__ void finish(const LinearParams& p, const float* sums, const BlockSums& s, int expert,
-                       int split) {
-  const int padded_rows = p.strips * kTileRows;
-  const int quad_shift = p.row_shift - 2;  // a thread adds up four rows at a time
-  const int quads = s.tokens << quad_shift;
-  const int token_floats = sums_stride(1 << p.row_shift);
+__device__ void add_splits(const LinearParams& p, const BlockSums& s, const QuadPlaces& places,
+                           int expert) {
   const auto threads = static_cast<int>(blockDim.x);
-  const auto token_of = [&](int quad) { return quad >> quad_shift; };
-  const auto row_of = [&](int quad) { return 4 * (quad & ((1 << quad_shift) - 1)); };
-  // Of split 0.
-  const auto partial_of = [&](int quad) {
-    return p.partials + (s.first_token + token_of(quad)) * padded_rows + s.first_row + row_of(quad);
-  };
-  const std::int64_t split_floats = p.rows * padded_rows;
-
-  __syncthreads();
-  for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += threads) {
-    const int row = s.first_row + row_of(quad);
-    if (row >= padded_rows) continue;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const float* part = sums + token_of(quad) * token_floats + row_of(quad);
-#pragma unroll 2
-    for (int i = 0; i < s.parts; ++i) {
-      add(sum, ld_shared(reinterpret_cast<const float4*>(part)));
-      part += s.block_tokens * token_floats;
-    }
-    if (p.splits == 1) {
-      write_y<T>(p, expert, row, s.first_token + token_of(quad), sum);
-    } else {
-      st_global(reinterpret_cast<float4*>(partial_of(quad) + split * split_floats), sum);
-    }
-  }
-  if (p.splits == 1) return;
-
-  // The block that comes last adds up.
-  const int row_blocks = (p.strips + p.strips_per_block - 1) / p.strips_per_block;
-  if (!is_last_block(p, p.counters + s.first_token * row_blocks + (s.first_row >> p.row_shift))) {
-    return;
-  }
-  for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += kLastQuads * threads) {
+  for (int quad = static_cast<int>(threadIdx.x); quad < places.count;
+       quad += kLastQuads * threads) {
     float4 sum[kLastQuads];
     const float* partial[kLastQuads];
     bool inside[kLastQuads];
 #pragma unroll
     for (int j = 0; j < kLastQuads; ++j) {
       const int mine = quad + j * threads;
-      inside[j] = mine < quads && s.first_row + row_of(mine) < padded_rows;
-      partial[j] = partial_of(mine);
+      inside[j] = places.is_inside(mine);
+      partial[j] = places.partial(mine);
       sum[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
     for (int first = 0; first < p.splits; first += kLastSplits) {
@@ -140,7 +130,7 @@ __device__ void finish(const LinearParams& p, const float* sums, const BlockSums
           if (inside[j] && first + i < p.splits) {
             v[j][i] = simt::ld_coherent(reinterpret_cast<const float4*>(partial[j]));
           }
-          partial[j] += split_floats;
+          partial[j] += places.split_floats;
         }
       }
 #pragma unroll
@@ -153,8 +143,44 @@ __device__ void finish(const LinearParams& p, const float* sums, const BlockSums
     for (int j = 0; j < kLastQuads; ++j) {
       const int mine = quad + j * threads;
       if (!inside[j]) continue;
-      write_y<T>(p, expert, s.first_row + row_of(mine), s.first_token + token_of(mine), sum[j]);
+      write_y<T>(p, expert, s.first_row + places.row(mine), s.first_token + places.token(mine),
+                 sum[j]);
     }
+  }
+}
+
+// Adds up the sums of all parts and, with splits, of all blocks, in a fixed order. Writes y.
+template <class T>
+__device__ void finish(const LinearParams& p, const float* sums, const BlockSums& s, int expert,
+                       int split) {
+  const QuadPlaces places(p, s);
+  const int token_floats = sums_stride(1 << p.row_shift);
+  const auto threads = static_cast<int>(blockDim.x);
+
+  __syncthreads();
+  for (int quad = static_cast<int>(threadIdx.x); quad < places.count; quad += threads) {
+    if (!places.is_inside(quad)) continue;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const float* part = sums + places.token(quad) * token_floats + places.row(quad);
+#pragma unroll 2
+    for (int i = 0; i < s.parts; ++i) {
+      add(sum, ld_shared(reinterpret_cast<const float4*>(part)));
+      part += s.block_tokens * token_floats;
+    }
+    if (p.splits == 1) {
+      write_y<T>(p, expert, s.first_row + places.row(quad), s.first_token + places.token(quad),
+                 sum);
+    } else {
+      float* partial = places.partial(quad) + split * places.split_floats;
+      st_global(reinterpret_cast<float4*>(partial), sum);
+    }
+  }
+  if (p.splits == 1) return;
+
+  // The block that comes last adds up.
+  const int row_blocks = (p.strips + p.strips_per_block - 1) / p.strips_per_block;
+  if (is_last_block(p, p.counters + s.first_token * row_blocks + (s.first_row >> p.row_shift))) {
+    add_splits<T>(p, s, places, expert);
   }
 }
 

@@ -12,7 +12,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
 from .._core import LayerConfig
-from ..api import load_safetensors
+from ..checkpoints import load_safetensors
 from ..errors import FormatError
 from ..find.layers import Layer, find_layers, parent_of, quantized_layers
 from ..format import TENSOR_NAMES

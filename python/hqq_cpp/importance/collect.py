@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import api
+from ..checkpoints import load_safetensors, save_safetensors
 from ..find.kinds import kind_of
 from ..find.layers import find_roles, places_of
 from ..nn.conv import HqqPointwiseConv2d
@@ -240,7 +240,7 @@ def save_importance(path: str | os.PathLike[str], importance: Mapping[str, torch
         importance: Layer -> [in_features] or [experts, in_features].
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in importance.items()}
-    api.save_safetensors(path, tensors, _METADATA)
+    save_safetensors(path, tensors, _METADATA)
 
 
 def load_importance(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -250,8 +250,7 @@ def load_importance(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         Layer -> [in_features] or [experts, in_features], copies of what the file holds.
     """
     return {
-        name: torch.from_dlpack(tensor).clone()
-        for name, tensor in api.load_safetensors(path).items()
+        name: torch.from_dlpack(tensor).clone() for name, tensor in load_safetensors(path).items()
     }
 
 

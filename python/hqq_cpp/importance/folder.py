@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import _core, api
+from .. import _core
+from ..checkpoints import load_safetensors
 from ..find.kinds import kind_of
 from ..source_check import check_dense_source
 from .collect import Recorder, check_arguments, eval_mode, logits_layer, save_importance
@@ -284,7 +285,7 @@ def _headers(files: list[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, st
     shapes, file_of = {}, {}
     for path in files:
         # A map of the file: nothing is read but the header.
-        for key, tensor in api.load_safetensors(path).items():
+        for key, tensor in load_safetensors(path).items():
             shapes[key], file_of[key] = tuple(tensor.shape), path
     return shapes, file_of
 

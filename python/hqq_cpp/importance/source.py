@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from .. import _core, api
+from .. import _core
 from .._core import HqqConfig, LayerConfig
+from ..checkpoints import load_safetensors
 from ..find.layers import Layer
 
 # Projections of a single expert that have the input of a fused one.
@@ -32,7 +33,7 @@ class ImportanceSource:
                 "or the file that 'hqq-cpp importance MODEL_DIR FILE' writes"
             )
         if isinstance(source, (str, os.PathLike)):
-            source = api.load_safetensors(source)
+            source = load_safetensors(source)
         self._vectors: Mapping[str, Any] = source or {}
 
     def get(self, layer: Layer) -> torch.Tensor | None:

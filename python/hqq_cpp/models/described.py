@@ -13,7 +13,7 @@ from torch import nn
 from .. import _core
 from .._core import HqqConfig, LayerConfig
 from .._transformers_hook import METHOD
-from ..api import safetensors_metadata
+from ..checkpoints import safetensors_metadata
 from ..errors import FormatError
 from ..find.layers import find_layers, quantized_layers
 from ..format import TENSOR_NAMES, dtype_name

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..api import save_safetensors
+from ..checkpoints import save_safetensors
 from ..nn.base import QuantizedModule
 from ..nn.experts import HqqExperts
 from .described import (
