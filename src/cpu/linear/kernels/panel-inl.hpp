@@ -35,29 +35,6 @@ HQQ_INLINE void for_each(Step step) {
   }
 }
 
-// The products of kFields fields from `from` on with the codes of x from column `col` on.
-template <class Dot, int kFields, int kRowsOfX>
-HQQ_INLINE void dot_fields(const std::uint8_t* from, const RowOfX* x, std::int64_t col,
-                           Isa::Ints (&totals)[kRowsOfX][kPanelParts]) {
-  Dot dot[kRowsOfX][kPanelParts];
-  unrolled<kFields>([&](auto field) HQQ_INLINE_LAMBDA {
-    constexpr int kField = decltype(field)::value;
-    Isa::Bytes v[kPanelParts];
-    HQQ_UNROLL
-    for (int p = 0; p < kPanelParts; ++p) {
-      v[p] = Isa::load(from + kField * kFieldBytes + p * Isa::kRows * kFieldCols);
-    }
-    HQQ_UNROLL
-    for (int m = 0; m < kRowsOfX; ++m) {
-      const Isa::Bytes four = Isa::broadcast4(x[m].codes + col + kField * kFieldCols);
-      HQQ_UNROLL
-      for (int p = 0; p < kPanelParts; ++p) dot[m][p].template add<kField>(v[p], four);
-    }
-  });
-  for_each<kRowsOfX>([&](int m, int p)
-                         HQQ_INLINE_LAMBDA { totals[m][p] = dot[m][p].template sum<kFields>(); });
-}
-
 // kPanelParts parts of a tile, from part first_part on, times kRowsOfX rows of x, over the blocks
 // of the panel. `fields` are those of column first_col on.
 template <int kMaxCode, int kRowsOfX>
@@ -75,19 +52,41 @@ void panel_fast_rows(const PanelArgs& args, const std::uint8_t* fields, std::int
     const Block& block = args.plan->blocks[b];
     const std::uint8_t* codes =
         fields + (block.first_col - first_col) / kFieldCols * kFieldBytes + first_lane * kFieldCols;
+    const auto dot_fields = [&](auto count, std::int64_t first_field,
+                                Isa::Ints(&totals)[kRowsOfX][kPanelParts]) HQQ_INLINE_LAMBDA {
+      constexpr int kFields = decltype(count)::value;
+      const std::uint8_t* from = codes + first_field * kFieldBytes;
+      const std::int64_t col = block.first_col + first_field * kFieldCols;
+      Dot dot[kRowsOfX][kPanelParts];
+      unrolled<kFields>([&](auto field) HQQ_INLINE_LAMBDA {
+        constexpr int kField = decltype(field)::value;
+        Isa::Bytes v[kPanelParts];
+        HQQ_UNROLL
+        for (int p = 0; p < kPanelParts; ++p) {
+          v[p] = Isa::load(from + kField * kFieldBytes + p * Isa::kRows * kFieldCols);
+        }
+        HQQ_UNROLL
+        for (int m = 0; m < kRowsOfX; ++m) {
+          const Isa::Bytes four = Isa::broadcast4(x[m].codes + col + kField * kFieldCols);
+          HQQ_UNROLL
+          for (int p = 0; p < kPanelParts; ++p) dot[m][p].template add<kField>(v[p], four);
+        }
+      });
+      for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
+        totals[m][p] = dot[m][p].template sum<kFields>();
+      });
+    };
     Isa::Ints totals[kRowsOfX][kPanelParts];
-    // A block that is not a whole number of units is a multiple of two fields, or ends the row,
-    // where x is padded with zeros.
+    // Other blocks have an even number of fields, or end the row, where x is padded with zeros.
     if (block.cols == kMaxBlockCols) {
-      dot_fields<Dot, 2 * kUnitFields>(codes, x, block.first_col, totals);
+      dot_fields(Index<2 * kUnitFields>{}, 0, totals);
     } else if (block.cols == kUnitCols) {
-      dot_fields<Dot, kUnitFields>(codes, x, block.first_col, totals);
+      dot_fields(Index<kUnitFields>{}, 0, totals);
     } else {
-      dot_fields<Dot, 2>(codes, x, block.first_col, totals);
+      dot_fields(Index<2>{}, 0, totals);
       for (int field = 2; field * kFieldCols < block.cols; field += 2) {
         Isa::Ints more[kRowsOfX][kPanelParts];
-        dot_fields<Dot, 2>(codes + field * kFieldBytes, x, block.first_col + field * kFieldCols,
-                           more);
+        dot_fields(Index<2>{}, field, more);
         for_each<kRowsOfX>([&](int m, int p) HQQ_INLINE_LAMBDA {
           totals[m][p] = Isa::add_ints(totals[m][p], more[m][p]);
         });
