@@ -102,7 +102,10 @@ def test_convert_there_and_back(tmp_path, plain):
 
 
 def test_convert_refuses(tmp_path, plain, quantized):
-    assert "it must be 'hqq_cpp' or 'upstream'" in run("convert", plain, tmp_path / "x", "--to", "gguf", code=USER).stderr
+    assert (
+        "it must be 'hqq_cpp' or 'upstream'"
+        in run("convert", plain, tmp_path / "x", "--to", "gguf", code=USER).stderr
+    )
     assert "--to" in run("convert", plain, tmp_path / "x", code=USER).stderr
     # Column scales have no place in upstream's format.
     run("convert", quantized, tmp_path / "x", "--to", "upstream", code=USER)
