@@ -16,7 +16,7 @@ constexpr unsigned kThreads = 256;
 // Shared memory that a block of solve_kernel takes: three blocks fit a multiprocessor of sm_80 and
 // sm_90.
 constexpr std::size_t kTileBytes = 72 * 1024;
-// Of a block of balance_kernel: there are about as many blocks as multiprocessors.
+// Shared memory of a block of balance_kernel: there are about as many blocks as multiprocessors.
 constexpr std::size_t kBalanceBytes = 160 * 1024;
 
 dim3 blocks_of(std::int64_t threads, unsigned per_block = kThreads) {

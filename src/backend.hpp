@@ -45,7 +45,7 @@ LinearKernel linear_kernel(const PackedMatrix& q, std::int64_t rows, LinearMode 
 }  // namespace cpu
 
 namespace cuda {
-// The same bits as cpu::quantize. Memory is taken and released in every call, but see
+// Gives the bits of cpu::quantize. Memory is taken and released in every call, but see
 // keep_memory().
 void quantize(const QuantizeTask& task, QuantizedTensor& out);
 // While the result lives, calls for this device use again what earlier ones took. Throws CudaError

@@ -67,6 +67,19 @@ static_assert(
       return true;
     }(),
     "max_code must fit the planes of its width");
+static_assert(
+    [] {
+      const auto is_plane = [](int bits) {
+        return bits == 1 || bits == 2 || bits == 4 || bits == 8;
+      };
+      for (const BitWidthInfo& info : kBitWidths) {
+        const core::RowFormat& f = info.format;
+        if (f.low_bits == 0 ? f.high_bits != 0 : !is_plane(f.low_bits)) return false;
+        if (f.high_bits != 0 && !is_plane(f.high_bits)) return false;
+      }
+      return true;
+    }(),
+    "a width is ternary, or one or two planes of 8, 4, 2 or 1 bits: pack_plane() knows no other");
 
 constexpr const BitWidthInfo& info_of(BitWidth width) {
   return kBitWidths[static_cast<int>(width)];

@@ -117,7 +117,7 @@ struct LinearCall {
 // projections of one input. The results are those of one call each.
 void linear(std::span<const LinearCall> calls, const LinearOptions& options = {});
 
-// The same for weights in format 1, whose rows are put into tiles on the way: for a product that is
+// linear() for weights in format 1, whose rows are put into tiles on the way: for a product that is
 // computed once. Weights that are used again are faster as a TiledTensor.
 void linear(const TensorView& x, const QuantizedTensor& q, std::span<const float> bias, void* y,
             const LinearOptions& options = {});

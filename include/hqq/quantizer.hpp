@@ -47,7 +47,7 @@ class Quantizer {
   QuantizedTensor quantize(const TensorView& W, const std::string& layer_name = "",
                            const QuantizeOptions& options = {}) const;
 
-  // The same with explicit settings.
+  // quantize() with explicit settings.
   QuantizedTensor quantize(const TensorView& W, const LayerConfig& config,
                            const std::string& layer_name, const QuantizeOptions& options) const;
 
@@ -64,7 +64,7 @@ struct DequantizeOptions {
 
 // W_r [out_features, in_features].
 Tensor dequantize(const QuantizedTensor& q, const DequantizeOptions& options = {});
-// The same into memory of the caller.
+// dequantize() into memory of the caller.
 void dequantize(const QuantizedTensor& q, void* out, const DequantizeOptions& options = {});
 // Rows of W_r [rows.size(), in_features], as an embedding takes them. Throws std::invalid_argument
 // for an index outside [0, out_features).

@@ -17,7 +17,7 @@ namespace hqq {
 struct TiledTensor : PackedMatrix {
   static constexpr std::int64_t kTileRows = 16;
 
-  // Those of the QuantizedTensor, with the shapes above.
+  // The tensors of a QuantizedTensor, with the shapes above.
   TensorSpecs specs() const;
   // Allocates every tensor that config and the features call for.
   void allocate();

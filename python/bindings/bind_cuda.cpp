@@ -33,9 +33,9 @@ struct CudaPlace {
 // The weight of a layer in device memory, by the addresses of its tensors.
 class CudaLayer {
  public:
-  CudaLayer(const py::object& config, std::int64_t out_features, std::int64_t in_features,
+  CudaLayer(const LayerConfig& config, std::int64_t out_features, std::int64_t in_features,
             bool tiled)
-      : layer_(layer_config_from_python(config), out_features, in_features,
+      : layer_(config, out_features, in_features,
                tiled ? cuda::Packing::kCudaTiles : cuda::Packing::kFormat1) {}
 
   std::optional<std::size_t> tiles_bytes(int device) const { return layer_.tiles_bytes(device); }
@@ -191,7 +191,7 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaLayer>(
       m, "CudaLayer",
       "For hqq_cpp.backends: a layer in device memory, by the addresses of its tensors.")
-      .def(py::init<const py::object&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
+      .def(py::init<const LayerConfig&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
            py::arg("out_features"), py::arg("in_features"), py::arg("tiled"))
       .def("tiles_bytes", &CudaLayer::tiles_bytes, py::arg("device"))
       .def("max_rows", &CudaLayer::max_rows, py::arg("x_dtype"), py::arg("device"))

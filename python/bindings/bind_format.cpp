@@ -3,6 +3,7 @@
 #include "hqq/core/codec.hpp"
 #include "hqq/core/metadata.hpp"
 #include "hqq/quantized_tensor.hpp"
+#include "hqq/tiled_tensor.hpp"
 #include "python/bindings/config.hpp"
 
 namespace hqq::python {
@@ -50,14 +51,33 @@ Example:
 
 using Spec = std::tuple<std::string, Shape, std::string>;
 
-std::vector<Spec> specs_of(py::handle config, std::int64_t out_features, std::int64_t in_features) {
-  std::vector<Spec> present;
-  for (const TensorSpec& spec :
-       tensor_specs(layer_config_from_python(config), out_features, in_features)) {
+std::vector<Spec> present(const TensorSpecs& specs) {
+  std::vector<Spec> result;
+  for (const TensorSpec& spec : specs) {
     if (!spec.present) continue;
-    present.emplace_back(spec.name, shape_to_python(spec.shape), dtype_name(spec.dtype));
+    result.emplace_back(spec.name, shape_to_python(spec.shape), dtype_name(spec.dtype));
   }
-  return present;
+  return result;
+}
+
+std::vector<Spec> specs_of(const LayerConfig& config, std::int64_t out_features,
+                           std::int64_t in_features) {
+  return present(tensor_specs(config, out_features, in_features));
+}
+
+std::vector<Spec> tile_specs_of(const LayerConfig& config, std::int64_t out_features,
+                                std::int64_t in_features) {
+  if (!can_tile(config, out_features, in_features)) {
+    throw_invalid(
+        "format",
+        "W_q has the shape of tiles, and there are none: axis 0 has tiles if group_size is "
+        "a multiple of 16 that divides out_features");
+  }
+  TiledTensor tiled;
+  tiled.config = config;
+  tiled.out_features = out_features;
+  tiled.in_features = in_features;
+  return present(tiled.specs());
 }
 
 std::int64_t row_bytes(double nbits, std::int64_t cols) {
@@ -104,6 +124,9 @@ void bind_format(py::module_& m) {
   m.def("packed_row_bytes", &row_bytes, py::arg("nbits"), py::arg("cols"), kRowBytesDoc);
   m.def("tensor_specs", &specs_of, py::arg("config"), py::arg("out_features"),
         py::arg("in_features"), kSpecsDoc);
+  m.def("tile_specs", &tile_specs_of, py::arg("config"), py::arg("out_features"),
+        py::arg("in_features"),
+        "The tensors of the same layer in tiles of the CPU kernels; see can_tile().");
 }
 
 }  // namespace hqq::python

@@ -33,12 +33,12 @@ py::array linear_of(const py::object& x, const Weight& q, const py::object& bias
 // them, which is hqq_cpp/backends/cpu.py alone.
 class NativeLayer {
  public:
-  NativeLayer(const py::object& config, std::int64_t out_features, std::int64_t in_features,
+  NativeLayer(const LayerConfig& config, std::int64_t out_features, std::int64_t in_features,
               bool tiled) {
     if (tiled) prototype_ = TiledTensor();
     std::visit(
         [&](auto& q) {
-          q.config = layer_config_from_python(config);
+          q.config = config;
           q.out_features = out_features;
           q.in_features = in_features;
           q.allocate();
@@ -170,7 +170,7 @@ void bind_linear(py::module_& m) {
   py::class_<NativeLayer> native(m, "NativeLayer",
                                  "For hqq_cpp.backends: a layer by the addresses of its tensors.");
   native
-      .def(py::init<const py::object&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
+      .def(py::init<const LayerConfig&, std::int64_t, std::int64_t, bool>(), py::arg("config"),
            py::arg("out_features"), py::arg("in_features"), py::arg("tiled"))
       .def("dequantize", &NativeLayer::dequantize, py::arg("addresses"), py::arg("out"),
            py::arg("dtype"), py::arg("threads"))

@@ -120,8 +120,8 @@ void bind_tiled_tensor(py::module_& m) {
       py::arg("threads") = 0, kTileDoc);
   m.def(
       "can_tile",
-      [](const py::object& config, std::int64_t out_features, std::int64_t in_features) {
-        return can_tile(layer_config_from_python(config), out_features, in_features);
+      [](const LayerConfig& config, std::int64_t out_features, std::int64_t in_features) {
+        return can_tile(config, out_features, in_features);
       },
       py::arg("config"), py::arg("out_features"), py::arg("in_features"),
       "Whether there is a TiledTensor of such a matrix.");

@@ -8,7 +8,7 @@ import os
 import pathlib
 import typing
 import typing_extensions
-__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'can_tile', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'verify_checkpoint']
+__all__: list[str] = ['BIT_WIDTHS', 'BitWidth', 'Checkpoint', 'CudaLayer', 'CudaPlace', 'CudaSolver', 'FORMAT_VERSION', 'HqqConfig', 'LayerConfig', 'LayerReport', 'METADATA_BLOCK', 'NativeLayer', 'Progress', 'QuantizeReport', 'QuantizeStats', 'QuantizedTensor', 'Roles', 'TENSOR_NAMES', 'TERNARY_DIGITS', 'Tensor', 'TensorDiff', 'TiledTensor', 'UPSTREAM_KEYS', 'VerifyReport', 'can_tile', 'cli_main', 'convert_checkpoint', 'cpu_target', 'cpu_targets', 'cuda_is_available', 'cuda_require_device', 'default_threads', 'dequantize', 'dequantize_checkpoint', 'diff_checkpoints', 'dtype_code', 'find_quantization', 'from_upstream', 'is_adapter_name', 'layer_tag', 'linear', 'linear_mode_code', 'load_safetensors', 'packed_row_bytes', 'parse_json', 'parse_upstream', 'quantize', 'quantize_checkpoint', 'read_json_file', 'resolve_balance', 'safetensors_metadata', 'save_safetensors', 'settings_of', 'tensor_specs', 'tile_specs', 'verify_checkpoint']
 class Tensor:
     """
     A read-only array in CPU memory: shape, element type and bytes.
@@ -806,7 +806,7 @@ class NativeLayer:
     """
     For hqq_cpp.backends: a layer by the addresses of its tensors.
     """
-    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
+    def __init__(self, config: LayerConfig, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
     def dequantize(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
@@ -828,7 +828,7 @@ class CudaLayer:
     """
     For hqq_cpp.backends: a layer in device memory, by the addresses of its tensors.
     """
-    def __init__(self, config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
+    def __init__(self, config: LayerConfig, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex, tiled: bool) -> None:
         ...
     def dequantize(self, addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(8)"], out: typing.SupportsInt | typing.SupportsIndex, dtype: typing.SupportsInt | typing.SupportsIndex, place: CudaPlace) -> None:
         ...
@@ -1223,7 +1223,7 @@ class TensorDiff:
         """
         sqrt(mean (A - B)^2).
         """
-def can_tile(config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> bool:
+def can_tile(config: LayerConfig, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> bool:
     """
     Whether there is a TiledTensor of such a matrix.
     """
@@ -1430,7 +1430,7 @@ def settings_of(config: HqqConfig, layer: str, role: str) -> LayerConfig | None:
         layer: Its name, without ".weight".
         role: As Roles.role() gives it.
     """
-def tensor_specs(config: typing.Any, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[str, tuple[int, ...], str]]:
+def tensor_specs(config: LayerConfig, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[str, tuple[int, ...], str]]:
     """
     The tensors that a layer has in format 1, in the order of files.
 
@@ -1449,6 +1449,10 @@ def tensor_specs(config: typing.Any, out_features: typing.SupportsInt | typing.S
         >>> config = hqq_cpp.LayerConfig(nbits=4, balance="none")
         >>> hqq_cpp._core.tensor_specs(config, 8, 128)
         [('W_q', (8, 64), 'uint8'), ('scale', (8, 2), 'float16'), ('zero', (8, 2), 'float16')]
+    """
+def tile_specs(config: LayerConfig, out_features: typing.SupportsInt | typing.SupportsIndex, in_features: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[str, tuple[int, ...], str]]:
+    """
+    The tensors of the same layer in tiles of the CPU kernels; see can_tile().
     """
 def verify_checkpoint(path: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> VerifyReport:
     """

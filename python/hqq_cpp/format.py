@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from . import _torch_version  # noqa: F401  before all others: refuses a torch that is too old
-from ._core import BIT_WIDTHS, TENSOR_NAMES, LayerConfig, QuantizedTensor, TiledTensor
+from ._core import BIT_WIDTHS, TENSOR_NAMES, LayerConfig, QuantizedTensor, TiledTensor, tile_specs
 from ._core import tensor_specs as specs_of
 
 # The order of the codes in memory: that of the files, that of the C++ kernels (docs/kernels.md) and that
@@ -37,8 +37,13 @@ Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]
 ROW_FORMATS = {
     width.nbits: RowFormat(width.low_bits, width.high_bits, width.block) for width in BIT_WIDTHS
 }
-# Bits that a ternary code has in tiles.
-_TERNARY_TILE_BITS = 2
+
+
+def plane_bits(nbits: float) -> tuple[int, ...]:
+    """Bits of each plane of codes, the low one first, where every code has bits of its own: in tiles and
+    in caches. A ternary code has two."""
+    planes = ROW_FORMATS[nbits]
+    return tuple(bits for bits in (planes.low_bits or 2, planes.high_bits) if bits)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -104,25 +109,24 @@ class Layout:
     @functools.cached_property
     def cuda_tile_bytes(self) -> int:
         """Bytes of the codes of a tile of the CUDA kernels."""
-        planes = ROW_FORMATS[self.numbers.nbits]
-        bits = planes.low_bits + planes.high_bits or _TERNARY_TILE_BITS
-        return CUDA_TILE_ROWS * CUDA_TILE_COLS * bits // 8
+        shape, _ = tensor_specs(self.config, 1, 1, CUDA_TILES)["W_q"]
+        return shape[-1]
 
     @property
     def matrix(self) -> Layout:
-        """That of one part of one expert; of a single matrix itself."""
+        """The layout of one part of one expert. A single matrix is its own."""
         if not self.experts:
             return self
         return layout_of(self.config, (self.out_features // self.parts, self.in_features))
 
-    def specs(self) -> Specs:
-        """Shape and dtype of every tensor in format 1.
+    def specs(self, packing: Packing = FORMAT_1) -> Specs:
+        """Shape and dtype of every tensor in a packing, which the layout must have.
 
         Raises:
             ValueError: If balance is not decided.
         """
         rows = self.out_features // self.parts
-        specs = tensor_specs(self.config, rows, self.in_features)
+        specs = tensor_specs(self.config, rows, self.in_features, packing)
         if not self.experts:
             return specs
         # Parts follow each other in every tensor but col_scale, where they are stacked.
@@ -247,16 +251,28 @@ def tensors_of(q: QuantizedTensor | TiledTensor) -> Tensors:
     return Tensors(*(torch.from_dlpack(tensors[n]) if n in tensors else None for n in TENSOR_NAMES))
 
 
-def tensor_specs(config: LayerConfig, out_features: int, in_features: int) -> Specs:
-    """Shape and dtype of every tensor that a matrix with these settings has in format 1.
+def tensor_specs(
+    config: LayerConfig, out_features: int, in_features: int, packing: Packing = FORMAT_1
+) -> Specs:
+    """Shape and dtype of every tensor that a matrix with these settings has.
 
     Args:
         config: Settings of the layer; balance 'auto' is not allowed here.
         out_features: Rows of the matrix.
         in_features: Columns of the matrix.
+        packing: The order of the codes, which the matrix must have.
 
     Raises:
         ValueError: If balance is not decided.
     """
-    specs = specs_of(config, out_features, in_features)
-    return {name: (shape, getattr(torch, dtype)) for name, shape, dtype in specs}
+    of_packing = tile_specs if packing == CPU_TILES else specs_of
+    specs = {
+        name: (shape, getattr(torch, dtype))
+        for name, shape, dtype in of_packing(config, out_features, in_features)
+    }
+    if packing == CUDA_TILES:
+        strips, tiles = -(-out_features // CUDA_TILE_ROWS), -(-in_features // CUDA_TILE_COLS)
+        bits = sum(plane_bits(config.nbits))
+        tile_bytes = CUDA_TILE_ROWS * CUDA_TILE_COLS * bits // 8
+        specs["W_q"] = ((strips, tiles, tile_bytes), torch.uint8)
+    return specs

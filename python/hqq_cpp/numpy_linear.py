@@ -77,7 +77,7 @@ class QuantizedLinear:
         return api.linear(x, weight, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_weight": self.weight, "bias": self.bias}
+        return {**self.__dict__, "_weight": self.weight}
 
     def __repr__(self) -> str:
         config = self._weight.config

@@ -5,6 +5,7 @@
 #endif
 
 #include <cstdlib>
+#include <stdexcept>
 #include <thread>
 
 #include "hqq/error.hpp"
@@ -23,7 +24,13 @@ Device Device::parse(const std::string& text) {
 }
 
 std::string Device::str() const {
-  return kind == Kind::kCpu ? "cpu" : "cuda:" + std::to_string(index);
+  switch (kind) {
+    case Kind::kCpu:
+      return "cpu";
+    case Kind::kCuda:
+      return "cuda:" + std::to_string(index);
+  }
+  throw std::logic_error("a device without a name");
 }
 
 int default_threads() {

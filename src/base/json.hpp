@@ -20,7 +20,7 @@ inline constexpr std::size_t kMaxConfigBytes = 16'000'000;
 // or a limit that is exceeded. Integers beyond 64 bits read as doubles.
 nlohmann::ordered_json parse_json(const std::string& text, const std::string& where);
 
-// The same for text that Python's json module wrote (config.json, an index), which is only looked
+// Parses text that Python's json module wrote (config.json, an index), which is only looked
 // up here and otherwise carried over as text (json_edit.hpp): NaN, Infinity, -Infinity and numbers
 // beyond a double are let pass and read as null.
 nlohmann::ordered_json parse_python_json(const std::string& text, const std::string& where);

@@ -9,7 +9,7 @@ namespace hqq {
 // `text` in double quotes, cut to a sane length, control characters and broken UTF-8 escaped.
 std::string quote_text(std::string_view text);
 
-// The same in single quotes, as messages about settings show names and values.
+// Text in single quotes, as messages about settings show names and values.
 std::string quote_name(std::string_view text);
 
 bool is_utf8(std::string_view text);

@@ -20,8 +20,8 @@ constexpr std::string_view kPrefix = "re:";
 constexpr std::size_t kMaxLength = 500;
 constexpr std::size_t kMaxCompiledBytes = 65'536;
 constexpr std::size_t kMaxNameLength = 1000;
-// Of one match; typical expressions need less than a hundred steps. A step may read the whole name
-// or walk over the whole compiled expression (about 8 bytes an item).
+// Limits of one match; typical expressions need less than a hundred steps. A step may read the
+// whole name or walk over the whole compiled expression (about 8 bytes an item).
 constexpr std::size_t kMaxSteps = 100'000;
 constexpr std::size_t kMaxWork = 4'000'000;
 constexpr std::size_t kBytesOfItem = 8;

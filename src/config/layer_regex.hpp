@@ -6,7 +6,7 @@
 
 namespace hqq {
 
-// Of one config: all stay compiled while layers are matched.
+// Expressions of one config: all stay compiled while layers are matched.
 inline constexpr std::size_t kMaxRegexes = 1000;
 
 // `pattern` is "re:" and an expression. Throws std::invalid_argument for one that is no valid

@@ -15,7 +15,7 @@ namespace {
 
 // A warning lists so many; more are a wrong model rather than typing mistakes.
 constexpr std::size_t kMaxShown = 8;
-// Of a name that is looked for; the work grows with it.
+// Length of a name that is looked for; the work grows with it.
 constexpr std::size_t kMaxWanted = 80;
 
 std::size_t next_dot(const std::string& name, std::size_t begin) {

@@ -95,9 +95,9 @@ Pool* pool(int threads) {
 // The entry into a parallel region of GCC's OpenMP runtime, which LLVM's and Intel's have too.
 using OpenMpRegion = void (*)(void (*)(void*), void* data, unsigned threads, unsigned flags);
 
-// That of the process, or null. torch makes its runtime visible to all. Its idle threads keep
-// spinning for some milliseconds, so threads of our own beside them would get half of a core each:
-// we join its team.
+// The OpenMP runtime of the process, or null. torch makes its runtime visible to all. Its idle
+// threads keep spinning for some milliseconds, so threads of our own beside them would get half of
+// a core each: we join its team.
 OpenMpRegion openmp_region() {
   static std::atomic<OpenMpRegion> found{nullptr};
   OpenMpRegion region = found.load(std::memory_order_relaxed);

@@ -49,7 +49,7 @@ class GrowingMemory {
   }
   ~GrowingMemory() { clear(); }
 
-  // Of at least `size` bytes. Nothing may be using the memory.
+  // Memory of at least `size` bytes. Nothing may be using the memory.
   std::byte* reserve(std::size_t size, const std::string& what) {
     if (size > size_) {
       clear();
@@ -81,7 +81,7 @@ class GrowingMemory {
 using DeviceMemory = GrowingMemory<&Api::allocate, &Api::release>;
 using PinnedMemory = GrowingMemory<&Api::allocate_pinned, &Api::release_pinned>;
 
-// Of the device that is current when it is made.
+// A stream of the device that is current when it is made.
 class Stream {
  public:
   Stream() { check(library().create_stream(&handle_), "a stream"); }

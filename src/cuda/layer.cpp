@@ -29,6 +29,7 @@ QuantizedTensor describe_matrix(const LayerConfig& config, std::int64_t out_feat
 
 DeviceMatrix device_matrix(const QuantizedTensor& q, const TensorAddresses& addresses,
                            Packing packing) {
+  static_assert(kTensorNames.size() == 8, "DeviceMatrix must have a field for every tensor");
   const auto at = [&](std::size_t i) { return reinterpret_cast<void*>(addresses[i]); };
   DeviceMatrix matrix;
   matrix.layout = q.layout();

@@ -11,7 +11,7 @@
 namespace hqq::cuda {
 
 // Addresses of the tensors of a matrix in the order of the file, 0 for absent ones.
-using TensorAddresses = std::array<std::uintptr_t, 8>;
+using TensorAddresses = std::array<std::uintptr_t, kTensorNames.size()>;
 
 // A description with shapes and types, whose tensors have no memory.
 QuantizedTensor describe_matrix(const LayerConfig& config, std::int64_t out_features,
@@ -46,9 +46,9 @@ class Layer {
   // nullopt: no kernel of the device takes this layout and type of x.
   std::optional<std::int64_t> max_rows(DType x_type, int device) const;
 
-  // Of a layer in format 1: its codes to `tiles`. Waits, since any stream may read them next.
+  // Copies the codes of a layer in format 1 to `tiles`, and waits: any stream may read them next.
   void pack(const TensorAddresses& addresses, void* tiles, const Place& place) const;
-  // Of a layer in kCudaTiles: its codes to W_q of format 1, bit for bit. Waits.
+  // Copies the codes of a layer in kCudaTiles to W_q of format 1, bit for bit, and waits.
   void unpack(const TensorAddresses& addresses, std::uint8_t* W_q, const Place& place) const;
 
  private:

@@ -14,6 +14,7 @@ LinearArgs experts_args(const Layer& layer, const TensorAddresses& addresses,
   LinearArgs args;
   args.weight = layer.matrix(first);
   args.experts = experts;
+  static_assert(kTensorNames.size() == sizeof(ExpertStrides) / sizeof(std::int64_t));
   args.strides = {parts * steps[0], parts * steps[1], parts * steps[2], parts * steps[3],
                   parts * steps[4], parts * steps[5], parts * steps[6], parts * steps[7]};
   return args;

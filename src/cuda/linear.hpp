@@ -7,7 +7,7 @@
 namespace hqq::cuda {
 
 // Bytes from each tensor of a matrix to that of the next, in the order of the file.
-using TensorSteps = std::array<std::int64_t, 8>;
+using TensorSteps = std::array<std::int64_t, kTensorNames.size()>;
 
 // Arguments for experts of `parts` matrices each, which follow each other in every tensor: those of
 // matrix `part` of every expert. x, y and bias are the caller's to set.

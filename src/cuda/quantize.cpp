@@ -15,7 +15,7 @@ namespace hqq::cuda {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
-// Of the pinned memory that W passes through: one piece is filled while the other is copied.
+// A piece of the pinned memory that W passes through: one is filled while the other is copied.
 constexpr std::size_t kStageBytes = std::size_t{8} << 20;
 
 std::size_t aligned(std::size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }

@@ -1,5 +1,7 @@
 #include "src/cuda/solve.hpp"
 
+#include <stdexcept>
+
 #include "hqq/bitpack.hpp"
 #include "hqq/device.hpp"
 #include "src/cuda/handles.hpp"
@@ -20,8 +22,16 @@ constexpr std::size_t kFindingsBytes = 256;
 static_assert(sizeof(Findings) <= kFindingsBytes);
 
 SolverKind solver_kind(Solver solver) {
-  if (solver == Solver::kMinMax) return SolverKind::kMinMax;
-  return solver == Solver::kHqq ? SolverKind::kHqq : SolverKind::kJoint;
+  // No default: the compiler names a solver that is missing.
+  switch (solver) {
+    case Solver::kMinMax:
+      return SolverKind::kMinMax;
+    case Solver::kJoint:
+      return SolverKind::kJoint;
+    case Solver::kHqq:
+      return SolverKind::kHqq;
+  }
+  throw std::logic_error("a solver without kernels for CUDA");
 }
 
 // `shrinkages` must live until the launches are done; sizes do not depend on it.

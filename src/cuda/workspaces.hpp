@@ -41,7 +41,8 @@ class Workspaces {
   // graph, and no product before it has left a workspace that is large enough. Throws CudaError.
   std::optional<Lease> take(const Place& place, std::size_t bytes);
 
-  // Of the process. Not destroyed: the driver may be gone before static objects are.
+  // The workspaces of the process. They are not destroyed: the driver may be gone before static
+  // objects are.
   static Workspaces& instance();
 
  private:

@@ -1,5 +1,7 @@
 #include "hqq/tiled_tensor.hpp"
 
+#include <string_view>
+
 #include "hqq/device.hpp"
 #include "hqq/error.hpp"
 #include "src/cpu/linear/tiles/tile_order.hpp"
@@ -15,16 +17,15 @@ int threads_of(const TileOptions& options) {
   return options.threads > 0 ? options.threads : default_threads();
 }
 
-// What tiles share with format 1.
-void share_metadata(const PackedMatrix& from, PackedMatrix& to) {
+// What tiles share with format 1: all but the codes, scale and zero, which come first.
+void share_metadata(PackedMatrix from, PackedMatrix& to) {
   to.config = from.config;
   to.out_features = from.out_features;
   to.in_features = from.in_features;
-  to.scale_step = from.scale_step;
-  to.scale_offset = from.scale_offset;
-  to.zero_step = from.zero_step;
-  to.zero_offset = from.zero_offset;
-  to.col_scale = from.col_scale;
+  constexpr std::size_t kReordered = 3;
+  static_assert(kTensorNames[kReordered] == std::string_view("scale_step"));
+  const auto given = from.fields(), taken = to.fields();
+  for (std::size_t i = kReordered; i < given.size(); ++i) *taken[i].second = *given[i].second;
 }
 
 std::string describe(const LayerConfig& config, std::int64_t out, std::int64_t in) {

@@ -48,7 +48,7 @@ class AtomicFile {
 
   const std::filesystem::path& path() const { return path_; }
   const std::filesystem::path& temporary_path() const { return temporary_; }
-  // Of everything written so far.
+  // Size and hash of everything written so far.
   std::uint64_t size() const { return size_; }
   std::string hash() const { return hash_.hex(); }
 

@@ -19,7 +19,8 @@ std::vector<std::string> split(const std::string& text, char separator) {
   return parts;
 }
 
-// Of "embed_tokens" or "HashBucketCodepointEmbedder_0", in small letters and without numbers.
+// The words of "embed_tokens" or "HashBucketCodepointEmbedder_0", in small letters and without
+// numbers.
 std::vector<std::string> words_of(std::string component) {
   for (char& c : component) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   std::vector<std::string> words = split(component, '_');
@@ -60,7 +61,7 @@ bool is_number(std::string_view component) {
 
 bool is_embedding_name(const std::string& layer) {
   static const Names kNames = {"wte", "wpe", "shared", "w" /* CTRL */, "scale", "shift",
-                               // Of relative positions.
+                               // Tables of relative positions.
                                "relative_attention_bias", "bias_values", "pe_k",
                                // Learned queries of detectors.
                                "query_feat", "queries_features", "reference_points",

@@ -32,7 +32,7 @@ bool is_head_name(const std::string& layer);
 // "head": of the vocabulary or of classes.
 bool may_be_head_name(const std::string& layer);
 // Last components.
-// Of modules that look like linear layers, and multiply in another way.
+// Modules that look like linear layers, and multiply in another way.
 bool is_own_product_name(const std::string& last);
 bool is_conv1d_name(const std::string& last);
 

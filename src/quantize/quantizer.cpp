@@ -38,10 +38,14 @@ QuantizedTensor Quantizer::quantize(const TensorView& W, const LayerConfig& conf
                           options.threads > 0 ? options.threads : default_threads(),
                           options.stats,
                           device_.index};
-  if (device_.kind == Device::Kind::kCuda) {
-    cuda::quantize(task, q);
-  } else {
-    cpu::quantize(task, q);
+  // No default: the compiler names a device that is missing.
+  switch (device_.kind) {
+    case Device::Kind::kCpu:
+      cpu::quantize(task, q);
+      break;
+    case Device::Kind::kCuda:
+      cuda::quantize(task, q);
+      break;
   }
   return q;
 }

@@ -16,8 +16,8 @@ namespace hqq {
 
 core::SolverParams solver_params(const LayerConfig& config);
 
-// Of every step of solver "hqq", filled up to whole batches of core::kHqqBatch steps. The penalty
-// beta stays, or grows by kappa a step with grow_beta.
+// Shrinkages of every step of solver "hqq", filled up to whole batches of core::kHqqBatch steps.
+// The penalty beta stays, or grows by kappa a step with grow_beta.
 std::vector<core::Shrinkage> hqq_shrinkages(const LayerConfig& config);
 
 // Importance relative to its mean. A column that was never active keeps a say.

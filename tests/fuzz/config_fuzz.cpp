@@ -16,7 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     accepted([&] { config.layer(name); });
   }
   const auto json = config_to_json(config);
-  require(config_from_json(json) == config, "to_json_text() reads back equal");
+  require(hqq::config_from_json(json) == config, "to_json_text() reads back equal");
   require(HqqConfig::from_json_text(json.dump()) == config, "its text reads back equal");
   return 0;
 }

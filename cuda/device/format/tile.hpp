@@ -23,7 +23,7 @@ struct TilePlanes {
   constexpr bool operator==(const TilePlanes&) const = default;
 };
 
-// Those of a row, but ternary codes take two bits. Host only, like core::row_format().
+// The planes of a row, but ternary codes take two bits. Host only, like core::row_format().
 constexpr TilePlanes tile_planes(BitWidth width) {
   const core::RowFormat format = core::row_format(width);
   return {format.low_bits == 0 ? 2 : format.low_bits, format.high_bits};

@@ -45,7 +45,7 @@ class ColumnScaleStream {
   // Whether both fragments have the same scales: those of fragment 0.
   __device__ __forceinline__ bool is_shared() const { return fragments_ == 1; }
 
-  // Of the tile that advance() has made readable.
+  // The values of the tile that advance() has made readable.
   __device__ __forceinline__ const unsigned char* values(int fragment, int step) const {
     return slot_of(tile_ - 1) + fragment * kColumnFragmentBytes + step * kColumnStepBytes;
   }

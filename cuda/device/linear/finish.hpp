@@ -92,7 +92,7 @@ struct QuadPlaces {
   __device__ bool is_inside(int quad) const {
     return quad < count && first_row + row(quad) < padded_rows;
   }
-  // Of split 0; the next split is split_floats further.
+  // The place of split 0; the next split is split_floats further.
   __device__ float* partial(int quad) const {
     return partials + static_cast<std::int64_t>(token(quad)) * padded_rows + row(quad);
   }

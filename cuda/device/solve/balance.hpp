@@ -161,7 +161,7 @@ class BalanceBlock {
     return total;
   }
 
-  // Of column thread_.
+  // The deviation of column thread_.
   __device__ float column_deviation() const {
     return core::column_deviation(slots_sum(areas_.sum(), thread_),
                                   slots_sum(areas_.square(), thread_), args_.rows);

@@ -65,7 +65,7 @@ HQQ_HD float round_to(MetaType type, float x) {
   return x;
 }
 
-// The same lane by lane; targets with conversion instructions have overloads in src/cpu/lane-inl.h.
+// Works lane by lane; targets with conversion instructions have overloads in src/cpu/lane-inl.h.
 template <class V>
 HQQ_HD V round_to_lanes(MetaType type, V x) {
   if (type == MetaType::kF32) return x;

@@ -308,7 +308,7 @@ HQQ_HD Fit<V> search_closed_form(const W& w, const H& h, std::int64_t n, Range<V
 // needs more of them.
 inline constexpr int kPreciseRefits = 4;
 
-// The same search with the error of every candidate summed from its residuals: for 6 and 8 bits,
+// This search sums the error of every candidate from its residuals: for 6 and 8 bits,
 // where the closed form cancels, and for lp_norm < 2, where the target is w - shrink(residual).
 template <class V, class W, class H>
 HQQ_HD Fit<V> search_residual(const W& w, const H& h, std::int64_t n, Range<V> range,

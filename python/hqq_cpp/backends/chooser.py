@@ -121,6 +121,7 @@ _KERNELS: dict[str, Choice] = {
     "cpu": Choice("cpu", cpu, ""),
     "cuda": Choice("cuda", cuda, ""),
 }
+_TORCH = Choice("torch", torch_backend, "set_backend('torch') was called")
 
 
 def _kernels_for(tensor: torch.Tensor) -> Choice | None:
@@ -147,7 +148,7 @@ def choose(weight: PackedWeight, dtype: torch.dtype, device: torch.device | None
         ValueError: If kernels were asked for (set_backend("native")) and none can do it.
     """
     if _setting == "torch":
-        return Choice("torch", torch_backend, "set_backend('torch') was called")
+        return _TORCH
     found, home = _kernels_for(weight.tensors.W_q), weight.tensors.W_q.device
     if found is None:
         reason = "there are no kernels for the device of the weight"
@@ -174,7 +175,7 @@ def mode_of(x: torch.Tensor, exact: bool = False) -> Mode:
 
 def packing_for(weight: PackedWeight) -> Packing:
     """The order of codes in which a weight is read fastest where it is."""
-    found = None if _setting == "torch" else _kernels_for(weight.tensors.W_q)
+    found = _TORCH if _setting == "torch" else _kernels_for(weight.tensors.W_q)
     return weight.packing if found is None else found.backend.packing_for(weight)
 
 
@@ -189,7 +190,7 @@ def quantize(
 
     Args:
         W: [out_features, in_features], on any device.
-        config: An HqqConfig, a dict, or None.
+        config: A LayerConfig, an HqqConfig, a dict, or None.
         name: Name of the layer; empty: the settings that hold without rules.
         importance: See hqq_cpp.quantize().
         threads: CPU threads.

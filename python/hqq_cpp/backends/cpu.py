@@ -23,10 +23,9 @@ def packing_for(weight: PackedWeight) -> Packing:
 
 @functools.lru_cache(maxsize=4096)
 def _packing_of(layout: Layout) -> Packing:
-    numbers, rows = layout.numbers, layout.out_features // layout.parts
-    group = numbers.group_size or rows
-    has_tiles = numbers.axis == 1 or (group % 16 == 0 and rows % group == 0)
-    return CPU_TILES if has_tiles and layout.out_features % layout.parts == 0 else FORMAT_1
+    rows, rest = divmod(layout.out_features, layout.parts)
+    has_tiles = rest == 0 and _core.can_tile(layout.config, rows, layout.in_features)
+    return CPU_TILES if has_tiles else FORMAT_1
 
 
 def is_available() -> bool:
@@ -136,7 +135,10 @@ def kernel(weight: PackedWeight, rows: int, dtype: torch.dtype, mode: common.Mod
     name, resolved, target = layer.kernel(rows, _mode_code(mode))
     reason = ""
     if name == "row by row":
-        reason = "there are no tiles for groups of axis 0 that are no multiple of 16 rows"
+        reason = (
+            "there are no tiles: axis 0 needs a group_size that is a multiple of 16 and divides "
+            "out_features"
+        )
     is_fast = resolved == "fast"
     return common.Kernel(f"{name}, {resolved}, {target}", "fast" if is_fast else "exact", reason)
 

@@ -8,9 +8,9 @@ import functools
 import torch
 
 from .. import _core
-from ..format import CUDA_TILE_ROWS, CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing, Tensors
+from ..format import CUDA_TILES, FORMAT_1, Layout, PackedWeight, Packing, Tensors
 
-# Of the devices that libhqq_cuda drives.
+# Type of the devices that libhqq_cuda drives.
 DEVICE_TYPE = "cuda"
 
 
@@ -58,12 +58,10 @@ def tiles_shape(layout: Layout, device: int) -> tuple[int, ...] | None:
 
     In a stack it is [experts, parts * strips, tiles, bytes].
     """
-    size = layer_of(layout.matrix, FORMAT_1).tiles_bytes(device)
-    if size is None or layout.out_features % layout.parts:
+    if layer_of(layout.matrix, FORMAT_1).tiles_bytes(device) is None:
         return None
-    strips, tile = -(-layout.matrix.out_features // CUDA_TILE_ROWS), layout.cuda_tile_bytes
-    shape = (layout.parts * strips, size // (strips * tile), tile)
-    return (layout.experts, *shape) if layout.experts else shape
+    shape, _ = layout.specs(CUDA_TILES)["W_q"]
+    return None if layout.out_features % layout.parts else shape
 
 
 def pack(layout: Layout, W_q: torch.Tensor) -> torch.Tensor:

@@ -21,17 +21,29 @@ from ..nn.linear import HqqLinear
 from .solve import Quantized
 
 
-def empty_module(layer: Layer, settings: LayerConfig) -> HqqLinear | HqqEmbedding | HqqExperts:
-    """The quantized module for a layer, on device meta, with the layer's bias."""
-    module = _empty_module(layer, settings)
+def empty_module(
+    layer: Layer, settings: LayerConfig, parts: int = 1
+) -> HqqLinear | HqqEmbedding | HqqExperts:
+    """The quantized module for a layer, on device meta, with the layer's bias.
+
+    Args:
+        layer: The layer.
+        settings: As HqqConfig.layer() gives them, with balance decided.
+        parts: Equal parts of an expert's rows that were quantized one by one.
+    """
+    module = _empty_module(layer, settings, parts)
     weight = layer.module._parameters[layer.parameter.rpartition(".")[2]]
     module.replaced = Replaced(layer.kind, type(layer.module), weight.requires_grad)
     return module
 
 
-def _empty_module(layer: Layer, settings: LayerConfig) -> HqqLinear | HqqEmbedding | HqqExperts:
+def _empty_module(
+    layer: Layer, settings: LayerConfig, parts: int
+) -> HqqLinear | HqqEmbedding | HqqExperts:
     if layer.kind == "experts":
-        return HqqExperts.empty(settings, layer.shape, dtype=layer.dtype, device="meta")
+        return HqqExperts.empty(
+            settings, layer.shape, parts=parts, dtype=layer.dtype, device="meta"
+        )
     if layer.kind == "embedding":
         return HqqEmbedding.empty_like(layer.module, settings)
     bias = layer.module._parameters.get("bias")

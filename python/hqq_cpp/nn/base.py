@@ -7,10 +7,12 @@ import math
 import operator
 import threading
 import weakref
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import backends
 from .._core import LayerConfig
@@ -40,6 +42,10 @@ _fetch = operator.itemgetter(*TENSOR_NAMES)
 
 # Two threads may run a model for the first time.
 _repacking = threading.RLock()
+
+# W_q -> its codes that a recorded CUDA graph reads. Their memory lives as long as the parameter stays on
+# its device, in whatever order its codes are.
+_recorded: MutableMapping[torch.Tensor, torch.Tensor] = WeakIdKeyDictionary()
 
 # A parameter without elements, the first of a module: code that asks the first parameter of a model
 # for its dtype, or the first that is floating, gets the type the model computes in, and not that of
@@ -106,9 +112,6 @@ class QuantizedModule(nn.Module):
 
     # Identities of the tensors, once they are checked and known to be owned.
     _ready: tuple[int, ...] | None = None
-
-    # Whether a CUDA graph may hold the addresses of tensors in format 1, which then stay.
-    _is_recorded = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_registered", "_ready")}
@@ -222,13 +225,12 @@ class QuantizedModule(nn.Module):
         return Tensors._make(_fetch(parameters))
 
     def packed_weight(self) -> PackedWeight:
-        """The same with what they mean."""
+        """The stored tensors with their settings, shape and packing."""
         return packed_weight(self._layout, self.packed())
 
     def _own(self, *names: str) -> None:
         """Takes the parameters of these names, or all, for the module's own."""
         self._ready = None
-        self._is_recorded = False
         registered = self.__dict__.setdefault("_registered", {})
         for name in names or TENSOR_NAMES:
             parameter = self._parameters.get(name)
@@ -262,11 +264,14 @@ class QuantizedModule(nn.Module):
         """
         weight = packed_weight(self._layout, self.packed())
         # Nothing of it is for compilers and tracers, which have seen the layer without them.
-        if torch.compiler.is_compiling() or tuple(map(id, weight.tensors)) == self._ready:
+        if torch.compiler.is_compiling():
             return weight
-        if not torch.jit.is_tracing():
+        if not self.is_ready(weight.tensors) and not torch.jit.is_tracing():
             check_tensors(weight)
             self._ready = tuple(map(id, weight.tensors)) if self._owns(weight.tensors) else None
+        codes = weight.tensors.W_q
+        if cuda_calls.is_capturing(codes):
+            _recorded[codes] = codes.data
         return weight
 
     def prepared(self) -> PackedWeight:
@@ -280,8 +285,6 @@ class QuantizedModule(nn.Module):
         wanted = backends.packing_for(weight)
         if weight.packing == wanted or is_watched():
             return weight
-        if weight.packing == FORMAT_1 and cuda_calls.is_capturing(weight.tensors.W_q):
-            self._is_recorded = True
         if self.may_repack(weight):
             self._repack(wanted)
             return self.packed_weight()
@@ -290,7 +293,11 @@ class QuantizedModule(nn.Module):
     def may_repack(self, weight: PackedWeight) -> bool:
         """Whether a product may reorder what checked() gave."""
         # Tiles of another device come past the module, which owns them in no case.
-        return weight.packing != FORMAT_1 or (self._ready is not None and not self._is_recorded)
+        if weight.packing != FORMAT_1:
+            return True
+        codes = weight.tensors.W_q
+        read_by_graph = codes in _recorded and _recorded[codes].data_ptr() == codes.data_ptr()
+        return self._ready is not None and not read_by_graph
 
     def is_ready(self, tensors: Tensors) -> bool:
         """Whether packed() has given these tensors to checked() before, and the module owns them."""
@@ -371,6 +378,9 @@ class QuantizedModule(nn.Module):
         weight = self.packed_weight()
         kept = {name: tensor.data for name, tensor in weight.tensors.present().items()}
         super()._apply(fn, recurse)
+        if self._parameters["W_q"].device != kept["W_q"].device:
+            # Who moves a layer away wants its memory back; the graph is to be recorded again.
+            _recorded.pop(weight.tensors.W_q, None)
         for name, value in kept.items():
             parameter = self._parameters[name]
             if parameter.dtype != value.dtype:
@@ -412,7 +422,8 @@ class QuantizedModule(nn.Module):
             )
             return
         given = prefix + "W_q"
-        if self.packed_weight().packing != CUDA_TILES:
+        is_assigned = local_metadata.get("assign_to_params_buffers", False)
+        if is_assigned or self.packed_weight().packing != CUDA_TILES:
             self.untile_()
         elif given in state_dict:
             # The new codes go to the same memory, so that recorded graphs see them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..format import CPU_TILES, CUDA_TILES, FORMAT_1, PackedWeight, dtype_name
+from ..format import CPU_TILES, FORMAT_1, PackedWeight, dtype_name
 from .watched import sees_operators
 
 
@@ -15,15 +15,8 @@ def check_tensors(weight: PackedWeight) -> None:
     Raises:
         ValueError: With the first that is wrong.
     """
-    specs, axis = weight.layout.specs(), weight.config.axis
-    dims = len(specs["W_q"][0])
+    specs = weight.layout.specs(weight.packing)
     is_tiled = weight.packing != FORMAT_1
-    # What tiles have in another order and shape.
-    reordered = {
-        FORMAT_1: (),
-        CPU_TILES: ("W_q",) if axis == 0 else ("W_q", "scale", "zero"),
-        CUDA_TILES: ("W_q",),
-    }[weight.packing]
     for name, tensor in weight.tensors._asdict().items():
         if (tensor is None) != (name not in specs):
             state = "missing" if tensor is None else "present, but the settings exclude it"
@@ -32,6 +25,11 @@ def check_tensors(weight: PackedWeight) -> None:
             continue
         shape, dtype = specs[name]
         _check_kind(name, tensor)
+        if tensor.device != weight.tensors.W_q.device:
+            raise ValueError(
+                f"[module] {name} is on {tensor.device}, but W_q on {weight.tensors.W_q.device}: the "
+                f"tensors of a layer must be on one device"
+            )
         if tensor.dtype != dtype:
             raise ValueError(
                 f"[module] {name} is {dtype_name(tensor.dtype)}; it must be {dtype_name(dtype)}: a "
@@ -40,15 +38,11 @@ def check_tensors(weight: PackedWeight) -> None:
             )
         if weight.packing == CPU_TILES and not tensor.is_contiguous():
             raise ValueError(f"[module] {name} is tiled, but not contiguous: call untile_() before")
-        if name not in reordered and tuple(tensor.shape) != tuple(shape):
+        if tuple(tensor.shape) != tuple(shape):
+            where = f" in {weight.packing}" if is_tiled else ""
             raise ValueError(
-                f"[module] {name} has the shape {list(tensor.shape)}; it must be {list(shape)}"
+                f"[module] {name} has the shape {list(tensor.shape)}; it must be {list(shape)}{where}"
                 + (": call untile_() before tensors are replaced" if is_tiled else "")
-            )
-        if name in reordered and tensor.dim() != dims + 1:
-            raise ValueError(
-                f"[module] W_q is tiled, but {name} has the shape {list(tensor.shape)} of format 1: "
-                f"call untile_() before tensors are replaced"
             )
 
 

@@ -100,12 +100,12 @@ class HqqExperts(QuantizedModule):
 
     @property
     def shape(self) -> torch.Size:
-        """That of the dense parameter: [experts, out_features, in_features]."""
+        """Shape of the dense parameter: [experts, out_features, in_features]."""
         return torch.Size(self.dense_shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the dense parameter."""
+        """Type of the dense parameter."""
         return self.compute_dtype
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ def _split(arguments: Sequence[Any]) -> tuple[Tensors, Numbers, Sequence[Any]]:
 def _split_bias(
     arguments: Sequence[Any],
 ) -> tuple[Tensors, Numbers, Sequence[Any], torch.Tensor | None]:
-    """The same, with a bias between tensors and numbers."""
+    """Splits arguments that have a bias between tensors and numbers."""
     bias = arguments[_FIELDS]
     return *_split((*arguments[:_FIELDS], *arguments[_FIELDS + 1 :])), bias
 

@@ -25,7 +25,7 @@ def _keys(*names: str) -> int:
     return keys.raw_repr()
 
 
-# Of a tensor, and of one made in inference mode. Others say that its memory does not hold its
+# Keys of a tensor, and of one made in inference mode. Others say that its memory does not hold its
 # values (negated and conjugated views, zero tensors, functional tensors), or not in rows (nested and
 # sparse tensors).
 _ORDINARY_KEYS = {

@@ -37,7 +37,7 @@ class HqqQuantizationConfig(QuantizationConfigMixin):
         return described.quantization_config(self.config, self.not_quantized)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The same as to_dict(): a reader must not depend on our defaults."""
+        """As to_dict(): a reader must not depend on our defaults."""
         return self.to_dict()
 
     def __repr__(self) -> str:

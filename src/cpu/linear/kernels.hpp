@@ -93,7 +93,7 @@ struct LinearKernels {
   // x [cols] times factor (or null) -> int8 codes and blocks. Codes are padded with zeros.
   void (*quantize_x)(const float* x, const float* factor, const ColumnPlan& plan,
                      std::int8_t* codes, BlockOfX* blocks);
-  // The same for the exact mode. `shifted`: as the decode kernels take it.
+  // Copies x for the exact mode. `shifted`: as the decode kernels take it.
   void (*copy_x)(const float* x, const float* factor, const ColumnPlan& plan, bool shifted,
                  float* values, BlockOfX* blocks);
   // sum of values * weights [plan.units * 32], where copy_x made the values.

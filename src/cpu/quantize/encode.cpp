@@ -84,7 +84,7 @@ HWY_INLINE void encode_span(const float* weights, std::int64_t n, const float* i
   for (; i < n; ++i) encode(0.0f, i);
 }
 
-// The same sums in double, for weights whose squares leave the range of float.
+// These sums in double, for weights whose squares leave the range of float.
 HWY_NOINLINE core::ErrorSums extreme_row_error(const float* weights, const RowBuffers& b,
                                                const float* col_scale, std::int64_t cols) {
   core::ErrorSums error{};

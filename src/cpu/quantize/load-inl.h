@@ -72,7 +72,7 @@ HWY_INLINE void load_segment(const GroupSource& source, std::int64_t row, std::i
   }
 }
 
-// The same without a copy where the matrix already holds it; else through `buffer`.
+// Like load_segment(), without a copy where the matrix already holds the values.
 HWY_INLINE const float* segment(const GroupSource& source, std::int64_t row, std::int64_t col,
                                 std::int64_t n, float* buffer) {
   if (source.W.dtype == DType::kF32 && source.inv_col_scale == nullptr) {

@@ -106,6 +106,23 @@ void solve_hqq(SolveArgs& args, std::span<const core::Shrinkage> shrinkages, int
   for (std::size_t g = 0; g < groups; ++g) args.scale[g] = 1.0f / args.scale[g];
 }
 
+// Scale and zero of every group.
+void run_solver(SolveArgs& args, const LayerConfig& config, int threads) {
+  // No default: the compiler names a solver that is missing.
+  switch (config.solver) {
+    case Solver::kHqq:
+      return solve_hqq(args, hqq_shrinkages(config), threads);
+    case Solver::kJoint:
+      args.step = SolveStep::kJoint;
+      break;
+    case Solver::kMinMax:
+      args.step = SolveStep::kMinMax;
+      break;
+  }
+  parallel_for(num_units(args.source.layout), threads,
+               [&](std::int64_t unit) { solve_unit(args, unit); });
+}
+
 // Scale and zero as stored, and 1 / scale, [num_groups] each.
 struct StoredGroups {
   std::vector<float> scale, inv_scale, zero;
@@ -195,13 +212,7 @@ void quantize(const QuantizeTask& task, QuantizedTensor& out) {
   std::vector<float> solved_zero(groups);
   SolveArgs solve{source, SolveStep::kMinMax, solver_params(config), solved_scale.data(),
                   solved_zero.data()};
-  if (config.solver == Solver::kHqq) {
-    solve_hqq(solve, hqq_shrinkages(config), task.threads);
-  } else {
-    solve.step = config.solver == Solver::kJoint ? SolveStep::kJoint : SolveStep::kMinMax;
-    parallel_for(num_units(source.layout), task.threads,
-                 [&](std::int64_t unit) { solve_unit(solve, unit); });
-  }
+  run_solver(solve, config, task.threads);
 
   const StoredGroups stored = store_groups(task, solved_scale, solved_zero, out);
   if (stored.has_small_scale) {

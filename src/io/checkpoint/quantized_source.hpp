@@ -28,7 +28,7 @@ std::optional<std::string> quantization_in_files(const std::filesystem::path& fo
 std::optional<std::string> quantization_in_tensors(const std::vector<ListedTensor>& tensors);
 
 std::optional<std::string> find_quantization(const Checkpoint& checkpoint);
-// Of weight files that somebody else will read, and of the folder that they are in. What cannot be
+// Looks at weight files that other code will read, and at their folder. What cannot be
 // read here (pickles, broken files) is passed over: whoever reads it says so.
 std::optional<std::string> find_quantization(const std::vector<std::filesystem::path>& files);
 

@@ -61,7 +61,7 @@ class ShardJob : public PipelineJob {
   BlockPool& pool() { return pool_; }
   const BlockPool& pool() const { return pool_; }
 
-  // The same for steps that are a matrix.
+  // Bytes and weights of steps that are a matrix.
   virtual std::uint64_t matrix_input_bytes(const PlannedStep& step) const = 0;
   virtual std::uint64_t matrix_output_bytes(const PlannedStep& step) const = 0;
   virtual std::uint64_t matrix_weights(const PlannedStep& step) const = 0;

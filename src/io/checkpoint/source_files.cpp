@@ -63,7 +63,7 @@ class Collector {
         collect(entry.path(), prefix + name + "/");
       } else if (entry.is_regular_file()) {
         const bool copied = belongs_in_copy(name, prefix.empty());
-        // Of config.json and the index the caller writes an edited copy.
+        // The caller writes edited copies of config.json and the index.
         const bool edited = prefix.empty() && (name == "config.json" || name == kIndexName);
         if ((copied || edited) && entry.is_symlink() && !follow_links_) {
           check_link(root_, fs::canonical(entry.path()), quote_text(entry.path().string()));

@@ -37,7 +37,7 @@ std::optional<std::filesystem::path> checkpoint_folder(const Checkpoint& checkpo
 // {"<file>": {"size", "mtime_ns", "header_xxh3" or "xxh3"}} of every file that a run uses. Shards
 // are known by their header: hashing their data would take as long as the run itself.
 nlohmann::ordered_json fingerprint_source(const Checkpoint& checkpoint, bool follow_links);
-// The same of a fingerprint without times, which differ between copies of the same files.
+// A fingerprint without times, which differ between copies of the same files.
 nlohmann::ordered_json without_times(nlohmann::ordered_json fingerprint);
 // By which one sees that a file was written to or replaced.
 struct FileState {

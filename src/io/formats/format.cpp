@@ -1,6 +1,7 @@
 #include "src/io/formats/format.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "hqq/error.hpp"
 #include "src/base/quoted_text.hpp"
@@ -26,9 +27,10 @@ const std::vector<Format>& checkpoint_formats() {
 }
 
 const Format& format_of(CheckpointFormat id) {
-  const std::vector<Format>& formats = checkpoint_formats();
-  return *std::find_if(formats.begin(), formats.end(),
-                       [&](const Format& format) { return format.id == id; });
+  for (const Format& format : checkpoint_formats()) {
+    if (format.id == id) return format;
+  }
+  throw std::logic_error("checkpoint_formats() has no row for a CheckpointFormat");
 }
 
 std::string to_string(CheckpointFormat format) { return format_of(format).name; }

@@ -51,8 +51,8 @@ std::vector<std::pair<std::string, Tensor>> upstream_layout(const LayerConfig& c
 void fill_upstream_metadata(const Tensor& stored, const Tensor& step, const Tensor& offset,
                             Tensor& out);
 
-// The same tensors, all with their bytes. Codes, scale and zero keep every bit; 8-bit scales and
-// zeros, which upstream no longer stores, become float32. `name` is for messages.
+// The tensors of a layer, all with their bytes. Codes, scale and zero keep every bit; 8-bit scales
+// and zeros, which upstream no longer stores, become float32. `name` is for messages.
 std::vector<std::pair<std::string, Tensor>> to_upstream(const QuantizedTensor& q,
                                                         const std::string& name,
                                                         const UpstreamOptions& options = {});

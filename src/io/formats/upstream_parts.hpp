@@ -19,7 +19,7 @@ struct Grid {
   std::int64_t cols;
 };
 Grid grid_of(int axis, std::int64_t group_size, std::int64_t groups);
-// Of scale and zero.
+// Shape of scale and zero.
 std::vector<std::int64_t> metadata_shape(int axis, std::int64_t groups);
 
 // float16, bfloat16 or float32.

@@ -12,6 +12,7 @@ import hqq_cpp
 from hqq_cpp import backends
 from hqq_cpp.backends import chooser, cuda_calls
 from hqq_cpp.format import CPU_TILES, CUDA_TILES, FORMAT_1
+from hqq_cpp.nn import base
 from shim import (  # noqa: F401
     ALL_NBITS,
     is_right,
@@ -282,6 +283,38 @@ def test_a_packed_layer_is_recorded(rng, on_gpu, record):
     y = record(lambda: experts(more, counts))
     assert on_gpu == ["linear"] * 2 + ["experts_linear"]
     assert torch.allclose(y, expected, rtol=0.02, atol=0.1)
+
+
+def test_memory_that_a_graph_reads_is_kept(rng, on_gpu, record):
+    layer = make_layer(rng, 16, 64)
+    x = one_row(rng)
+    layer(x)
+    record(lambda: layer(x))
+    tiles, before = layer.W_q.data_ptr(), layer.W_q.clone()
+    # Each of these takes the tiles from the layer, but not from the graph.
+    layer.untile_()
+    list(layer.named_parameters(recurse=False))
+    layer(x)
+    kept = base._recorded[layer._parameters["W_q"]]
+    assert kept.data_ptr() == tiles and torch.equal(kept, before)
+    # What keeps the memory keeps format 1 too: a cast does not make it forget.
+    plain = make_layer(rng, 16, 64)
+    record(lambda: plain(x))
+    plain.half()
+    plain(x)
+    assert packing(plain) == FORMAT_1
+    # Who moves the layer away has its memory back.
+    layer._apply(lambda tensor: tensor.to("meta"))
+    assert layer._parameters["W_q"] not in base._recorded
+
+
+def test_an_assigned_state_takes_all_tensors(rng, on_gpu):
+    layer, other = (make_layer(rng, 16, 64) for _ in range(2))
+    x = one_row(rng)
+    layer(x)
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert_same_state(layer, other.state_dict())
+    assert torch.equal(layer(x), other(x))
 
 
 # ---- Tiles of a CPU that came to a GPU past the module -----------------------------------------

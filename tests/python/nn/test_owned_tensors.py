@@ -69,7 +69,9 @@ def test_tensors_for_one_call_are_not_tiled(model):
 def test_tensors_of_two_orders_are_refused():
     model = warmed(net())
     scale = net()[0].scale
-    with pytest.raises(ValueError, match=r"W_q is tiled, but scale has the shape \[128, 1\] of"):
+    with pytest.raises(
+        ValueError, match=r"scale has the shape \[128, 1\]; it must be \[8, 1, 16\] in cpu tiles"
+    ):
         torch.func.functional_call(model, {"0.scale": scale}, (X,))
     model[0].untile_()
     torch.func.functional_call(model, {"0.scale": scale}, (X,))

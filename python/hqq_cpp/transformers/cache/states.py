@@ -2,9 +2,8 @@
 generation.
 
 A cache is written once and read for every token, so this layout is made for reading with few
-operations of any device,
-not for files: a byte holds codes of channels that lie far apart, and a group is ``code * scale +
-    shift``.
+operations of any device, not for files: a byte holds codes of channels that lie far apart, and a group
+is ``code * scale + shift``.
 """
 
 from __future__ import annotations
@@ -15,18 +14,10 @@ from typing import NamedTuple
 import torch
 
 from ... import api, backends
+from ...format import ROW_FORMATS, plane_bits
 
 # nbits -> bits of each plane of codes, the low one first.
-PLANES = {
-    8: (8,),
-    6: (4, 2),
-    5: (4, 1),
-    4: (4,),
-    3: (2, 1),
-    2: (2,),
-    1.58: (2,),
-    1: (1,),
-}
+PLANES = {nbits: plane_bits(nbits) for nbits in ROW_FORMATS}
 # Codes of 8 bits are stored around 0: bfloat16 rounds code * scale to 8 digits, which costs least
 # there.
 _CENTER = 128
@@ -62,7 +53,7 @@ class PackedStates(NamedTuple):
         return sum(t.nbytes for t in (*self.planes, self.scale, self.shift))
 
     def map(self, function) -> PackedStates:
-        """The same with function(tensor) for every tensor."""
+        """A copy with function(tensor) for every tensor."""
         return self._replace(
             planes=tuple(map(function, self.planes)),
             scale=function(self.scale),

@@ -14,7 +14,6 @@ from ..._core import LayerConfig
 from ...errors import FormatError
 from ...find import layers as nn_layers
 from ...models.replace import empty_module, put_module
-from ...nn.experts import HqqExperts
 from ...nn.linear import HqqLinear
 from .._versions import Concatenate, MergeModulelist, WeightConverter, dot_natural_key
 from ..ties import tie_packed
@@ -173,13 +172,9 @@ def _module_for(
 
 def _empty(layer: nn_layers.Layer, settings: LayerConfig, target: Target) -> nn.Module:
     """The quantized module for a target."""
-    module = empty_module(layer, settings)
     first = target.layers[0]
-    if isinstance(module, HqqExperts):
-        parts = len(target.parts) if target.converter is not None else first.parts
-        module = HqqExperts.empty(
-            settings, layer.shape, parts=parts, dtype=layer.dtype, device="meta"
-        )
+    parts = len(target.parts) if target.converter is not None else first.parts
+    module = empty_module(layer, settings, parts)
     if isinstance(module, HqqLinear):
         if first.has_bias and module.bias is None:
             # hqq adds some where the architecture has none, when it calibrates.

@@ -85,7 +85,7 @@ class UpstreamLoader(StoredLoader):
         """Merged experts are saved in format 1, cut into layers again."""
         super().finish(model)
         added = self.merged.packed_conversions(self.merged.converters)
-        model._weight_conversions = [*model._weight_conversions, *added]
+        model._weight_conversions = [*(getattr(model, "_weight_conversions", None) or []), *added]
 
 
 @dataclass

@@ -92,7 +92,7 @@ struct Isa {
   template <int kMaxCode>
   struct Dot {
     static constexpr int kOffset = kMaxCode == 255 ? 128 : 0;
-    // Of the rows 0 and 1, and 2 and 3: two sums each.
+    // Two sums of each row: rows 0 and 1, and rows 2 and 3.
     Ints low, high;
     template <int kField>
     HQQ_INLINE void add(Bytes codes, Bytes x) {

@@ -18,7 +18,7 @@ struct TileOperand {
 
 class TileSource {
  public:
-  // Of a thread, for what must be converted.
+  // What a thread needs for values that must be converted.
   struct State {
     Scratch<std::uint8_t> codes;
     Scratch<std::byte> metadata;
