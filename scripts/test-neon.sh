@@ -17,7 +17,7 @@ done
 flags=(-std=c++20 -O1 -ffp-contract=off -Wall -Wextra -Wno-psabi -pthread -DHQQ_TEST_NEON
   -I"$root" -I"$root/include" -isystem "$gtest/include" -isystem "$gtest")
 sources=("$gtest"/src/gtest-all.cc "$gtest"/src/gtest_main.cc "$root"/tests/cpp/linear/linear_kernels_test.cpp
-  "$root"/src/cpu/linear/{neon,scalar,column_plan}.cpp)
+  "$root"/src/cpu/linear/isa/{neon,scalar}.cpp "$root"/src/cpu/linear/tiles/column_plan.cpp)
 launcher=$(command -v ccache || true)
 
 mkdir -p "$build"
