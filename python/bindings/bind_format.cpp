@@ -51,7 +51,7 @@ Example:
 
 using Spec = std::tuple<std::string, Shape, std::string>;
 
-std::vector<Spec> present(const TensorSpecs& specs) {
+std::vector<Spec> present_specs(const TensorSpecs& specs) {
   std::vector<Spec> result;
   for (const TensorSpec& spec : specs) {
     if (!spec.present) continue;
@@ -62,7 +62,7 @@ std::vector<Spec> present(const TensorSpecs& specs) {
 
 std::vector<Spec> specs_of(const LayerConfig& config, std::int64_t out_features,
                            std::int64_t in_features) {
-  return present(tensor_specs(config, out_features, in_features));
+  return present_specs(tensor_specs(config, out_features, in_features));
 }
 
 std::vector<Spec> tile_specs_of(const LayerConfig& config, std::int64_t out_features,
@@ -77,7 +77,7 @@ std::vector<Spec> tile_specs_of(const LayerConfig& config, std::int64_t out_feat
   tiled.config = config;
   tiled.out_features = out_features;
   tiled.in_features = in_features;
-  return present(tiled.specs());
+  return present_specs(tiled.specs());
 }
 
 std::int64_t row_bytes(double nbits, std::int64_t cols) {

@@ -39,7 +39,7 @@ Example:
     True
 )doc";
 
-constexpr const char* kReplaceDoc = R"doc(A copy with other values.
+constexpr const char* kLayerReplaceDoc = R"doc(A copy with other values.
 
 Args:
     **changes: Settings by name.
@@ -52,14 +52,14 @@ Example:
     0
 )doc";
 
-constexpr const char* kToDictDoc = R"doc(All settings as a dict that ``json.dumps`` takes.
+constexpr const char* kLayerToDictDoc = R"doc(All settings as a dict that ``json.dumps`` takes.
 
 Example:
     >>> hqq_cpp.LayerConfig(nbits=2).to_dict()["nbits"]
     2
 )doc";
 
-constexpr const char* kFromDictDoc = R"doc(Reads a dict.
+constexpr const char* kLayerFromDictDoc = R"doc(Reads a dict.
 
 Args:
     settings: As to_dict() gives it, every key optional, or upstream's settings of a layer
@@ -73,21 +73,23 @@ Example:
     True
 )doc";
 
-LayerConfig make(const py::kwargs& fields) {
+LayerConfig make_layer_config(const py::kwargs& fields) {
   return layer_config_from_json(json_from_python(fields, "config"), LayerConfig{}, "config");
 }
 
-LayerConfig replace(const LayerConfig& self, const py::kwargs& changes) {
+LayerConfig replace_settings(const LayerConfig& self, const py::kwargs& changes) {
   return layer_config_from_json(json_from_python(changes, "config"), self, "config");
 }
 
-LayerConfig from_dict(const py::dict& settings) {
+LayerConfig layer_from_dict(const py::dict& settings) {
   return layer_config_from_json(json_from_python(settings, "config"), LayerConfig{}, "config");
 }
 
-py::dict to_dict(const LayerConfig& self) { return json_to_python(layer_config_to_json(self)); }
+py::dict layer_to_dict(const LayerConfig& self) {
+  return json_to_python(layer_config_to_json(self));
+}
 
-std::string text_of(const LayerConfig& self) { return layer_config_to_json(self).dump(); }
+std::string layer_text(const LayerConfig& self) { return layer_config_to_json(self).dump(); }
 
 void bind_settings(py::class_<LayerConfig>& config) {
   config
@@ -150,7 +152,7 @@ void bind_layer_config(py::module_& m) {
              set("round_zero", round_zero);
              set("grow_beta", grow_beta);
              for (const auto& [key, value] : unknown) fields[key] = value;
-             return make(fields);
+             return make_layer_config(fields);
            }),
            py::arg("nbits") = 4, py::arg("group_size") = 64, py::arg("axis") = 1,
            py::arg("solver") = "joint", py::arg("balance") = "auto",
@@ -158,16 +160,16 @@ void bind_layer_config(py::module_& m) {
            py::arg("quant_zero") = false, py::arg("quant_scale") = false,
            py::arg("meta_dtype") = "float16", py::arg("beta") = 10.0, py::arg("kappa") = 1.01,
            py::arg("round_zero") = py::none(), py::arg("grow_beta") = false)
-      .def_static("from_dict", &from_dict, py::arg("settings"), kFromDictDoc)
-      .def("to_dict", &to_dict, kToDictDoc)
-      .def("replace", &replace, kReplaceDoc)
+      .def_static("from_dict", &layer_from_dict, py::arg("settings"), kLayerFromDictDoc)
+      .def("to_dict", &layer_to_dict, kLayerToDictDoc)
+      .def("replace", &replace_settings, kLayerReplaceDoc)
       .def(
           "__eq__",
           [](const LayerConfig& self, const py::object& other) {
             return py::isinstance<LayerConfig>(other) && self == other.cast<const LayerConfig&>();
           },
           py::is_operator())
-      .def("__hash__", [](const LayerConfig& self) { return py::hash(py::str(text_of(self))); })
+      .def("__hash__", [](const LayerConfig& self) { return py::hash(py::str(layer_text(self))); })
       .def("__repr__",
            [](const LayerConfig& self) {
              return repr_of("LayerConfig", changed_fields(layer_config_to_json(self),
@@ -177,7 +179,8 @@ void bind_layer_config(py::module_& m) {
       .def(
           "__deepcopy__", [](const LayerConfig& self, const py::dict&) { return self; },
           py::arg("memo"))
-      .def(py::pickle([](const LayerConfig& self) { return to_dict(self); }, &from_dict));
+      .def(py::pickle([](const LayerConfig& self) { return layer_to_dict(self); },
+                      &layer_from_dict));
   bind_settings(config);
 }
 
