@@ -61,6 +61,7 @@ struct PackedMatrix {
   std::vector<std::pair<std::string, const Tensor*>> tensors() const;
   // All of kTensorNames with their (maybe absent) tensors.
   std::vector<std::pair<std::string, Tensor*>> fields();
+  std::vector<std::pair<std::string, const Tensor*>> fields() const;
   std::int64_t nbytes() const;
 };
 

@@ -159,10 +159,7 @@ class CudaSolver {
   }
 
  private:
-  std::size_t importance_bytes() const {
-    constexpr std::size_t kAlignment = 256;
-    return (importance_.size() * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-  }
+  std::size_t importance_bytes() const { return cuda::aligned(importance_.size() * sizeof(float)); }
 
   cuda::DeviceTask task(const TensorAddresses& addresses, Address W, std::int64_t stride,
                         Address importance, QuantizeStats* stats) const {

@@ -4,6 +4,7 @@
 
 #include "hqq/linear.hpp"
 #include "python/bindings/array.hpp"
+#include "src/format/tensor_specs.hpp"
 
 namespace hqq::python {
 namespace {
@@ -36,18 +37,13 @@ class NativeLayer {
   NativeLayer(const LayerConfig& config, std::int64_t out_features, std::int64_t in_features,
               bool tiled) {
     if (tiled) prototype_ = TiledTensor();
-    std::visit(
-        [&](auto& q) {
-          q.config = config;
-          q.out_features = out_features;
-          q.in_features = in_features;
-          q.allocate();
-          for (auto& [name, tensor] : q.fields()) {
-            if (*tensor) tensor->buffer.owner.reset();
-          }
-          q.validate("layer");
-        },
-        prototype_);
+    PackedMatrix& q = std::visit([](auto& held) -> PackedMatrix& { return held; }, prototype_);
+    q.config = config;
+    q.out_features = out_features;
+    q.in_features = in_features;
+    describe_tensors(q, tiled ? std::get<TiledTensor>(prototype_).specs()
+                              : tensor_specs(config, out_features, in_features));
+    std::visit([](const auto& held) { held.validate("layer"); }, prototype_);
   }
 
   // `addresses`: those of the tensors in the order of the file, 0 for an absent one.

@@ -1,5 +1,6 @@
 // quantize and dequantize: include/hqq/quantizer.hpp. Their docstrings are in hqq_cpp/api.py.
 #include "hqq/quantizer.hpp"
+#include "hqq/tiled_tensor.hpp"
 #include "python/bindings/array.hpp"
 #include "python/bindings/plain.hpp"
 
@@ -47,17 +48,18 @@ std::pair<QuantizedTensor, QuantizeStats> quantize_matrix(const py::object& W,
   return result;
 }
 
-py::typing::Union<py::array, Tensor> dequantize_to(const QuantizedTensor& q,
-                                                   const py::object& dtype, int threads) {
+template <class Q>
+py::typing::Union<py::array, Tensor> dequantize_to(const Q& q, const py::object& dtype,
+                                                   int threads) {
   const DType type =
       dtype_from_python(dtype, "dequantize", "float32, float16, bfloat16 or float64");
   if (threads < 0) {
     throw_invalid("dequantize", "threads is " + std::to_string(threads) + "; it must be 0 or more");
   }
-  Tensor dense;
+  Tensor dense = Tensor::allocate(type, {q.out_features, q.in_features});
   {
     const py::gil_scoped_release release;
-    dense = dequantize(q, {type, threads});
+    dequantize(q, dense.buffer.data, {type, threads});
   }
   if (type == DType::kBF16) return py::cast(std::move(dense));
   return numpy_from_tensor(dense, /*writeable=*/true);
@@ -75,8 +77,10 @@ void bind_quantizer(py::module_& m) {
   m.def("quantize", &quantize_matrix, py::arg("W"), py::arg("config"), py::arg("name"),
         py::arg("importance"), py::arg("threads"), py::arg("device"), py::arg("stats"),
         "See hqq_cpp.quantize.");
-  m.def("dequantize", &dequantize_to, py::arg("q"), py::arg("dtype"), py::arg("threads"),
-        "See hqq_cpp.dequantize.");
+  m.def("dequantize", &dequantize_to<QuantizedTensor>, py::arg("q"), py::arg("dtype"),
+        py::arg("threads"), "See hqq_cpp.dequantize.");
+  m.def("dequantize", &dequantize_to<TiledTensor>, py::arg("q"), py::arg("dtype"),
+        py::arg("threads"), "See hqq_cpp.dequantize.");
 }
 
 }  // namespace hqq::python

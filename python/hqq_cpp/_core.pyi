@@ -1276,7 +1276,13 @@ def default_threads() -> int:
         >>> hqq_cpp.default_threads() > 0
         True
     """
+@typing.overload
 def dequantize(q: QuantizedTensor, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray | Tensor:
+    """
+    See hqq_cpp.dequantize.
+    """
+@typing.overload
+def dequantize(q: TiledTensor, dtype: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray | Tensor:
     """
     See hqq_cpp.dequantize.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +45,15 @@ def plane_bits(nbits: float) -> tuple[int, ...]:
     in caches. A ternary code has two."""
     planes = ROW_FORMATS[nbits]
     return tuple(bits for bits in (planes.low_bits or 2, planes.high_bits) if bits)
+
+
+def _cuda_tile_bytes(nbits: float) -> int:
+    return CUDA_TILE_ROWS * CUDA_TILE_COLS * sum(plane_bits(nbits)) // 8
+
+
+def nbytes_of(specs: Specs) -> int:
+    """Bytes of all tensors."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs.values())
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -109,8 +119,7 @@ class Layout:
     @functools.cached_property
     def cuda_tile_bytes(self) -> int:
         """Bytes of the codes of a tile of the CUDA kernels."""
-        shape, _ = tensor_specs(self.config, 1, 1, CUDA_TILES)["W_q"]
-        return shape[-1]
+        return _cuda_tile_bytes(self.numbers.nbits)
 
     @property
     def matrix(self) -> Layout:
@@ -272,7 +281,5 @@ def tensor_specs(
     }
     if packing == CUDA_TILES:
         strips, tiles = -(-out_features // CUDA_TILE_ROWS), -(-in_features // CUDA_TILE_COLS)
-        bits = sum(plane_bits(config.nbits))
-        tile_bytes = CUDA_TILE_ROWS * CUDA_TILE_COLS * bits // 8
-        specs["W_q"] = ((strips, tiles, tile_bytes), torch.uint8)
+        specs["W_q"] = ((strips, tiles, _cuda_tile_bytes(config.nbits)), torch.uint8)
     return specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import api
+from . import _core, api
 from ._core import QuantizedTensor, Tensor, TiledTensor, can_tile
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class QuantizedLinear:
 
     def dequantize(self) -> np.ndarray:
         """W_r as float32 [out_features, in_features]."""
-        return api.dequantize(self.weight, "float32")
+        return _core.dequantize(self._weight, "float32", 0)
 
     def __call__(self, x: Any) -> np.ndarray:
         """float32 [..., in_features] -> float32 [..., out_features]."""

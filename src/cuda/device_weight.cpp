@@ -7,10 +7,6 @@
 namespace hqq::cuda {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
-
-std::size_t aligned(std::size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
-
 void copy_bytes(void* to, const void* from, std::size_t bytes) {
   check(library().copy(to, from, bytes, nullptr), "linear");
 }
@@ -34,16 +30,15 @@ DeviceWeight::DeviceWeight(const QuantizedTensor& q, std::span<const float> bias
 
 void DeviceWeight::place_tensors(std::size_t codes_bytes, std::size_t bias_bytes) {
   // Offsets first, then addresses.
-  std::size_t size = 0;
-  const auto add = [&](std::size_t bytes) { return std::exchange(size, size + aligned(bytes)); };
+  Places places;
   std::array<std::size_t, std::tuple_size_v<TensorAddresses>> offsets{};
   const auto fields = description_.fields();
   for (std::size_t i = 0; i < fields.size(); ++i) {
     const Tensor& tensor = *fields[i].second;
-    if (tensor) offsets[i] = add(i == 0 ? codes_bytes : tensor.nbytes());
+    if (tensor) offsets[i] = places.add(i == 0 ? codes_bytes : tensor.nbytes());
   }
-  const std::size_t f16 = add(bias_bytes), bf16 = add(bias_bytes);
-  std::byte* base = memory_.reserve(size, "linear on cuda:" + std::to_string(device_));
+  const std::size_t f16 = places.add(bias_bytes), bf16 = places.add(bias_bytes);
+  std::byte* base = memory_.reserve(places.size, "linear on cuda:" + std::to_string(device_));
   for (std::size_t i = 0; i < fields.size(); ++i) {
     if (*fields[i].second) addresses_[i] = reinterpret_cast<std::uintptr_t>(base + offsets[i]);
   }
@@ -64,8 +59,7 @@ void DeviceWeight::upload_codes(const QuantizedTensor& q) const {
   check(library().synchronize(nullptr), "pack");
 }
 
-// Takes a copy that shares the tensors: fields() is not const.
-void DeviceWeight::upload_metadata(QuantizedTensor q) const {
+void DeviceWeight::upload_metadata(const QuantizedTensor& q) const {
   const auto fields = q.fields();
   for (std::size_t i = 1; i < fields.size(); ++i) {
     const Tensor& tensor = *fields[i].second;

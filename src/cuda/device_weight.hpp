@@ -18,6 +18,8 @@ class DeviceWeight {
   // Whether a kernel of the device multiplies this layout.
   bool is_packed() const { return matrix_.packing == Packing::kCudaTiles; }
   const DeviceMatrix& matrix() const { return matrix_; }
+  // Its settings and shape, without memory.
+  const PackedMatrix& description() const { return description_; }
   int device() const { return device_; }
   // Bytes of device memory.
   std::size_t nbytes() const { return memory_.size(); }
@@ -31,7 +33,7 @@ class DeviceWeight {
   // Where each tensor and each form of the bias begins in memory_.
   void place_tensors(std::size_t codes_bytes, std::size_t bias_bytes);
   void upload_codes(const QuantizedTensor& q) const;
-  void upload_metadata(QuantizedTensor q) const;
+  void upload_metadata(const QuantizedTensor& q) const;
   void upload_bias(std::span<const float> bias, DType type, std::byte* to) const;
 
   int device_;

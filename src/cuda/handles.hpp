@@ -78,6 +78,18 @@ class GrowingMemory {
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
+// Where kernels want the beginning of what they read.
+constexpr std::size_t aligned(std::size_t size) {
+  constexpr std::size_t kAlignment = 256;
+  return (size + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// Places in a block of memory, one after the other and aligned. `size` is that of the block.
+struct Places {
+  std::size_t size = 0;
+  std::size_t add(std::size_t bytes) { return std::exchange(size, size + aligned(bytes)); }
+};
+
 using DeviceMemory = GrowingMemory<&Api::allocate, &Api::release>;
 using PinnedMemory = GrowingMemory<&Api::allocate_pinned, &Api::release_pinned>;
 

@@ -1,6 +1,7 @@
 #include "src/cuda/layer.hpp"
 
 #include "src/cuda/handles.hpp"
+#include "src/format/tensor_specs.hpp"
 
 namespace hqq::cuda {
 namespace {
@@ -20,10 +21,7 @@ QuantizedTensor describe_matrix(const LayerConfig& config, std::int64_t out_feat
   q.config = config;
   q.out_features = out_features;
   q.in_features = in_features;
-  q.allocate();
-  for (auto& [name, tensor] : q.fields()) {
-    if (*tensor) tensor->buffer.owner.reset();
-  }
+  describe_tensors(q, tensor_specs(config, out_features, in_features));
   return q;
 }
 

@@ -14,11 +14,8 @@
 namespace hqq::cuda {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
 // A piece of the pinned memory that W passes through: one is filled while the other is copied.
 constexpr std::size_t kStageBytes = std::size_t{8} << 20;
-
-std::size_t aligned(std::size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Memory and streams of one call at a time.
 struct Lane {
@@ -129,18 +126,9 @@ class Upload {
   std::byte* start_ = nullptr;  // where it goes
 };
 
-// Device memory of a call: W, the result, importance, and what the solver needs.
-struct Places {
-  std::size_t size = 0;
-  std::size_t add(std::size_t bytes) {
-    const std::size_t offset = size;
-    size += aligned(bytes);
-    return offset;
-  }
-};
-
 void quantize_in(Lane& lane, const QuantizeTask& task, QuantizedTensor& out) {
   const std::string what = task.name + " on cuda:" + std::to_string(task.device);
+  // Device memory of a call: W, the result, importance, and what the solver needs.
   Places places;
   const std::size_t W_bytes = static_cast<std::size_t>(task.W.numel()) * dtype_size(task.W.dtype);
   const std::size_t W_at = places.add(W_bytes);

@@ -4,21 +4,29 @@
 #include "src/format/tensor_specs.hpp"
 
 namespace hqq {
+namespace {
 
-std::vector<std::pair<std::string, Tensor*>> PackedMatrix::fields() {
-  const std::array tensors = {&W_q,          &scale,     &zero,        &scale_step,
-                              &scale_offset, &zero_step, &zero_offset, &col_scale};
+// The fields of a PackedMatrix, const or not.
+template <class Matrix>
+auto fields_of(Matrix& q) {
+  const std::array tensors = {&q.W_q,          &q.scale,     &q.zero,        &q.scale_step,
+                              &q.scale_offset, &q.zero_step, &q.zero_offset, &q.col_scale};
   static_assert(tensors.size() == kTensorNames.size());
-  std::vector<std::pair<std::string, Tensor*>> all;
+  std::vector<std::pair<std::string, std::decay_t<decltype(tensors[0])>>> all;
   for (std::size_t i = 0; i < tensors.size(); ++i) all.emplace_back(kTensorNames[i], tensors[i]);
   return all;
 }
 
+}  // namespace
+
+std::vector<std::pair<std::string, Tensor*>> PackedMatrix::fields() { return fields_of(*this); }
+std::vector<std::pair<std::string, const Tensor*>> PackedMatrix::fields() const {
+  return fields_of(*this);
+}
+
 std::vector<std::pair<std::string, const Tensor*>> PackedMatrix::tensors() const {
-  std::vector<std::pair<std::string, const Tensor*>> present;
-  for (const auto& [name, tensor] : const_cast<PackedMatrix*>(this)->fields()) {
-    if (*tensor) present.emplace_back(name, tensor);
-  }
+  std::vector<std::pair<std::string, const Tensor*>> present = fields();
+  std::erase_if(present, [](const auto& field) { return !*field.second; });
   return present;
 }
 

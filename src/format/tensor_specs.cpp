@@ -14,21 +14,19 @@ std::string form_of(DType dtype, const std::vector<std::int64_t>& shape) {
   return std::string(dtype_name(dtype)) + " " + shape_string(shape);
 }
 
-void check_tensor(const Tensor& tensor, const TensorSpec& spec, const std::string& where,
-                  const std::string& name) {
-  if (!spec.present) {
-    if (tensor) throw_format(where, name + " is present, but the settings exclude it");
-    return;
-  }
-  if (!tensor) throw_format(where, name + " is missing");
+// What is wrong with a tensor, as the end of a sentence; empty: nothing.
+std::string problem_of(const Tensor& tensor, const TensorSpec& spec) {
+  if (!spec.present) return tensor ? " is present, but the settings exclude it" : "";
+  if (!tensor) return " is missing";
   if (tensor.dtype != spec.dtype || tensor.shape != spec.shape) {
-    throw_format(where, name + " is " + form_of(tensor.dtype, tensor.shape) + "; it must be " +
-                            form_of(spec.dtype, spec.shape));
+    return " is " + form_of(tensor.dtype, tensor.shape) + "; it must be " +
+           form_of(spec.dtype, spec.shape);
   }
   if (tensor.nbytes() != spec.nbytes()) {
-    throw_format(where, name + " has " + std::to_string(tensor.nbytes()) + " bytes; its shape " +
-                            shape_string(spec.shape) + " needs " + std::to_string(spec.nbytes()));
+    return " has " + std::to_string(tensor.nbytes()) + " bytes; its shape " +
+           shape_string(spec.shape) + " needs " + std::to_string(spec.nbytes());
   }
+  return "";
 }
 
 }  // namespace
@@ -90,11 +88,27 @@ void allocate_tensors(PackedMatrix& q, const TensorSpecs& specs) {
   }
 }
 
-void check_tensors(const PackedMatrix& q, const TensorSpecs& specs, const std::string& where,
-                   const std::string& kind) {
+void describe_tensors(PackedMatrix& q, const TensorSpecs& specs) {
+  // Not null, which would say that the tensor is absent; nobody reads it.
+  static std::byte nowhere;
   std::size_t i = 0;
-  for (const auto& [name, tensor] : const_cast<PackedMatrix&>(q).fields()) {
-    check_tensor(*tensor, specs[i++], where, kind + name);
+  for (const auto& [name, tensor] : q.fields()) {
+    const TensorSpec& spec = specs[i++];
+    *tensor = Tensor();
+    if (!spec.present) continue;
+    tensor->dtype = spec.dtype;
+    tensor->shape = spec.shape;
+    tensor->buffer.data = &nowhere;
+    tensor->buffer.size = spec.nbytes();
+  }
+}
+
+void check_tensors(const PackedMatrix& q, const TensorSpecs& specs, const std::string& where,
+                   std::string_view kind) {
+  std::size_t i = 0;
+  for (const auto& [name, tensor] : q.fields()) {
+    const std::string problem = problem_of(*tensor, specs[i++]);
+    if (!problem.empty()) throw_format(where, std::string(kind) + name + problem);
   }
 }
 

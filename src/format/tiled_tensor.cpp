@@ -18,13 +18,14 @@ int threads_of(const TileOptions& options) {
 }
 
 // What tiles share with format 1: all but the codes, scale and zero, which come first.
-void share_metadata(PackedMatrix from, PackedMatrix& to) {
+void share_metadata(const PackedMatrix& from, PackedMatrix& to) {
   to.config = from.config;
   to.out_features = from.out_features;
   to.in_features = from.in_features;
   constexpr std::size_t kReordered = 3;
   static_assert(kTensorNames[kReordered] == std::string_view("scale_step"));
-  const auto given = from.fields(), taken = to.fields();
+  const auto given = from.fields();
+  const auto taken = to.fields();
   for (std::size_t i = kReordered; i < given.size(); ++i) *taken[i].second = *given[i].second;
 }
 

@@ -55,17 +55,15 @@ void check_dtype(DType dtype) {
 }  // namespace
 
 struct Linear::Impl {
-  LayerConfig config;
-  std::int64_t out_features, in_features;
   std::vector<float> bias;
   Device device;
   AnyWeight weight;
 
   // Calls on_cpu(tensor) or on_gpu(weight).
   template <class OnCpu, class OnGpu>
-  auto visit(OnCpu on_cpu, OnGpu on_gpu) const {
+  decltype(auto) visit(OnCpu on_cpu, OnGpu on_gpu) const {
     return std::visit(
-        [&](const auto& held) {
+        [&](const auto& held) -> decltype(auto) {
           if constexpr (std::is_same_v<decltype(held), const cuda::DeviceWeight&>) {
             return on_gpu(held);
           } else {
@@ -74,15 +72,20 @@ struct Linear::Impl {
         },
         weight);
   }
+
+  // Settings and shape, wherever the weight is.
+  const PackedMatrix& matrix() const {
+    return visit(
+        [](const auto& q) -> const PackedMatrix& { return q; },
+        [](const cuda::DeviceWeight& held) -> const PackedMatrix& { return held.description(); });
+  }
 };
 
 Linear::Linear(QuantizedTensor q, const LinearLayerOptions& options) {
   q.validate("linear");
   check_bias(options.bias.size(), q.out_features);
-  const LayerConfig config = q.config;
-  const std::int64_t out_features = q.out_features, in_features = q.in_features;
   impl_ = std::make_unique<Impl>(
-      Impl{config, out_features, in_features, options.bias, options.device,
+      Impl{options.bias, options.device,
            make_weight(std::move(q), options.bias, options.device, options.threads)});
 }
 
@@ -93,7 +96,7 @@ Linear& Linear::operator=(Linear&&) noexcept = default;
 void Linear::operator()(const TensorView& x, void* y, const LinearOptions& options) const {
   impl_->visit([&](const auto& q) { linear(x, q, impl_->bias, y, options); },
                [&](const cuda::DeviceWeight& weight) {
-                 check_operands(x, impl_->out_features, impl_->in_features, impl_->bias.size(),
+                 check_operands(x, out_features(), in_features(), impl_->bias.size(),
                                 options.threads);
                  multiply_on_gpu(weight, x, y, options);
                });
@@ -133,9 +136,9 @@ void Linear::to(const Device& device, const TileOptions& options) {
   impl_->device = device;
 }
 
-const LayerConfig& Linear::config() const { return impl_->config; }
-std::int64_t Linear::out_features() const { return impl_->out_features; }
-std::int64_t Linear::in_features() const { return impl_->in_features; }
+const LayerConfig& Linear::config() const { return impl_->matrix().config; }
+std::int64_t Linear::out_features() const { return impl_->matrix().out_features; }
+std::int64_t Linear::in_features() const { return impl_->matrix().in_features; }
 std::span<const float> Linear::bias() const { return impl_->bias; }
 const Device& Linear::device() const { return impl_->device; }
 

@@ -3,7 +3,6 @@ shapes."""
 
 from __future__ import annotations
 
-import math
 import operator
 import threading
 import weakref
@@ -29,6 +28,7 @@ from ..format import (
     Tensors,
     dtype_name,
     layout_of,
+    nbytes_of,
     packed_weight,
 )
 from .checks import check_tensors
@@ -363,8 +363,7 @@ class QuantizedModule(nn.Module):
     @property
     def packed_nbytes(self) -> int:
         """Bytes of all tensors of the quantized weight in format 1."""
-        specs = self._specs().values()
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+        return nbytes_of(self._specs())
 
     @property
     def bits_per_weight(self) -> float:

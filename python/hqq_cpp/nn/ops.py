@@ -320,7 +320,7 @@ def embedding(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> to
         else:
             direct = is_ordinary(ids) and not is_watched()
         if direct:
-            return backends.rows(weight, ids, dtype)
+            return backend.rows(weight, ids, dtype)
     return _OPS.embedding(ids, *weight.tensors, *weight.layout.numbers, dtype)
 
 
@@ -329,7 +329,7 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     backend = backends.choose(weight, dtype).backend
     compiling = torch.compiler.is_compiling()
     if _is_left_to_compiler(backend, weight) if compiling else not sees_operators():
-        return backends.dequantize(weight, dtype)
+        return backend.dequantize(weight, dtype)
     return _OPS.dequantize(*weight.tensors, *weight.layout.numbers, dtype)
 
 

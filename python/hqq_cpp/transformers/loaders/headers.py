@@ -3,7 +3,6 @@ docs/format.md."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from ... import _core
 from ..._core import HqqConfig, LayerConfig, packed_row_bytes
 from ...errors import FormatError
-from ...format import TENSOR_NAMES, dtype_name
+from ...format import TENSOR_NAMES, dtype_name, layout_of
 from ...models.described import METADATA, NOT_SETTINGS
 from ...nn.experts import HqqExperts
 from ...nn.linear import HqqLinear
@@ -196,7 +195,7 @@ def _check(layer: Stored, tensors: dict[str, TensorHeader]) -> None:
     """Refuses a layer whose tensors are not those that its settings imply."""
     where = f"[from_pretrained] {layer.name}"
     try:
-        specs = _specs(layer.settings, layer.shape, layer.parts)
+        specs = layout_of(layer.settings, layer.shape, layer.parts).specs()
     except ValueError as error:
         raise FormatError(f"{where} has a description that cannot be read: {error}") from None
     missing = [name for name in specs if name not in tensors]
@@ -223,14 +222,6 @@ def _check(layer: Stored, tensors: dict[str, TensorHeader]) -> None:
 def _short(layer: Stored) -> str:
     keys = ("nbits", "group_size", "axis", "balance", "quant_scale", "quant_zero", "meta_dtype")
     return ", ".join(f"{key}={getattr(layer.settings, key)}" for key in keys)
-
-
-@functools.lru_cache(maxsize=1024)
-def _specs(
-    settings: LayerConfig, shape: tuple[int, ...], parts: int
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of every tensor of a layer."""
-    return empty_stored(settings, shape, parts)._specs()
 
 
 def empty_stored(

@@ -12,7 +12,7 @@ import torch
 
 from ..._core import LayerConfig
 from ...find.layers import Layer
-from ...format import tensor_specs
+from ...format import nbytes_of, tensor_specs
 from ...importance.source import ImportanceSource
 from ...models.replace import empty_module, put_module, share_parameters
 from ...models.solve import Quantized, quantize_layer
@@ -44,12 +44,7 @@ class Plan:
     def bits_per_weight(self) -> float:
         """The size of the packed tensors, before they exist."""
         rows, cols = self.layer.shape[-2:]
-        specs = tensor_specs(self.settings, rows, cols).values()
-        return (
-            8
-            * sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs)
-            / (rows * cols)
-        )
+        return 8 * nbytes_of(tensor_specs(self.settings, rows, cols)) / (rows * cols)
 
 
 class SolverThread:
