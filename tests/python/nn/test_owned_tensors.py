@@ -83,6 +83,7 @@ def test_tensors_of_two_orders_are_refused():
         ("scale", lambda t: t.bfloat16(), "scale is bfloat16; it must be float16"),
         ("W_q", lambda t: t[:64], r"W_q has the shape \[64, 32\]; it must be \[128, 32\]"),
         ("col_scale", lambda t: None, "col_scale is missing"),
+        ("zero", lambda t: t.to("meta"), "zero is on meta, but W_q on cpu"),
     ],
 )
 def test_wrong_tensors_are_refused(name, change, text):
@@ -93,6 +94,14 @@ def test_wrong_tensors_are_refused(name, change, text):
     for use in (lambda: layer(X), layer.dequantize, layer.quantized_tensor, layer.tile_):
         with pytest.raises(ValueError, match=text):
             use()
+
+
+def test_tiles_of_another_layer_are_refused():
+    """Kernels would read beyond the end of tiles that are too few."""
+    layer, small = warmed(net())[0], warmed(net())[2]
+    layer._parameters["W_q"] = nn.Parameter(small.W_q[:1], requires_grad=False)
+    with pytest.raises(ValueError, match=r"W_q has the shape .*; it must be .* in cpu tiles"):
+        layer(X)
 
 
 def test_freed_memory_is_refused():
