@@ -312,8 +312,11 @@ def test_an_assigned_state_takes_all_tensors(rng, on_gpu):
     layer, other = (make_layer(rng, 16, 64) for _ in range(2))
     x = one_row(rng)
     layer(x)
-    layer.load_state_dict(other.state_dict(), assign=True)
-    assert_same_state(layer, other.state_dict())
+    state = other.state_dict()
+    layer.load_state_dict(state, assign=True)
+    # The tensors themselves, which may be on another device than the tiles were.
+    assert packing(layer) == FORMAT_1 and layer.W_q.data_ptr() == state["W_q"].data_ptr()
+    assert_same_state(layer, state)
     assert torch.equal(layer(x), other(x))
 
 
